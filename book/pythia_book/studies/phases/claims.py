@@ -13,9 +13,7 @@ import numpy as np
 
 from pythia_book.records import number_text
 from pythia_book.stats import Estimate, estimate, mean_over
-from pythia_book.studies.phases import laboratory
-from pythia_book.studies.phases.heads import counted
-from pythia_book.studies.phases.laboratory import TOGETHER, Model
+from pythia_book.studies.phases import transitions
 from pythia_book.studies.phases.ngrams import ORDERS
 from pythia_book.studies.phases.tables import (
     KL,
@@ -23,6 +21,7 @@ from pythia_book.studies.phases.tables import (
     interval_of,
     milestones,
 )
+from pythia_book.studies.phases.transitions import BELROSE, INCREASING, OLSSON, Model, knock_outs
 from pythia_book.verdicts import Claim, Test, rises
 from pythia_core.suite import scale_named
 from pythia_core.training.schedule import linear_step
@@ -36,8 +35,14 @@ EIGHTH = 18
 """Index of the evenly spaced checkpoint, out of 143, at an eighth of training."""
 Models = dict[str, "Curves | None"]
 """Maps a size to the scores of its model; None if no checkpoint could be measured."""
-INCREASING = "Belrose et al. 2024, abstract"
-INDUCTION = "Olsson et al. 2022, introduction"
+COPYING = (
+    "any heads that empirically increase the likelihood of [B] given [A][B]...[A] when shown a "
+    "repeated sequence of completely random tokens"
+)
+MATCHING = (
+    "The head attends back to previous tokens that were followed by the current and/or recent "
+    "tokens."
+)
 EMBEDDING = "no trained model could fail: before the first block there is only the embedding"
 
 
@@ -52,26 +57,27 @@ def claims(
     n, chance = facts["n_sequences"], facts["prefix_chance"]
     gaps = [at_the_end(params, models, size, "lens_gap") for size in params.size_list]
 
-    def induction(text: str, measure: str, unit: str, bound: float = 0) -> Claim:
+    def induction(text: str, measure: str, unit: str, quote: str, bound: float = 0) -> Claim:
         """Return the claim that `measure` of the largest model is above `bound` after training."""
         e = at_the_end(params, models, params.size_list[-1], measure)
         units = f"one run, {params.size_list[-1]}; {n} sequences"
         note = f"uniform attention would give {number_text(bound)}" if bound else ""
-        return Claim(text, INDUCTION, rises(e, unit, units, bound, note), quote=TOGETHER)
+        test = rises(e, unit, units, bound, note)
+        return Claim(text, f"{OLSSON}, Induction Heads", test, quote=quote)
 
     of_induction = [
         induction(
             "A random sequence is predicted better on its second occurrence in the context.",
-            "gain", "nats per token",
+            "gain", "nats per token", COPYING,
         ),
         induction(
             "A random sequence is predicted better after an exact copy than after a shuffled one.",
-            "order_gain", "nats per token",
+            "order_gain", "nats per token", COPYING,
         ),
         induction(
             "At least one head attends to the token that followed an earlier occurrence of the "
             "current token more than uniform attention would.",
-            "prefix", "of attention mass", chance,
+            "prefix", "of attention mass", MATCHING, chance,
         ),
     ]  # fmt: skip
     return [
@@ -79,21 +85,16 @@ def claims(
             Claim(
                 f"The model's predictions come closest to {NAMES[early]} statistics earlier in "
                 f"training than to {NAMES[late]} statistics.",
-                INCREASING,
+                BELROSE,
                 _over_sizes(
                     [doublings(models[size], early, late) for size in params.size_list],
                     "doublings of training",
                 ),
-                quote="The distributional simplicity bias (DSB) posits that neural networks learn "
-                "low-order moments of the data distribution first, before moving on to "
-                "higher-order correlations. [...] We also extend the DSB to "
-                "discrete domains by proving an equivalence between token n-gram frequencies and "
-                "the moments of embedding vectors, and by finding empirical evidence for the bias "
-                "in LLMs.",
+                quote=INCREASING,
             )
             for early, late in ((1, 2), (2, 3))
         ),
-        *(of_induction if params.released else laboratory.claims(of_laboratory)),
+        *(of_induction if params.released else transitions.claims(of_laboratory)),
         Claim(
             "The logit lens is nearer to the final prediction before the last block than before "
             "the first.",
@@ -177,9 +178,9 @@ def values(
             for order in ORDERS:
                 numbers[f"kl_{order}_{role}"] = float(curves.values[KL[order]].mean(1).min())
     heads = measured.get("heads", largest)
-    kinds = {} if heads is None else counted(heads)
+    kinds = {} if heads is None else knock_outs(heads)
     for kind in ("induction", "previous-token"):
-        numbers[f"{kind.replace('-', '_')}_heads"] = kinds[kind][0] if kinds else None
+        numbers[f"{kind.replace('-', '_')}_heads"] = kinds[kind].heads if kinds else None
     e = late_growth(params, models, largest, "lens_last")
     numbers["lens_growth"] = e and e.interval()
     if curves := models[largest]:
@@ -187,7 +188,7 @@ def values(
         most = int(prefix.mean(1).argmax())
         numbers["prefix_most"] = estimate(prefix[most][None], params.bootstrap).interval()
         numbers["prefix_most_step"] = curves.steps[most]
-    return numbers | laboratory.values(of_laboratory, facts)
+    return numbers | transitions.values(of_laboratory, facts)
 
 
 def _step_or_words(steps: list[int | None], indices: np.ndarray) -> dict[str, Any] | str:

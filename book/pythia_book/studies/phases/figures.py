@@ -9,7 +9,7 @@ from pythia_book import style
 from pythia_book.records import number_text, value_text
 from pythia_book.stats import mean_over_known
 from pythia_book.studies.phases.claims import NAMES
-from pythia_book.studies.phases.laboratory import depth_name
+from pythia_book.studies.phases.transitions import depth_name
 from pythia_book.style import DASH, INK, MUTED, Drawing, Table, interval, padded_limits
 
 if TYPE_CHECKING:
@@ -113,26 +113,22 @@ def induction(result: Result) -> Drawing:
         return Drawing(figure, "At the end of training", numbers)
 
 
-TURNS = (
+COPYING = (
     ("repeats", "loss, repeats", "nats per token"),
     ("order_gain", "gain from order", "nats per token"),
     ("prefix", "induction head", "prefix matching"),
     ("previous", "previous token", "attention"),
 )
-"""Panels of `turns`: measure, title and label."""
+"""Panels of `copying`: measure, title and label."""
 
 
 @style.figure
-def turns(result: Result) -> Drawing:
+def copying(result: Result) -> Drawing:
     """Draw how models of the laboratory learn to copy: loss, gain from order, and two heads."""
     levels, numbers = result.tables["laboratory"], []
-    notes = (
-        f"models of width {result.values['laboratory_width']}, "
-        f"{result.values['laboratory_updates']} updates; a line per seed"
-    )
-    with style.canvas(result, 4, 2.7, notes) as (figure, axes):
+    with style.canvas(result, 4, 2.7, "a line per model", _gaps_note(result)) as (figure, axes):
         depths = sorted(set(levels.layers))
-        for ax, (measure, title, label) in zip(axes, TURNS, strict=True):
+        for ax, (measure, title, label) in zip(axes, COPYING, strict=True):
             ax.set_title(title)
             curves = style.rows_where(levels, measure=measure)
             if not _step_axis(ax, curves):
@@ -148,29 +144,31 @@ def turns(result: Result) -> Drawing:
         return Drawing(figure, "At the end of training, means over seeds", numbers)
 
 
-EVENTS = {
+EVENT_LABELS = {
     "kl_1": "nearest to unigrams",
     "kl_2": "nearest to bigrams",
-    "kl_3": "nearest to trigrams",
+    "trigrams": "approach to trigrams",
     "previous": "previous-token head",
     "prefix": "induction head",
     "gain": "gain from order",
     "loss": "loss on repeated text",
 }
-"""Rows of `order`: an event of the table `turns`, and its label."""
+"""Rows of `order`: an event of the table `transitions`, and its label."""
 
 
 @style.figure
 def order(result: Result) -> Drawing:
     """Draw when models of at least two layers pass n-grams, and when they learn to copy."""
-    frame = result.tables["turns"]
+    frame = result.tables["transitions"]
     frame = frame[frame.layers > 1]
     note = "a point per model; n-grams: nearest checkpoint; others: steepest change"
     with style.canvas(result, 1, 2.9, note) as (figure, (ax,)):
-        if not _step_axis(ax, frame):
-            return Drawing(figure, "No model was measured")
+        if frame.empty:
+            style.say(ax, "no model of two layers in this run")
+            return Drawing(figure, "No model of two layers")
+        _step_axis(ax, frame)
         depths, numbers = sorted(set(frame.layers)), []
-        for y, (event, label) in enumerate(EVENTS.items()):
+        for y, (event, label) in enumerate(EVENT_LABELS.items()):
             for place, depth in enumerate(depths):
                 points = style.rows_where(frame, event=event, layers=depth).dropna()
                 if points.empty:
@@ -183,8 +181,8 @@ def order(result: Result) -> Drawing:
         ticks = [step for step in (10, 20, 50, 100, 200, 500) if step <= frame.step.max()]
         ax.set_xticks(ticks, map(str, ticks))
         ax.minorticks_off()
-        ax.set_yticks(range(len(EVENTS)), EVENTS.values())
-        ax.set_ylim(len(EVENTS) - 0.5, -0.5)
+        ax.set_yticks(range(len(EVENT_LABELS)), EVENT_LABELS.values())
+        ax.set_ylim(len(EVENT_LABELS) - 0.5, -0.5)
         ax.grid(axis="y", visible=False)
         style.legend(figure, {depth_name(n): {"color": _colour(n)} | DOT for n in depths})
         return Drawing(figure, "Means over seeds", numbers)
@@ -198,33 +196,51 @@ def heads_table(result: Result) -> Table:
     import pandas as pd
 
     labels = {
-        "intact": DASH,
+        "intact": "none",
         "induction": "induction heads",
+        "induction control": "as many others",
         "previous-token": "previous-token heads",
-        "other": "as many other heads as induction heads",
+        "previous-token control": "as many others",
     }
     rows = []
     for (model, kind), group in result.tables["heads"].groupby(["model", "without"], sort=False):
-        e = mean_over_known(group.gain.to_numpy(float))
-        gain = DASH if e is None else value_text(e.value if e.n_items == 1 else e.interval())
         if kind != "intact" and not group.heads.any():
             continue  # the model has no head of the kind
-        rows.append({
-            "Model": model,
-            "Without": labels[kind],
-            "Heads": DASH if kind == "intact" else number_text(group.heads.mean()),
-            "Gain from order [95 %]": gain,
-        })  # fmt: skip
+        rows.append(
+            {
+                "Model": model if kind == "intact" else "",
+                "Heads knocked out": labels[kind],
+                "Number": DASH if kind == "intact" else number_text(group.heads.mean()),
+            }
+            | {title: _mean_text(group[name]) for name, title in KNOCK_OUTS.items()}
+        )
     caption = (
-        "What models gain from the order of what they read, in nats per token, at the end of "
-        "training; means over seeds."
+        "Models at the end of training, with heads knocked out, in nats per token; means over "
+        "models. The gain is measured on more, and other, sequences than in the figures."
     )
-    return Table(pd.DataFrame(rows), caption)
+    columns = ["Model", "Heads knocked out", "Number", *KNOCK_OUTS.values()]
+    return Table(pd.DataFrame(rows, columns=columns), caption)
+
+
+KNOCK_OUTS = {
+    "gain": "Gain from order",
+    "repeats": "Loss, repeated text",
+    "grammar": "Loss, grammar",
+}
+"""Maps a column of the table `heads` to its title."""
+
+
+def _mean_text(values: pd.Series) -> str:
+    """Return a mean over models with its interval, as text."""
+    e = mean_over_known(values.to_numpy(float))
+    if e is None:
+        return DASH
+    return value_text(round(e.value, 3) if e.n_items == 1 else e.interval())
 
 
 def _colour(layers: int) -> str:
     """Return the colour of a depth."""
-    return {1: MUTED, 2: style.BLUE}.get(layers, style.ORANGE)
+    return {1: MUTED, 2: style.BLUE, 4: style.ORANGE, 8: style.GREEN}[layers]
 
 
 @style.figure
@@ -293,7 +309,14 @@ def _rows_note(result: Result) -> str:
     return (
         f"{values['n_checkpoints']} checkpoints; {number_text(values['n_places'])} places in "
         f"{values['n_rows']} held-out rows; bands and bars: 95 % intervals over rows"
+        + (f"; {_gaps_note(result)}" if values["gaps"] else "")
     )
+
+
+def _gaps_note(result: Result) -> str:
+    """Say how many checkpoints are missing, if any."""
+    gaps = result.values["gaps"]
+    return f"{gaps} checkpoints could not be measured" if gaps else ""
 
 
 def _size_curves(ax: Axes, frame: pd.DataFrame, sizes: Sequence[str]) -> bool:

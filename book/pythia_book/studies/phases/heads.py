@@ -2,7 +2,8 @@
 
 An *induction head* attends from a token to the token that followed its earlier occurrence, and a
 *previous-token head* to the token before. A head counts as either if it does so TIMES_UNIFORM times
-as much as uniform attention would. Heads are found on one half of the sequences, and knocked out on
+as much as uniform attention would (that a head also copies, as Olsson et al. require, is what the
+knock-out tests). Heads are found on one half of the sequences, and knocked out on
 the other half: their values are replaced by the mean over all positions, so that they write the
 same vector everywhere (mean ablation).
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -28,20 +29,19 @@ from pythia_book.studies.phases.probes import (
     previous_chance,
     previous_token,
     repeated_sequences,
+    row_losses,
 )
+from pythia_book.studies.phases.transitions import KNOCKED_OUT
 from pythia_core.config import stable_hash
 from pythia_core.evaluation import hooks, scoring
 
 if TYPE_CHECKING:
     from pythia_core.model import GPTNeoX
 
-VERSION = 2
+VERSION = 4
 """Part of the cache key of results. Increase it when new code changes any number."""
 TIMES_UNIFORM = 5
 N_SEQUENCES, SEED = 64, 1
-KNOCKED_OUT = ("intact", "induction", "previous-token", "other")
-"""The rows of `HeadsMeasurement`: no head is knocked out, or all heads of a kind, or as many other
-heads as there are induction heads (or, if there are fewer others, all of them)."""
 DRAWS = 8
 """Random choices of the other heads, over which their gain is averaged."""
 
@@ -71,29 +71,36 @@ def without_heads(model: GPTNeoX, heads: Sequence[Head]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class HeadsMeasurement:
-    """Measures the gain from order of repeated sequences, with heads knocked out.
+    """Measures the gain from order of repeated sequences, and losses, with heads knocked out.
 
-    `heads`: float64[len(KNOCKED_OUT), 2]: the number of heads of the kind, and the loss after a
-    shuffled copy minus the loss after an exact copy (nats per token) without them.
+    `heads`: float64[len(KNOCKED_OUT), 2 + len(rows)]: the number of heads of the kind, the loss
+        after a shuffled copy minus the loss after an exact copy without them, and the loss on each
+        of `rows` without them, in nats per token.
     """
 
     copies: np.ndarray
     """int64[n, 2 L]: random sequences, each twice (see `probes.repeated_sequences`)."""
     shuffled: np.ndarray
     """int64[n, 2 L]: the sequences after a shuffled copy."""
+    rows: dict[str, tuple[np.ndarray, int]] = field(default_factory=dict)
+    """Maps a kind of text to its rows, and the number of targets that do not count in each."""
     name: str = "heads"
 
     @classmethod
-    def like(cls, phases: PhasesMeasurement) -> HeadsMeasurement:
+    def like(
+        cls, phases: PhasesMeasurement, rows: dict[str, tuple[np.ndarray, int]] | None = None
+    ) -> HeadsMeasurement:
         """Return the measurement on N_SEQUENCES sequences of the text and length of `phases`."""
         length, unigrams = phases.probe().copies.shape[1] // 2, phases.ngrams().unigrams
         eod_id = phases.text.eod_id
-        return cls(*repeated_sequences(unigrams, length, N_SEQUENCES, SEED, eod_id))
+        sequences = repeated_sequences(unigrams, length, N_SEQUENCES, SEED, eod_id)
+        return cls(*sequences, rows or {})
 
     @cached_property
     def digest(self) -> str:
         """A hash of the sequences and the method."""
         texts = [self.copies.tolist(), self.shuffled.tolist()]
+        texts += [[name, rows.tolist(), first] for name, (rows, first) in self.rows.items()]
         return stable_hash([VERSION, scoring.VERSION, TIMES_UNIFORM, *texts])
 
     @torch.no_grad()
@@ -101,29 +108,23 @@ class HeadsMeasurement:
         kinds = find_heads(model, self.copies[::2])
         every = [(i, j) for i in range(model.config.n_layers) for j in range(model.config.n_heads)]
         others = [head for head in every if not any(head in heads for heads in kinds)]
-        rows = [(len(heads), self._gain(model, heads)) for heads in ([], *kinds)]
-        rng, n = np.random.default_rng(SEED), min(len(kinds[0]), len(others))
-        chosen = [rng.choice(len(others), n, replace=False) for _ in range(DRAWS if n else 0)]
-        gains = [self._gain(model, [others[i] for i in draw]) for draw in chosen]
-        rows.append((n, float(np.mean(gains)) if gains else rows[0][1]))
+        rng = np.random.default_rng(SEED)
+        rows = [[0, *self._scores(model, [])]]
+        for heads in kinds:
+            n = min(len(heads), len(others))
+            drawn = [rng.choice(len(others), n, replace=False) for _ in range(DRAWS)]
+            scores = [self._scores(model, [others[i] for i in draw]) for draw in drawn]
+            rows += [[len(heads), *self._scores(model, heads)], [n, *np.mean(scores, axis=0)]]
+        assert len(rows) == len(KNOCKED_OUT)
         return {"heads": np.array(rows, np.float64)}
 
-    def _gain(self, model: GPTNeoX, heads: Sequence[Head]) -> float:
-        """Return the gain from order without some heads, on every second sequence."""
+    def _scores(self, model: GPTNeoX, heads: Sequence[Head]) -> list[float]:
+        """Return the gain from order, on every second sequence, and the losses without heads."""
         with without_heads(model, heads):
             (exact,) = half_losses(model, self.copies[1::2], (1,))
             (other,) = half_losses(model, self.shuffled[1::2], (1,))
-        return float((other - exact).mean())
-
-
-def counted(measured: np.ndarray) -> dict[str, tuple[int, float]]:
-    """Map each of KNOCKED_OUT to the number of heads and the gain without them.
-
-    Args:
-        measured: the array `heads` of a `HeadsMeasurement`.
-    """
-    rows = zip(KNOCKED_OUT, measured.tolist(), strict=True)
-    return {kind: (round(n), gain) for kind, (n, gain) in rows}
+            losses = [row_losses(model, rows, first).mean() for rows, first in self.rows.values()]
+        return [float((other - exact).mean()), *map(float, losses)]
 
 
 def find_heads(model: GPTNeoX, copies: np.ndarray) -> tuple[list[Head], list[Head]]:

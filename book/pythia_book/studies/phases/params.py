@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from pythia_book.study import MeasuringCost, StudyParams
+from pythia_book.study import MeasuringCost, StudyParams, split_list
 from pythia_core.config import LABORATORY_DOMAINS, DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import ConfigError
 from pythia_core.suite import scale_named, suite_configs
 from pythia_core.training.precision import best_precision
 from pythia_core.training.retention import Keep
+from pythia_core.training.schedule import checkpoint_steps
 
 STUDY = "phases"
 MEASURING = MeasuringCost(heldout=26)
@@ -18,10 +19,15 @@ LABORATORY = DataConfig(
     "laboratory", LABORATORY_DOMAINS, tokenizer="bpe-384", seq_len=64, heldout_fraction=0.02
 )
 """The text of the laboratory. The tokenizer has a token for each syllable."""
-WIDTH, HEADS = 64, 4
-LABORATORY_UPDATES, LABORATORY_BATCH = 572, 64
-LABORATORY_RATE, LABORATORY_WARMUP = 1e-2, 0.05
-"""Peak learning rate and warm-up, with which pilot runs of two layers turned about halfway."""
+WIDTH, HEADS, RATE = 64, 4, 1e-2
+WIDTH_GPU, RATE_GPU = 128, 5e-3
+"""Width and peak learning rate at the scales for GPUs, where heads have at least 32 dims."""
+LABORATORY_UPDATES, LABORATORY_BATCH, LABORATORY_WARMUP = 572, 64, 0.05
+"""Learning rates and warm-up were chosen in pilot runs so that models of two layers learn to copy
+about halfway through. Longer than Pythia's, the warm-up lets them learn it earlier."""
+DEPTHS = (1, 2, 4, 8)
+FIRST_SEED = 2000
+"""First seed of the laboratory. Lower seeds were used to design the study."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +45,11 @@ class Params(StudyParams):
     batches: int = 16
     """Number of batches of `data` on which n-grams are counted."""
     layers: int = 2
-    """Depth of the deepest models of the laboratory; the others have 1, 2, 4, ... layers."""
-    seeds: int = 2
-    """Models of each depth in the laboratory."""
+    """Depth of the deepest models of the laboratory, which has all of DEPTHS up to this one."""
+    seeds: int = 3
+    """Models of each depth in the laboratory, with the seeds FIRST_SEED, FIRST_SEED + 1, ..."""
 
-    WHOLE: ClassVar = {"batches": (1, 143_000), "layers": (1, 8), "seeds": (1, 100)}
+    WHOLE: ClassVar = {"batches": (1, 143_000), "layers": (1, DEPTHS[-1]), "seeds": (1, 100)}
     DEFAULT_SIZES: ClassVar = {
         "smoke": "7k",
         "laptop": "25k,150k,600k",
@@ -76,10 +82,24 @@ class Params(StudyParams):
                 f"data={self.data!r}"
             )
 
+        saved = checkpoint_steps(scale_named(self.scale).steps)
+        steps = [step for step in split_list(self.steps) if step not in ("all", "first", "last")]
+        if not split_list(self.steps) or any(
+            not step.isdecimal() or int(step) not in saved for step in steps
+        ):
+            raise ConfigError(
+                f'steps must be "all", or a comma-separated list of checkpoints at the scale '
+                f'{self.scale}, e.g. "first,{saved[-2]},last"; got {self.steps!r}'
+            )
+        if self.layers not in DEPTHS:
+            raise ConfigError(
+                f"layers must be one of {', '.join(map(str, DEPTHS))}; got {self.layers}"
+            )
+
     @property
     def depths(self) -> list[int]:
         """The depths of the models of the laboratory, ascending."""
-        return [depth for depth in (1, 2, 4, 8) if depth <= self.layers]
+        return [depth for depth in DEPTHS if depth <= self.layers]
 
     @property
     def size_list(self) -> tuple[str, ...]:
@@ -102,22 +122,24 @@ def laboratory_runs(params: Params) -> dict[tuple[int, int], RunConfig]:
     if params.released:
         return {}
     steps = min(scale_named(params.scale).steps, LABORATORY_UPDATES)
+    on_cpu = params.scale in ("smoke", "laptop")
+    width, rate = (WIDTH, RATE) if on_cpu else (WIDTH_GPU, RATE_GPU)
     vocab_size = int(LABORATORY.tokenizer.removeprefix("bpe-"))
     return {
         (layers, seed): RunConfig(
-            ModelConfig(layers, WIDTH, HEADS, vocab_size, max_seq_len=LABORATORY.seq_len),
+            ModelConfig(layers, width, HEADS, vocab_size, max_seq_len=LABORATORY.seq_len),
             replace(LABORATORY, order_seed=seed),
             TrainConfig(
                 steps,
                 LABORATORY_BATCH,
-                LABORATORY_RATE,
+                rate,
                 warmup_fraction=LABORATORY_WARMUP,
                 weight_seed=seed,
                 precision=best_precision(),
             ),
         )
         for layers in params.depths
-        for seed in range(params.seed, params.seed + params.seeds)
+        for seed in range(FIRST_SEED, FIRST_SEED + params.seeds)
     }
 
 

@@ -174,6 +174,19 @@ def half_losses(
     return losses
 
 
+@torch.no_grad()
+def row_losses(model: scoring.Scorable, rows: np.ndarray, first: int = 0) -> np.ndarray:
+    """Return the mean loss on each row, float64[n], in nats per token.
+
+    Args:
+        rows: int[n, S + 1]. first: number of targets at the start of a row that do not count.
+    """
+    ids = torch.from_numpy(rows).to(scoring.device_of(model))
+    logp = _log_probabilities(model, model.hidden(ids[:, :-1])[:, first:])
+    losses = -logp.gather(2, ids[:, 1 + first :, None])[..., 0]
+    return losses.double().mean(1).cpu().numpy()
+
+
 def prefix_matching(pattern: Tensor, length: int) -> Tensor:
     """Return the prefix matching of each attention head, (B, heads).
 

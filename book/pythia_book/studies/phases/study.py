@@ -17,18 +17,18 @@ models are measured instead (phases.released).
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pythia_book.conduct import conduct
-from pythia_book.studies.phases import laboratory
 from pythia_book.studies.phases import tables as tables_of
+from pythia_book.studies.phases import transitions
 from pythia_book.studies.phases.claims import claims, values
-from pythia_book.studies.phases.heads import HeadsMeasurement, counted
-from pythia_book.studies.phases.laboratory import depth_name
 from pythia_book.studies.phases.params import STUDY, Params
+from pythia_book.studies.phases.transitions import KnockOut, depth_name, knock_outs
 from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
 from pythia_core.suite import scale_named, suite_configs
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pythia_book.released.resolve import CheckpointSource
     from pythia_book.studies.phases.probes import ProbeText
 
-HEADS = ["model", "seed", "without", "heads", "gain"]
+HEADS = ["model", "seed", "without", "heads", "gain", "repeats", "grammar"]
 MODELS = ["size", "deduplicated", "checkpoints", "last_step", "sha256"]
 
 
@@ -59,6 +59,8 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     `laboratory/...`: see `laboratory.measure`.
     """
     from pythia_book.measurements import measure_all
+    from pythia_book.studies.phases import laboratory
+    from pythia_book.studies.phases.heads import HeadsMeasurement
     from pythia_book.studies.phases.probes import PhasesMeasurement, prefix_chance
 
     models, text = _models(params, progress)
@@ -80,8 +82,8 @@ def measure(params: Params, progress: bool = True) -> Measurements:
         measured |= more
         gaps += missing
         last = {model.id: (model, step) for model, step in cells}  # the last step of each
-        found, _ = measure_all(list(last.values()), HeadsMeasurement.like(measurement), progress)
-        without_heads |= {model: scores["heads"] for (model, _), scores in found.items()}
+        scores, _ = measure_all(list(last.values()), HeadsMeasurement.like(measurement), progress)
+        without_heads |= {run_id: each["heads"] for (run_id, _), each in scores.items()}
     ngrams, probe = measurement.ngrams(), measurement.probe()
     arrays = {"ngram_loss": probe.ngram_loss.astype(np.float32)}
     for size, model in models.items():
@@ -119,9 +121,9 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
     import pandas as pd
 
     curves = {size: tables_of.Curves.of(measured, size) for size in params.size_list}
-    of_laboratory = laboratory.models_of(measured)
+    of_laboratory = transitions.models_of(measured)
     frames = tables_of.tables(params.bootstrap, curves, measured)
-    frames |= laboratory.tables(of_laboratory)
+    frames |= transitions.tables(of_laboratory)
     frames["heads"] = pd.DataFrame(_without_heads(params, measured, of_laboratory), columns=HEADS)
     if measured.facts["models"]:
         frames["released"] = pd.DataFrame(measured.facts["models"], columns=MODELS)
@@ -133,17 +135,19 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
 
 
 def _without_heads(
-    params: Params, measured: Measurements, of_laboratory: list[laboratory.Model]
+    params: Params, measured: Measurements, of_laboratory: list[transitions.Model]
 ) -> list[list[Any]]:
     """Return the rows, with the columns HEADS, of the models of the laboratory and of prose."""
-    models: list[tuple[str, int, dict[str, tuple[int, float]]]] = [
-        (depth_name(model.layers), model.seed, model.heads) for model in of_laboratory
+    models: list[tuple[str, int, dict[str, KnockOut]]] = [
+        (depth_name(model.layers), model.seed, model.without) for model in of_laboratory
     ]
     for size in params.size_list:
         heads = measured.get("heads", size)
-        models.append((size, params.seed, {} if heads is None else counted(heads)))
+        models.append((size, params.seed, {} if heads is None else knock_outs(heads)))
     return [
-        [model, seed, kind, *row] for model, seed, kinds in models for kind, row in kinds.items()
+        [model, seed, kind, *astuple(row)]
+        for model, seed, kinds in models
+        for kind, row in kinds.items()
     ]
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from pythia_book import verdicts
 from pythia_book.corpora import laboratory as corpus
-from pythia_book.studies.phases import heads, laboratory
+from pythia_book.studies.phases import heads, laboratory, probes, transitions
 from pythia_book.studies.phases.ngrams import Ngrams
 from pythia_book.studies.phases.params import LABORATORY, Params, laboratory_runs
 from pythia_book.studies.phases.probes import prefix_chance, previous_chance
@@ -45,10 +46,9 @@ def test_documents_repeat_a_sequence_or_follow_a_grammar() -> None:
 
 
 def test_the_text_is_the_same_on_every_machine_and_has_a_token_per_syllable() -> None:
-    assert corpus.as_text(corpus.documents("repeats", 1, 2)[0]).startswith(" ")
-    first = [corpus.documents(domain, 4, seed).tolist() for domain, seed in corpus.SEEDS.items()]
-    again = [corpus.documents(domain, 4, seed).tolist() for domain, seed in corpus.SEEDS.items()]
-    assert first == again
+    assert corpus.as_text(corpus.documents("repeats", 1, 4)[0]).startswith(" da ga vu jo ge so da")
+    grammar = corpus.as_text(corpus.documents("grammar", 1, 3)[0])
+    assert grammar.startswith(" pa hu xo gi li wa do ri")
     texts = [corpus.as_text(d) for d in corpus.documents("repeats", 2000, 9)]
     tokenizer = train_bpe(texts, int(LABORATORY.tokenizer.removeprefix("bpe-")))
     assert all(len(tokenizer.encode(t).ids) == corpus.LENGTH for t in texts)
@@ -65,16 +65,16 @@ def test_domains_can_be_read_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [d for d, _ in corpus.texts(("repeats",))] == ["repeats"] * 3
 
 
-@pytest.mark.parametrize("layers", [0, 9, "2"])
+@pytest.mark.parametrize("layers", [0, 3, 9, "2"])
 def test_bad_depths_are_refused(layers: int) -> None:
-    with pytest.raises(ConfigError, match="layers must be a whole number"):
+    with pytest.raises(ConfigError, match="layers must be"):
         Params("smoke", layers=layers)
 
 
 def test_depths_differ_in_nothing_else_and_released_models_have_no_laboratory() -> None:
-    runs = laboratory_runs(Params(layers=3, seeds=3))
-    assert list(runs) == [(n, seed) for n in (1, 2) for seed in (1234, 1235, 1236)]
-    one, two = runs[1, 1234], runs[2, 1234]
+    runs = laboratory_runs(Params(layers=2, seeds=3))
+    assert list(runs) == [(n, seed) for n in (1, 2) for seed in (2000, 2001, 2002)]
+    one, two = runs[1, 2000], runs[2, 2000]
     assert (one.data, one.train) == (two.data, two.train)
     assert (one.model.n_layers, two.model.n_layers) == (1, 2)
     assert laboratory_runs(Params("paper", source="EleutherAI/pythia-70m", data="x")) == {}
@@ -140,17 +140,23 @@ def test_an_untrained_model_gains_nothing_and_has_no_heads(
     drawn = np.stack([rng.permutation(20)[:8] for _ in range(40)])
     shuffled = rng.permuted(drawn, axis=1)
     measurement = heads.HeadsMeasurement(
-        np.concatenate([drawn, drawn], 1), np.concatenate([shuffled, drawn], 1)
+        np.concatenate([drawn, drawn], 1),
+        np.concatenate([shuffled, drawn], 1),
+        {"repeats": (drawn, 2), "grammar": (shuffled, 0)},
     )
-    kinds = heads.counted(measurement(tiny(), 0)["heads"])
-    assert [n for n, _ in kinds.values()] == [0, 0, 0, 0]
-    gains = {gain for _, gain in kinds.values()}
+    kinds = transitions.knock_outs(measurement(tiny(), 0)["heads"])
+    assert [each.heads for each in kinds.values()] == [0] * 5
+    gains = {each.gain for each in kinds.values()}
     assert len(gains) == 1 and abs(gains.pop()) < 0.1
     kinds_of = {"found": ([(1, 0), (1, 1)], [(0, 2)])}
     monkeypatch.setattr(heads, "find_heads", lambda model, copies: kinds_of["found"])
-    kinds = heads.counted(measurement(tiny(), 0)["heads"])
-    assert [n for n, _ in kinds.values()] == [0, 2, 1, 2]  # as many others, of three
-    assert len({gain for _, gain in kinds.values()}) == 4
+    kinds = transitions.knock_outs(measurement(tiny(), 0)["heads"])
+    assert [each.heads for each in kinds.values()] == [0, 2, 2, 1, 1]  # as many others, of three
+    assert len({each.gain for each in kinds.values()}) == 5
+    assert len({each.repeats for each in kinds.values()}) == 5
+    (loss,) = probes.row_losses(tiny(), drawn[:1], 3)
+    logp = torch.log_softmax(tiny()(torch.from_numpy(drawn[:1, :-1])), -1)[0]
+    assert loss == pytest.approx(-logp[range(3, 7), drawn[0, 4:]].mean().item(), rel=1e-6)
 
 
 # --- turns and claims ------------------------------------------------------------------------
@@ -167,12 +173,12 @@ def turned(at: float, height: float, width: float = 0.15) -> np.ndarray:
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_steepest_change_is_found(at: int, sign: int) -> None:
     noise = np.random.default_rng(at).normal(0, 0.01, len(STEPS))
-    found = laboratory.steepest(STEPS, sign * turned(at, 3.0) + noise)
+    found = transitions.steepest(STEPS, sign * turned(at, 3.0) + noise)
     assert abs(np.log2(found / at)) < 0.06
     early = 2 * np.exp(-STEPS / 20)  # a slower fall early in training does not hide the turn
-    found = laboratory.steepest(STEPS, early - turned(at, 3.0))
+    found = transitions.steepest(STEPS, early - turned(at, 3.0))
     assert abs(np.log2(found / at)) < 0.1
-    assert np.isnan(laboratory.steepest(np.array([0, 1]), np.zeros(2)))
+    assert np.isnan(transitions.steepest(np.array([0, 1]), np.zeros(2)))
 
 
 def models(
@@ -181,7 +187,7 @@ def models(
     left: float = 0.05,
     lag: float = 1.0,
     nearest: tuple[int, int, int] = (10, 60, 150),
-) -> list[laboratory.Model]:
+) -> list[transitions.Model]:
     """Five models that turn near step 300; heads form `lag` times as late as the loss falls."""
     rng, found = np.random.default_rng(depth), []
     for seed in range(5):
@@ -190,36 +196,38 @@ def models(
         curves = {
             "repeats": 3 - turned(at, 0.7 * gain) + noise,
             "grammar": 3 + noise,
+            "gain": turned(at, gain) + noise,
             "order_gain": turned(at, gain) + noise,
             "prefix": turned(at * lag, 0.3) + 0.05 * noise,
             "previous": turned(0.9 * at, 0.9) + noise,
         }
-        for order, step in enumerate(nearest, 1):
+        curves["kl_3"] = 2 - turned(nearest[2], 1.0) + 0.1 * noise
+        for order, step in enumerate(nearest[:2], 1):
             away = np.log2(np.maximum(STEPS, 1) / (step * np.exp(rng.normal(0, 0.05))))
             curves[f"kl_{order}"] = np.abs(away)
-        shares = {"intact": 1.0, "induction": left, "previous-token": left, "other": 0.8}
-        kinds = {
-            kind: (n, gain * (share + rng.normal(0, 0.02)))
-            for n, (kind, share) in enumerate(shares.items())
-        }
-        found.append(laboratory.Model(depth, seed, STEPS, curves, kinds))
+        without = {}
+        for n, kind in enumerate(transitions.KNOCKED_OUT):
+            share = 1.0 if kind == "intact" else left if "control" not in kind else 0.8
+            share += rng.normal(0, 0.02)
+            repeats = 0.2 + (1 - share) * 0.7 * gain
+            without[kind] = transitions.KnockOut(n, gain * share, repeats, 3.0 + 0.1 * n)
+        found.append(transitions.Model(depth, seed, STEPS, curves, without))
     return found
 
 
-def outcomes(found: list[laboratory.Model]) -> list[str]:
-    return [row["ours"]["verdict"] for row in verdicts.judge(laboratory.claims(found))]
+def outcomes(found: list[transitions.Model]) -> list[str]:
+    return [row["ours"]["verdict"] for row in verdicts.judge(transitions.claims(found))]
 
 
 def test_induction_as_described_is_reproduced() -> None:
     found = models(1, gain=0.0) + models(2)
-    assert outcomes(found) == [verdicts.REPRODUCED] * 5 + [verdicts.HOLDS] * 3
-    numbers = laboratory.values(found, {})
-    assert numbers["depths"] == "1, 2" and numbers["seeds_2"] == 5
+    assert outcomes(found) == [verdicts.REPRODUCED] * 6
+    numbers = transitions.values(found, {})
     assert numbers["order_gain_2"]["value"] == pytest.approx(3.5, abs=0.1)
     # a logistic curve of this width takes 2 log(9) widths from a tenth to nine tenths
     assert numbers["rise_2"]["value"] == pytest.approx(2 * np.log(9) * 0.15, abs=0.05)
     assert numbers["left_induction_2"]["value"] == pytest.approx(5, abs=3)
-    assert numbers["turn_prefix_2"]["low"] < 300 < numbers["turn_prefix_2"]["high"]
+    assert numbers["transition_prefix_2"]["low"] < 300 < numbers["transition_prefix_2"]["high"]
 
 
 def test_each_claim_about_induction_can_fail() -> None:
@@ -228,14 +236,28 @@ def test_each_claim_about_induction_can_fail() -> None:
     assert late[0] == verdicts.CONTRADICTED and late[1:5] == [verdicts.REPRODUCED] * 4
     assert outcomes(shallow + models(2, gain=0.05))[1] == verdicts.CONTRADICTED
     assert outcomes(models(1, gain=2.0) + deep)[2] == verdicts.CONTRADICTED
-    assert outcomes(shallow + models(2, left=0.9))[3:5] == [verdicts.CONTRADICTED] * 2
-    backwards = models(2, nearest=(480, 200, 90))
-    assert outcomes(shallow + backwards)[5:7] == [verdicts.FAILS] * 2
-    assert outcomes(shallow + models(2, nearest=(10, 60, 500)))[7] == verdicts.FAILS
+    assert outcomes(shallow + models(2, left=1.2))[3:5] == [verdicts.CONTRADICTED] * 2
+    backwards = models(2, nearest=(480, 200, 300))
+    assert outcomes(shallow + backwards)[5] == verdicts.CONTRADICTED
+
+
+def test_missing_checkpoints_give_no_date() -> None:
+    """Without the checkpoints of the transition there is no verdict, not a wrong one."""
+    kept = (STEPS < 200) | (STEPS > 400)
+    found = [
+        replace(m, steps=STEPS[kept], curves={name: c[kept] for name, c in m.curves.items()})
+        for m in models(2)
+    ]
+    assert all(np.isnan(m.step_of("loss")) and np.isnan(m.rise) for m in found)
+    assert outcomes(models(1, gain=0.0) + found)[:3] == [
+        verdicts.NOT_TESTABLE, verdicts.REPRODUCED, verdicts.REPRODUCED
+    ]  # fmt: skip
+    (flat, *_) = models(2, gain=0.0)
+    assert np.isnan(flat.rise) and np.isnan(flat.left("induction"))
 
 
 def test_nothing_is_claimed_of_models_that_are_missing() -> None:
     assert set(outcomes([])) == {verdicts.NOT_TESTABLE}
-    unfinished = [laboratory.Model(m.layers, m.seed, m.steps, m.curves, {}) for m in models(2)]
+    unfinished = [transitions.Model(m.layers, m.seed, m.steps, m.curves, {}) for m in models(2)]
     assert set(outcomes(unfinished)) == {verdicts.NOT_TESTABLE}
-    assert laboratory.values([], {})["order_gain_2"] is None
+    assert transitions.values([], {})["order_gain_2"] is None

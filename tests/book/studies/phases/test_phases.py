@@ -12,7 +12,7 @@ import pytest
 import torch
 from markov_text import V, text
 from pythia_book import verdicts
-from pythia_book.studies.phases import claims, heads, laboratory, probes, study, tables
+from pythia_book.studies.phases import claims, probes, study, tables, transitions
 from pythia_book.studies.phases import figures as draw
 from pythia_book.studies.phases.ngrams import Ngrams
 from pythia_book.study import Measurements, Result
@@ -223,7 +223,6 @@ def measured_suite(
     facts = dict.fromkeys(names, 9) | {
         "prefix_chance": 0.05, "tokens_read": 1e6, "tokens_trained": 1e10,
         "different": [1, 2, 3], "strengths": [None, 1.0, 2.0], "models": [],
-        "laboratory_width": 64, "laboratory_updates": 572,
     }  # fmt: skip
     return Measurements(arrays, facts)
 
@@ -280,7 +279,7 @@ def test_where_nothing_happens_nothing_is_resolved() -> None:
     assert set(outcomes(empty)) == {verdicts.NOT_TESTABLE}
 
 
-FIGURES = (draw.distances, draw.losses, draw.induction, draw.lens, draw.turns, draw.order)
+FIGURES = (draw.distances, draw.losses, draw.induction, draw.lens, draw.copying, draw.order)
 
 
 # --- end to end ------------------------------------------------------------------------------
@@ -295,6 +294,9 @@ FIGURES = (draw.distances, draw.losses, draw.induction, draw.lens, draw.turns, d
         ({"bootstrap": 3}, "bootstrap must be"),
         ({"source": "EleutherAI/pythia-70m"}, "are only for --scale paper"),
         ({"scale": "paper"}, "requires source and data"),
+        ({"steps": "foo"}, 'steps must be "all", or a comma-separated list'),
+        ({"steps": "0,7"}, 'steps must be "all", or a comma-separated list'),
+        ({"steps": ""}, 'steps must be "all", or a comma-separated list'),
         (
             {"scale": "paper", "source": "EleutherAI/pythia-70m"},
             "rows on which these models were trained",
@@ -329,8 +331,8 @@ def test_the_study_runs_measures_once_and_shows_a_gap(tmp_path, monkeypatch) -> 
     result = study.run(params, progress=False)
     run, *of_laboratory = result.measured.runs
     assert [each.config.model.n_layers for each in of_laboratory] == [1, 2]
-    assert len(result.tables["heads"]) == 3 * len(heads.KNOCKED_OUT)
-    assert len(result.tables["laboratory"]) == 2 * 9 * len(laboratory.MEASURES)
+    assert len(result.tables["heads"]) == 3 * len(transitions.KNOCKED_OUT)
+    assert len(result.tables["laboratory"]) == 2 * 9 * len(transitions.LABORATORY_MEASURES)
     levels = result.tables["levels"].set_index(["measure", "step"]).value
     assert result.values["gaps"] == 0
     assert len(levels["loss"]) == result.values["n_checkpoints"] == 17
@@ -391,6 +393,8 @@ def test_released_models_are_read_from_a_hub(
     assert (row.deduplicated, row.checkpoints, row.last_step) == (True, 3, STEPS)
     assert sorted({*result.tables["levels"].step}) == [0, 30, STEPS] and not result.values["gaps"]
     assert result.values["tokens_read"] == 20 * BATCH * SEQ
+    assert all(figure(result).svg for figure in FIGURES)  # those of the laboratory are empty
+    assert {*result.tables["heads"].model} == {"70m"} and "70m" in repr(draw.heads_table(result))
 
     class SameText(probes.RunText):
         def heldout(self, n: int) -> np.ndarray:
@@ -419,3 +423,4 @@ def test_figures_without_results_say_so() -> None:
     for figure in FIGURES:
         assert "could be measured" in figure(nothing).svg
     assert "not measured" in repr(draw.ngrams_table(nothing))
+    assert "Heads knocked out" in repr(draw.heads_table(nothing))
