@@ -22,7 +22,7 @@ from pythia_book.corpora import VERSIONS
 from pythia_book.corpora import laboratory as corpus
 from pythia_book.measurements import Arrays, Gap, measure_all, measure_each
 from pythia_book.studies.phases.heads import HeadsMeasurement
-from pythia_book.studies.phases.params import Params, laboratory_runs
+from pythia_book.studies.phases.params import Params, laboratory_runs, laboratory_steps
 from pythia_book.studies.phases.probes import PhasesMeasurement, row_losses
 from pythia_book.studies.phases.tables import reduced
 from pythia_book.studies.phases.transitions import LABORATORY_MEASURES
@@ -121,7 +121,7 @@ def measure(
     first = next(iter(runs.values()))
     text = GrammarText.of(first.data.tokenizer, first.data.eod_id)
     phases = PhasesMeasurement(text, first.config.model.vocab_size)
-    cells = [(run, step) for run in runs.values() for step in _steps(run)]
+    cells = [(run, step) for run in runs.values() for step in laboratory_steps(run.config)]
     repeats = RepeatsMeasurement.of(text)
     measured, gaps = measure_each(cells, [phases, repeats], "the laboratory", progress)
     last = [(run, run.scheduled_steps[-1]) for run in runs.values()]
@@ -129,7 +129,7 @@ def measure(
     heads, _ = measure_all(last, HeadsMeasurement.like(phases, rows), progress)
     arrays: Arrays = {}
     for key, run in runs.items():
-        steps = [step for step in _steps(run) if (run.id, step) in measured]
+        steps = [step for step in laboratory_steps(run.config) if (run.id, step) in measured]
         curves = curves_of([measured[run.id, step] for step in steps])
         arrays[name_of("laboratory", "steps", *key)] = np.array(steps, np.int64)
         for name, values in curves.items():
@@ -146,11 +146,6 @@ def measure(
         "laboratory_example": first.data.tokenizer.decode(text.rows(_example())[0, 1:].tolist()),
     }
     return arrays, facts, gaps
-
-
-def _steps(run: Run) -> list[int]:
-    """Return every second scheduled step, the last included."""
-    return run.scheduled_steps[::-2][::-1]
 
 
 def _example() -> np.ndarray:

@@ -143,8 +143,15 @@ def laboratory_runs(params: Params) -> dict[tuple[int, int], RunConfig]:
     }
 
 
+def laboratory_steps(run: RunConfig) -> list[int]:
+    """Return the steps at which a run of the laboratory is measured: every second checkpoint."""
+    return checkpoint_steps(run.train.steps)[::-2][::-1]
+
+
 def keep(params: Params, run: RunConfig) -> Keep | None:
-    """Return None (keep all) for the study's own runs, and an empty `Keep` for all others."""
+    """Return None (keep all) for the suite's runs, and what is measured for the laboratory's."""
+    if run.data.corpus == LABORATORY.corpus:
+        return Keep(frozenset(laboratory_steps(run)), prune_small=True)
     precision = run.train.precision  # compare at the precision of the machine that is planned for
     own = {replace(r, train=replace(r.train, precision=precision)) for r in runs(params)}
     return None if run in own else Keep()

@@ -251,8 +251,9 @@ def claims(models: Sequence[Model]) -> list[Claim]:
             f"{OLSSON}, Argument 1",
             within(over(m.curves["order_gain"][-1] for m in shallow), "nats per token",
                    f"{len(shallow)} seeds, {SHALLOW} layer", NO_GAIN),
-            quote="The exception is the one-layer model, where induction heads never form \N{EN DASH} "
-            "just as in-context learning never substantially develops for the one-layer model.",
+            quote="The exception is the one-layer model, where induction heads never form "
+            "\N{EN DASH} just as in-context learning never substantially develops for the "
+            "one-layer model.",
         ),
         Claim(
             "Without its induction heads, a model of two layers predicts repeated text worse, and "
