@@ -43,7 +43,7 @@ def test_scale_gpu_fits_half_an_hour_and_the_disk() -> None:
     spent = studies[["training_s", "writing_s", "measuring_s"]].sum()
     assert spent.sum() < 30 * 60
     assert spent.training_s < 16 * 60, "not all of it: predictions are rough"
-    assert studies.kept_gb.sum() < 55, "of a disk of 64 GiB"
+    assert studies.kept_gb.sum() < 56, "of a disk of 64 GiB"
     assert "min in total" in budget.report("gpu")
     for scale in ("smoke", "laptop"):
         with pytest.raises(ConfigError, match=r"heads of 16 dims; there are estimates for 32, 64"):
