@@ -27,12 +27,11 @@ if TYPE_CHECKING:
     from pythia_book.study import Tables
 
 STATUSES = {
-    "checked": "read at the links, or calculated from what stands there",
-    "inferred": "follows from what stands there, but its authors have not confirmed it",
+    "checked": "read at the links, or calculated from what they say",
+    "inferred": "follows from what they say, but the authors have not confirmed it",
     "reported": "others published the evidence; it was not repeated here",
-    "unproven": "the source could not be opened again",
 }
-"""Maps each status to its meaning. The status says how certain an erratum is."""
+"""Maps each status to its meaning, for the page. The status says how certain an erratum is."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Erratum:
         `effect` says how much the misstated setting changes our models; "" if not measured.
         """
         if self.measured and not effect:
-            effect = "What it costs is measured by: python -m pythia_core study errata"
+            effect = "What it changes is measured by: python -m pythia_core study errata"
         return {
             "Claim": self.claim,
             "Evidence": evidence.text,

@@ -72,16 +72,18 @@ def lr_floor() -> Values:
 
 
 def epoch_boundary() -> Values:
-    """Compute the percentage of the deduplicated Pile's tokens read 0, 1 or 2 times.
+    """Compute how much of two copies of the deduplicated Pile is read, and how often.
 
-    `read_TIMES_POLICY_percent`: under the policy "joint" both copies of the text are shuffled
-    together; "separate" reads one copy after the other.
+    - `rows_read_percent`: the percentage of rows that the run reads.
+    - `read_TIMES_POLICY_percent`: the percentage of tokens read 0, 1 or 2 times. Under the policy
+      "joint" both copies are shuffled together; "separate" reads one copy after the other, and
+      every token at least once.
     """
     rows, tokens = OFFICIAL_STEPS * OFFICIAL["batch"], int(OFFICIAL["deduplicated"])
     return {"rows_read_percent": 100 * rows / ((2 * tokens - 1) // OFFICIAL["seq_len"])} | {
         f"read_{times}_{policy}_percent": 100 * share
-        for policy in ("joint", "separate")
-        for times, share in enumerate(pile_reads("deduplicated", policy)[:3])
+        for policy, least in (("joint", 0), ("separate", 1))
+        for times, share in enumerate(pile_reads("deduplicated", policy)[least:3], least)
     }
 
 
@@ -142,7 +144,6 @@ def adamw() -> Values:
     embeddings = [name for name in decayed if name.startswith("embed")]
     share = sum(named[n].numel() for n in embeddings) / sum(named[n].numel() for n in decayed)
     return {
-        "optimizer_tensors": len(named),
         "decayed_tensors": len(decayed),
         "undecayed_tensors": len(named) - len(decayed),
         "decayed_embeddings": len(embeddings),
@@ -198,14 +199,14 @@ def vocabulary() -> Values:
 
 
 def names() -> Values:
-    """Count the parameters of each official size, e.g. 70m.
+    """Count the parameters of some official sizes, e.g. 70m.
 
     - `million_70m` etc.: all parameters, in millions.
     - `inner_percent_70m` etc.: the percentage of parameters outside the embeddings.
     """
     values = {}
-    for name, size in OFFICIAL_SIZES.items():
-        model = size.model()
+    for name in ("14m", "70m", "160m", "1.4b", "12b"):
+        model = OFFICIAL_SIZES[name].model()
         values[f"million_{_key(name)}"] = model.n_params / 1e6
         values[f"inner_percent_{_key(name)}"] = 100 * model.n_params_non_embedding / model.n_params
     return values

@@ -33,13 +33,12 @@ class Errata:
 
     def _repr_html_(self) -> str:
         """Return the errata as HTML."""
-        parts = []
+        meanings = (f"{_badge(status)} {meaning}" for status, meaning in STATUSES.items())
+        parts = [f"<p>How far each erratum was checked: {'; '.join(meanings)}.</p>"]
         for erratum, sections in self.cards:
             parts.append(
                 f'<h3 id="erratum-{html.escape(erratum.name, quote=True)}">'
-                f"{html.escape(erratum.title)} "
-                f'<span class="sure {erratum.status}" title="{STATUSES[erratum.status]}">'
-                f"{erratum.status}</span></h3>"
+                f"{html.escape(erratum.title)} {_badge(erratum.status)}</h3>"
             )
             for heading, text in sections.items():
                 more = f" {_links(erratum)}" if heading == "Source" else ""
@@ -52,6 +51,11 @@ class Errata:
 
     def __repr__(self) -> str:
         return "\n".join(f"{e.name}: {e.title} ({e.status})" for e in ERRATA)
+
+
+def _badge(status: str) -> str:
+    """Return a status as HTML, with its meaning as a hint."""
+    return f'<span class="sure {status}" title="{STATUSES[status]}">{status}</span>'
 
 
 def _links(erratum: Erratum) -> str:
@@ -120,7 +124,7 @@ def effects(result: Result) -> Drawing:
 
 @style.figure
 def schedule_and_passes(result: Result) -> Drawing:
-    """Draw the learning rate and the passes over tokens, as in the code and as usually told."""
+    """Draw the learning rate and the passes over tokens, by the code and as usually described."""
     schedule, passes = result.tables["schedule"], result.tables["passes"]
     floor = lr_floor_step(OFFICIAL_STEPS)
     versions = ((BLUE, "by the training code"), (ORANGE, "as usually described"))

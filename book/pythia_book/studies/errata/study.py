@@ -144,7 +144,7 @@ def errata_table(evidence: dict[str, Evidence]) -> pd.DataFrame:
     """Return the table of the errata with their evidence.
 
     - `name`, `title`, `status`, `source`, `evidence`
-    - `told`: the claim as usually made.
+    - `claim`: the claim as usually made.
     - `links`: separated by spaces.
     - `released`: what released scores show.
     - `switch`: the setting of this library that reproduces or corrects the error.
@@ -152,7 +152,7 @@ def errata_table(evidence: dict[str, Evidence]) -> pd.DataFrame:
     import pandas as pd
 
     rows = [
-        {"name": e.name, "title": e.title, "told": e.claim, "status": e.status,
+        {"name": e.name, "title": e.title, "claim": e.claim, "status": e.status,
          "source": e.source, "links": " ".join(e.links), "evidence": evidence[e.name].text,
          "released": evidence[e.name].released or None, "switch": e.switch}
         for e in ERRATA
