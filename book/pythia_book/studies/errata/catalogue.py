@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pythia_book.study import Tables
 
 STATUSES = {
-    "checked": "read at the links, or calculated from what they say",
+    "checked": "read at the links",
     "inferred": "follows from what they say, but the authors have not confirmed it",
     "reported": "others published the evidence; it was not repeated here",
 }
