@@ -147,7 +147,6 @@ def copying(result: Result) -> Drawing:
 EVENT_LABELS = {
     "kl_1": "nearest to unigrams",
     "kl_2": "nearest to bigrams",
-    "trigrams": "approach to trigrams",
     "previous": "previous-token head",
     "prefix": "induction head",
     "gain": "gain from order",

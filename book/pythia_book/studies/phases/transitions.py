@@ -65,7 +65,6 @@ def depth_name(layers: int) -> str:
 WINDOW = 0.25
 """The slope at a step is taken over this many doublings of the step number around it."""
 EVENTS = {
-    "trigrams": "kl_3",
     "loss": "repeats",
     "gain": "order_gain",
     "prefix": "prefix",
