@@ -4,8 +4,10 @@ An effect is the held-out loss of an arm minus that of Pythia's architecture at 
 averaged over sizes for each seed, with a t-interval over seeds. If it is positive, Pythia's choice
 is the better one. Speed has no verdict: the paper means training on many GPUs.
 
-Margin, claims and hypotheses were written before any model of this study was trained at scale
-laptop.
+Claims and hypotheses were written before any model of this study was trained at scale laptop, and
+so was the rule for the margin. The rule was first applied to the training losses of the suite, which
+include planted text that is read many times (0.016 nats); after a look at two of five seeds, these
+were replaced by its held-out losses, the quantity that is compared.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from pythia_book.stats import Estimate
 from pythia_book.studies.ablations.params import MEAN, Params
 from pythia_book.verdicts import Claim, falls, rises, within
 
-KNOWN = {"25k": (25_472, 3.809), "85k": (84_912, 3.605)}
+KNOWN = {"25k": (25_472, 5.252), "85k": (84_912, 5.090)}
 """Parameters without embeddings, and final held-out loss in nats per token, of two models of the
 suite on the standard text, as recorded at scale laptop when the margin was set."""
 GAIN = 1.1

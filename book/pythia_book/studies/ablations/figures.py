@@ -63,19 +63,23 @@ def over_training(result: Result) -> Drawing:
     table = result.tables["differences"]
     columns = min(3, len(arms))
     rows = -(-len(arms) // columns)
-    with style.canvas(result, columns, 0.5 + 1.7 * rows, _intervals(result), rows=rows,
+    with style.canvas(result, columns, 0.5 + 1.9 * rows, _intervals(result), rows=rows,
                       sharey=True) as (figure, grid):  # fmt: skip
-        for arm, ax in zip(arms, grid, strict=False):
+        for arm, ax in zip(arms, grid, strict=False):  # a last row may have empty panels
             ax.axhspan(-MARGIN, MARGIN, color=style.GRID, linewidth=0, zorder=0)
             style.reference(ax, 0)
             style.size_curves(ax, style.rows_where(table, arm=arm), "step", sizes)
-            ax.set_xscale("log", base=2)
+            ax.set_xscale("log")
+            steps = result.params.checkpoints
+            ticks = [2**k for k in range(2, 20, 2) if steps[0] <= 2**k <= steps[-1]]
+            ax.set_xticks(ticks, [number_text(step) for step in ticks])
+            ax.minorticks_off()
             ax.set_title(ARMS[arm].title)
             ax.set_xlabel("updates")
         for ax in grid[len(arms) :]:
             ax.set_axis_off()
         for ax in grid[::columns]:
-            ax.set_ylabel("loss minus Pythia's,\nnats per token")
+            ax.set_ylabel("minus Pythia's,\nnats per token")
         style.size_legend(figure, sizes)
         last = style.rows_where(table, step=result.params.n_steps, size=sizes[-1]).itertuples()
         numbers = (f"{ARMS[row.arm].title} {row.value:+.3f}" for row in last)
