@@ -5,7 +5,7 @@ averaged over sizes for each seed, with a t-interval over seeds. If it is positi
 is the better one. Speed has no verdict: the paper means training on many GPUs.
 
 Claims and hypotheses were written before any model of this study was trained at scale laptop, and
-so was the rule for the margin. The rule was first applied to the training losses of the suite, which
+so was the rule for the margin. The rule was first applied to the suite's training losses, which
 include planted text that is read many times (0.016 nats); after a look at two of five seeds, these
 were replaced by its held-out losses, the quantity that is compared.
 """
