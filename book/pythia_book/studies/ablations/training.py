@@ -182,12 +182,18 @@ def train_all(jobs: Sequence[Job], progress: bool = True) -> list[np.ndarray]:
 
 
 def seconds_per_update(
-    jobs: Sequence[Job], progress: bool = True, clock: Callable[[], float] = time.perf_counter
+    jobs: Sequence[Job], progress: bool = True, clock: Callable[[], float] | None = None
 ) -> np.ndarray:
     """Time updates of several models in turn, on one thread; return float64[jobs, ROUNDS].
 
     Every round times all models, so that a change in the speed of the machine meets all of them.
+
+    Args:
+        clock: default: the processor time of this process, which other processes hardly change;
+            with a GPU, the time on the wall.
     """
+    if clock is None:
+        clock = time.perf_counter if torch.cuda.is_available() else time.process_time
     seconds = np.empty((len(jobs), ROUNDS))
     with one_thread():
         keep_freed_memory()
