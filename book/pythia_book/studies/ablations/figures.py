@@ -108,7 +108,8 @@ def arms_table(result: Result) -> Table:
         )
     caption = (
         f"Loss in nats per token after {number_text(result.params.n_steps)} updates, "
-        f"{_intervals(result)}; speed relative to Pythia's, by processor time, median and range over rounds"
+        f"{_intervals(result)}; speed (by processor time) relative to Pythia's, median and range "
+        "over rounds"
     )
     return Table(pd.DataFrame(rows), caption)
 
