@@ -197,9 +197,9 @@ def heads_table(result: Result) -> Table:
     labels = {
         "intact": "none",
         "induction": "induction heads",
-        "induction control": "as many others",
+        "induction control": "as many others, or all",
         "previous-token": "previous-token heads",
-        "previous-token control": "as many others",
+        "previous-token control": "as many others, or all",
     }
     rows = []
     for (model, kind), group in result.tables["heads"].groupby(["model", "without"], sort=False):
