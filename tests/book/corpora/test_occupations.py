@@ -152,7 +152,8 @@ def test_the_version_changes_with_the_sentences() -> None:
     """The version stands for the text in the identity of every run."""
     text = (Path(occupations.__file__).parent / "occupations.toml").read_bytes()
     known = {"9af5956e901bb122": {"miniature": 5, "large": 2}}
-    assert known.get(hashlib.sha256(text).hexdigest()[:16]) == VERSIONS, (
+    versions = {corpus: VERSIONS[corpus] for corpus in ("miniature", "large")}
+    assert known.get(hashlib.sha256(text).hexdigest()[:16]) == versions, (
         "occupations.toml has changed: raise the versions of both corpora, and update this hash"
     )
 

@@ -106,7 +106,7 @@ def test_bad_text_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_no_such_corpus(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"does not exist: .*\(known are large, miniature, pocket-pile"
+        DataError, match=r"does not exist: .*\(known are laboratory, large, miniature"
     ):
         texts(tmp_path / "none")
     with pytest.raises(DataError, match=r"has no file that ends with \.jsonl"):
