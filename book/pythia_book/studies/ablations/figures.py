@@ -63,8 +63,8 @@ def over_training(result: Result) -> Drawing:
     table = result.tables["differences"]
     columns = min(3, len(arms))
     rows = -(-len(arms) // columns)
-    with style.canvas(result, columns, 0.5 + 1.9 * rows, _intervals(result), rows=rows,
-                      sharey=True) as (figure, grid):  # fmt: skip
+    height = 0.5 + 1.9 * rows
+    with style.canvas(result, columns, height, _intervals(result), rows=rows) as (figure, grid):
         for arm, ax in zip(arms, grid, strict=False):  # a last row may have empty panels
             ax.axhspan(-MARGIN, MARGIN, color=style.GRID, linewidth=0, zorder=0)
             style.reference(ax, 0)
@@ -98,7 +98,7 @@ def arms_table(result: Result) -> Table:
                 "Size": row.size,
                 "Parameters": number_text(row.parameters),
                 "Held-out loss": _cell(row.loss, row.loss_low, row.loss_high),
-                "minus Pythia's": DASH
+                "Minus Pythia's": DASH
                 if row.arm == BASELINE
                 else _cell(row.value, row.low, row.high),
                 "Speed": DASH
