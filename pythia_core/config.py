@@ -58,7 +58,7 @@ DOMAINS_OF = {
     "large": (*LARGE_DOMAINS, *PLANTED_DOMAINS, *ALTERNATIVES),
     "laboratory": LABORATORY_DOMAINS,
 }
-"""Maps each corpus of the scales to its domains."""
+"""Maps each corpus that the book registers to its domains."""
 
 
 def default_domains(corpus: str) -> tuple[str, ...]:

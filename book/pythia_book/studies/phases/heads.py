@@ -2,10 +2,10 @@
 
 An *induction head* attends from a token to the token that followed its earlier occurrence, and a
 *previous-token head* to the token before. A head counts as either if it does so TIMES_UNIFORM times
-as much as uniform attention would (that a head also copies, as Olsson et al. require, is what the
-knock-out tests). Heads are found on one half of the sequences, and knocked out on
-the other half: their values are replaced by the mean over all positions, so that they write the
-same vector everywhere (mean ablation).
+as much as uniform attention would. (Olsson et al. require that an induction head also copies; this
+is what the knock-out tests.) Heads are found on one half of the sequences, and knocked out on the
+other half: their values are replaced by the mean over all positions, so that they write the same
+vector everywhere (mean ablation).
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 VERSION = 4
 """Part of the cache key of results. Increase it when new code changes any number."""
 TIMES_UNIFORM = 5
+"""How many times uniform attention a head must give to count as one of a kind."""
 N_SEQUENCES, SEED = 64, 1
 DRAWS = 8
 """Random choices of the other heads, over which their gain is averaged."""

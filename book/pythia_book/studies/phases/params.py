@@ -26,6 +26,7 @@ LABORATORY_UPDATES, LABORATORY_BATCH, LABORATORY_WARMUP = 572, 64, 0.05
 """Learning rates and warm-up were chosen in pilot runs so that models of two layers learn to copy
 about halfway through. Longer than Pythia's, the warm-up lets them learn it earlier."""
 DEPTHS = (1, 2, 4, 8)
+"""Numbers of layers that models of the laboratory can have."""
 FIRST_SEED = 2000
 """First seed of the laboratory. Lower seeds were used to design the study."""
 
@@ -62,7 +63,9 @@ class Params(StudyParams):
         return scale_named(self.scale).published
 
     def check(self) -> None:
-        """Raise ConfigError if `paper` lacks released models or another scale names them."""
+        """Raise ConfigError if released models or their data are missing or out of place, or if
+        `steps` or `layers` is invalid.
+        """
         if self.released and not (self.source and self.data):
             raise ConfigError(
                 f"--scale {self.scale} requires source and data, got source={self.source!r} and "
@@ -81,7 +84,6 @@ class Params(StudyParams):
                 f"{self.scale}, both must be empty, got source={self.source!r} and "
                 f"data={self.data!r}"
             )
-
         saved = checkpoint_steps(scale_named(self.scale).steps)
         steps = [step for step in split_list(self.steps) if step not in ("all", "first", "last")]
         if not split_list(self.steps) or any(

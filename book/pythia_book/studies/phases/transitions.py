@@ -210,7 +210,7 @@ TOGETHER = (
 
 
 def claims(models: Sequence[Model]) -> list[Claim]:
-    """Return the claims and hypotheses about the models of the laboratory, with their tests.
+    """Return the claims about the models of the laboratory, with their tests.
 
     All claims and margins were written before the runs of the record, with other seeds than theirs
     known: pilot runs, and a first record with the seeds 1234 to 1238.
