@@ -85,6 +85,16 @@ class Estimate:
         return replace(self, **numbers, exact_p=lambda null: self.p_value(inverse(null)))
 
 
+def quoted(e: Estimate | None) -> dict[str, float] | float | None:
+    """Return an estimate as prose quotes it: with its interval, or the value alone.
+
+    The mean of a single unit, or of units with the same value, has no interval to quote.
+    """
+    if e is None:
+        return None
+    return e.interval() if e.low < e.high else e.value
+
+
 def estimate(
     values: np.ndarray,
     draws: int,

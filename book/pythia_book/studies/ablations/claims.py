@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 
 from pythia_book.records import value_text
-from pythia_book.stats import Estimate
+from pythia_book.stats import Estimate, quoted
 from pythia_book.studies.ablations.params import MEAN, Params
 from pythia_book.verdicts import Claim, falls, rises, within
 
@@ -51,11 +51,7 @@ def claims(params: Params, final: dict[tuple[str, str], Estimate | None]) -> lis
     def by_size(arm: str) -> str:
         """Return the effect at each size as a note."""
         known = [(size, e) for size in sizes if (e := final.get((size, arm)))]
-        return ", ".join(
-            f"{size}: {value_text(e.interval() if e.low < e.high else e.value)}"
-            for size, e in known
-            if len(sizes) > 1
-        )
+        return ", ".join(f"{size}: {value_text(quoted(e))}" for size, e in known if len(sizes) > 1)
 
     def effect(arm: str) -> Estimate | None:
         return final.get((MEAN, arm))

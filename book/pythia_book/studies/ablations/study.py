@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pythia_book.conduct import conduct
-from pythia_book.stats import Estimate, mean_over_known
+from pythia_book.stats import Estimate, mean_over_known, quoted
 from pythia_book.studies.ablations.claims import GAIN, KNOWN, MARGIN, claims
 from pythia_book.studies.ablations.params import BASELINE, MEAN, STUDY, Params
 from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
@@ -157,8 +157,7 @@ def _values(
         numbers |= {f"suite_parameters_{size}": count, f"suite_loss_{size}": loss}
     for arm in params.arm_list[1:]:
         for name, size in {"": MEAN, **{f"_{role}": size for role, size in roles.items()}}.items():
-            e = final[size, arm]
-            numbers[f"change_{arm}{name}"] = e and (e.interval() if e.low < e.high else e.value)
+            numbers[f"change_{arm}{name}"] = quoted(final[size, arm])
     for role, size in roles.items():
         numbers[f"size_{role}"] = size
         numbers[f"parameters_{role}"] = parameters[name_of(size, BASELINE)]

@@ -27,8 +27,8 @@ from pythia_book.clustered import crossed_mean
 from pythia_book.published.deduplication import BEFORE, EPOCH_STEP
 from pythia_book.published.means import mean_over_pairs
 from pythia_book.published.tables import CONVENTION, SAME, SAME_WHY
-from pythia_book.records import number_text
-from pythia_book.stats import Estimate, mean_over
+from pythia_book.records import number_text, value_text
+from pythia_book.stats import Estimate, mean_over, quoted
 from pythia_book.studies.deduplication.params import KNOWN_SD, MARGIN
 from pythia_book.studies.deduplication.tables import (
     HELDOUT,
@@ -247,7 +247,7 @@ def _models_alone(e: Estimate | None) -> str:
     """Return the end of a note: the interval of `e`, over models only; "" if `e` is None."""
     if e is None:
         return ""
-    interval = _interval(e, 2).partition(" ")[2]
+    interval = value_text(quoted(e)).partition(" ")[2]
     return f"; the interval over the models alone, for these items, is {interval}"
 
 
@@ -314,11 +314,6 @@ def _seeds_alone(params: Params) -> str:
     return f"{params.seeds} seed{'' if params.seeds == 1 else 's'}"
 
 
-def _interval(e: Estimate, decimals: int = 3) -> str:
-    """Return an estimate and its interval as a text."""
-    return "{} [{}, {}]".format(*(number_text(v, decimals) for v in (e.value, e.low, e.high)))
-
-
 def _suite_change(params: Params, measured: Measurements) -> tuple[Estimate | None, str]:
     """Return how deduplication changes the suite's held-out loss, and what was averaged.
 
@@ -373,7 +368,7 @@ def _every_size(params: Params, values: np.ndarray, unit: str, margin: float, wh
     j, e = worst
     note = f"{why}; of all sizes, the one with the largest p-value is shown"
     if (mean := over_seeds(values)) and len(params.size_list) > 1:
-        note += f"; the mean over sizes is {_interval(mean)}"
+        note += f"; the mean over sizes is {value_text(quoted(mean))}"
     if e.low < e.high:
         shown = number_text(smallest_margin(e))
         note += f"; with this spread, the smallest margin that could be shown is ±{shown} {unit}"
@@ -409,7 +404,7 @@ def _slice(params: Params, measured: Measurements, units: str) -> Test:
         for name in shares
     }
     note = "; ".join(
-        f"{100 * shares[name]:.0f} % {WHERE[name]}: {_interval(e)}"
+        f"{100 * shares[name]:.0f} % {WHERE[name]}: {value_text(quoted(e))}"
         for name, e in estimates.items()
         if e
     )

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.corpora.occupations import GROUPS
-from pythia_book.stats import mean_over, ratio_of_means, slope
+from pythia_book.stats import mean_over, quoted, ratio_of_means, slope
 from pythia_book.studies.gender_bias.params import ARMS, CONTROL, Params, fork_step
 from pythia_book.study import Measurements, name_of
 from pythia_book.tasks.associations import UNSEEN
@@ -181,10 +181,7 @@ class Slopes:
 
 def seed_mean(units: Any) -> Any:
     """Return the mean over seeds with its interval, or alone if there is one seed; None if None."""
-    if units is None:
-        return None
-    e = mean_over(np.asarray(units))
-    return e.interval() if e.n_items > 1 else e.value
+    return None if units is None else quoted(mean_over(np.asarray(units)))
 
 
 def _retained_rows(params: Params, slopes: Slopes) -> Iterator[dict[str, object]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pythia_book import style
 from pythia_book.records import number_text, value_text
-from pythia_book.stats import mean_over_known
+from pythia_book.stats import mean_over_known, quoted
 from pythia_book.studies.phases.claims import NAMES
 from pythia_book.studies.phases.transitions import depth_name
 from pythia_book.style import DASH, INK, MUTED, Drawing, Table, interval, padded_limits
@@ -231,10 +231,8 @@ KNOCK_OUTS = {
 
 def _mean_text(values: pd.Series) -> str:
     """Return a mean over models with its interval, as text."""
-    e = mean_over_known(values.to_numpy(float))
-    if e is None:
-        return DASH
-    return value_text(round(e.value, 3) if e.n_items == 1 else e.interval())
+    shown = quoted(mean_over_known(values.to_numpy(float)))
+    return DASH if shown is None else value_text(shown)
 
 
 def _colour(layers: int) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.stats import Estimate, mean_over_known
+from pythia_book.stats import Estimate, mean_over_known, quoted
 from pythia_book.studies.phases.tables import KL
 from pythia_book.study import name_of
 from pythia_book.verdicts import Claim, rises, within
@@ -229,12 +229,18 @@ def claims(models: Sequence[Model]) -> list[Claim]:
         """Return by how many doublings of the step number an event comes after another."""
         return over(np.log2(m.step_of(second) / m.step_of(first)) for m in deep)
 
+    def dated(e: Estimate | None) -> str:
+        """Return `units`, and how many of them have dates, if some lack checkpoints."""
+        n = e.n_seeds if e else 0
+        return units if n == len(deep) else f"{units}; {n} of them with both dates"
+
     uni, bi, _ = KL.values()
+    together, order = between("prefix", "loss"), between(uni, bi)
     return [
         Claim(
             "In models of two layers, the loss on repeated text falls when induction heads form.",
             f"{OLSSON}, introduction",
-            within(between("prefix", "loss"), "doublings of training", units, TOGETHER_MARGIN,
+            within(together, "doublings of training", dated(together), TOGETHER_MARGIN,
                    "the steepest fall of the loss, after the steepest rise of prefix matching"),
             quote=TOGETHER,
         ),
@@ -271,7 +277,7 @@ def claims(models: Sequence[Model]) -> list[Claim]:
         ),
         Claim(
             "On the grammar, models of two layers come nearest to bigrams later than to unigrams.",
-            BELROSE, rises(between(uni, bi), "doublings of training", units),
+            BELROSE, rises(order, "doublings of training", dated(order)),
             quote=INCREASING,
         ),
     ]  # fmt: skip
@@ -284,23 +290,18 @@ def values(models: Sequence[Model], facts: dict[str, Any]) -> dict[str, Any]:
     uni, bi, _ = KL.values()
     for depth in (SHALLOW, DEEP, DEEPER):
         same = [model for model in models if model.layers == depth]
-        quoted = {
+        found = {
             name: [m.curves[name][-1] if m.finished else np.nan for m in same]
             for name in ("gain", "order_gain", "repeats")
         }
         if depth == DEEP:
-            quoted["rise"] = [m.rise for m in same]
-            quoted |= {f"transition_{event}": [m.step_of(event) for m in same] for event in EVENTS}
-            quoted |= {f"nearest_{name}": [m.step_of(name) for m in same] for name in (uni, bi)}
+            found["rise"] = [m.rise for m in same]
+            found |= {f"transition_{event}": [m.step_of(event) for m in same] for event in EVENTS}
+            found |= {f"nearest_{name}": [m.step_of(name) for m in same] for name in (uni, bi)}
             for kind in KNOCKED_OUT[1:]:
                 name = kind.replace("-", "_").replace(" ", "_")
-                quoted[f"left_{name}"] = [100 * m.left(kind) for m in same]
-                quoted[f"cost_{name}"] = [m.cost(kind) for m in same]
-        numbers |= {f"{name}_{depth}": _interval(found) for name, found in quoted.items()}
+                found[f"left_{name}"] = [100 * m.left(kind) for m in same]
+                found[f"cost_{name}"] = [m.cost(kind) for m in same]
+        for name, each in found.items():
+            numbers[f"{name}_{depth}"] = quoted(mean_over_known(each))
     return numbers
-
-
-def _interval(found: list[float]) -> dict[str, float] | float | None:
-    """Return the mean over models with its interval; the value alone of a single model."""
-    e = mean_over_known(found)
-    return None if e is None else e.value if e.n_items == 1 else e.interval()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pythia_book.records import number_text
-from pythia_book.stats import Estimate, mean_over_known
+from pythia_book.stats import mean_over_known, quoted
 from pythia_book.studies.repetition.claims import NEGLIGIBLE
 from pythia_book.studies.repetition.fits import DECAY, Laws
 from pythia_book.studies.repetition.law import (
@@ -20,17 +20,10 @@ from pythia_book.studies.repetition.law import (
 from pythia_book.studies.repetition.losses import Losses, Worth, geometric_mean, mean_worth
 
 
-def shown(e: Estimate | None) -> Any:
-    """Return an estimate as a record has it: without interval if the values do not vary."""
-    if e is None:
-        return None
-    return e.interval() if e.low < e.high else e.value
-
-
 def worth_shown(worth: Worth) -> Any:
     """Return a worth as a record has it; as a text if it is an upper bound."""
     e, bound = worth.mean()
-    return f"≤ {number_text(e.value)}" if e and bound else shown(e)
+    return f"≤ {number_text(e.value)}" if e and bound else quoted(e)
 
 
 def values(losses: Losses, laws: Laws) -> dict[str, Any]:
@@ -74,7 +67,7 @@ def values(losses: Losses, laws: Laws) -> dict[str, Any]:
         "gaps": losses.measured.facts["gaps"],
     }
     for r in (2, 4, 8, 16):
-        numbers[f"excess_{r}"] = shown(
+        numbers[f"excess_{r}"] = quoted(
             mean_over_known(np.mean([losses.cost(s, r, percent=True) for s in sizes], axis=0))
         )
         numbers[f"worth_{r}"] = worth_shown(mean_worth([losses.worth_at_end(s, r) for s in sizes]))
@@ -87,13 +80,13 @@ def values(losses: Losses, laws: Laws) -> dict[str, Any]:
         numbers[f"planned_{r}"] = worth_shown(mean_worth(planned))
     for role, size in roles.items():
         numbers[f"parameters_{role}"] = losses.parameters(size)
-        numbers[f"excess_4_{role}"] = shown(mean_over_known(losses.cost(size, 4, percent=True)))
+        numbers[f"excess_4_{role}"] = quoted(mean_over_known(losses.cost(size, 4, percent=True)))
         for r in (8, 16):
-            numbers[f"rise_{r}_{role}"] = shown(mean_over_known(losses.rise(size, r)))
-        numbers[f"onset_16_{role}"] = shown(geometric_mean(losses.onset(size, 16)))
-        numbers[f"best_epochs_{role}"] = shown(geometric_mean(losses.best_epochs(size, most)))
+            numbers[f"rise_{r}_{role}"] = quoted(mean_over_known(losses.rise(size, r)))
+        numbers[f"onset_16_{role}"] = quoted(geometric_mean(losses.onset(size, 16)))
+        numbers[f"best_epochs_{role}"] = quoted(geometric_mean(losses.best_epochs(size, most)))
     stop = [losses.planned(size, most) for size in sizes]
-    numbers["planned"] = shown(mean_over_known(np.mean(stop, axis=0)))
+    numbers["planned"] = quoted(mean_over_known(np.mean(stop, axis=0)))
     return numbers | _law_values(laws)
 
 
@@ -118,8 +111,8 @@ def _law_values(laws: Laws) -> dict[str, Any]:
         numbers[text] = ", ".join(names) or "none"
     for rival in ("none", "data", "whole", "theirs", "penalty"):
         errors = laws.left_out_sizes(rival)
-        numbers[f"error_{rival}"] = None if errors is None else shown(mean_over_known(errors))
+        numbers[f"error_{rival}"] = None if errors is None else quoted(mean_over_known(errors))
     for rival in ("whole", "penalty"):
         of_most = [e for (name, r), e in laws.errors.items() if r == rival and " epochs" in name]
-        numbers[f"error_most_{rival}"] = shown(mean_over_known(of_most[0])) if of_most else None
+        numbers[f"error_most_{rival}"] = quoted(mean_over_known(of_most[0])) if of_most else None
     return numbers
