@@ -1,4 +1,4 @@
-"""GPT-NeoX, the architecture of Pythia (paper section 2.1; GPT-NeoX v1.0).
+"""GPT-NeoX, the architecture of Pythia (paper section 2.3; GPT-NeoX v1.0).
 
 GPT-NeoX differs from a plain GPT in five ways:
 

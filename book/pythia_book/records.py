@@ -328,15 +328,15 @@ _ORIGIN += ("peak_memory_mb", "disk_mb", "runs")
 
 def _origin(result: Result) -> dict[str, Any]:
     """Return the origin of a new record: data, commit, device, versions, cost and runs."""
-    runs = result.measured.runs
+    runs, facts = result.measured.runs, result.measured.facts
     return {
-        "data": sorted({run.data.fingerprint for run in runs}),
+        "data": sorted({*(run.data.fingerprint for run in runs), *facts.get("data", [])}),
         "commit": commit(),
-        "device": device() | result.measured.facts.get("device", {}),
+        "device": device() | facts.get("device", {}),
         "versions": versions(),
         "created": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "duration_s": round(time.time() - result.started, 1),
-        "training_s": round(sum(run.seconds for run in runs), 1),
+        "training_s": round(sum(run.seconds for run in runs) + facts.get("training_s", 0), 1),
         "peak_memory_mb": _peak_memory_mb(),
         "disk_mb": _disk_mb(runs),
         "runs": [_run_entry(run) for run in runs],

@@ -147,10 +147,10 @@ static inline void transpose(const float *rows, float *columns, int dim) {
     for (int d = 0; d < dim; d++) columns[d * W + i] = rows[i * dim + d];
 }
 
-/* Scores of keys after their query become -inf; `start` is the first query of the block. */
-static inline void mask_future(float *scores, int start) {
+/* Numbers of keys after their query become `value`; `start` is the first query of the block. */
+static inline void mask_future(float *numbers, int start, float value) {
   for (int j = 1; j < W; j++)
-    for (int i = 0; i < j; i++) scores[(start + j) * W + i] = -INFINITY;
+    for (int i = 0; i < j; i++) numbers[(start + j) * W + i] = value;
 }
 
 /* The block's outputs, (dim, W), and the logarithms of its sums of exponentials. */
@@ -160,7 +160,7 @@ static inline __attribute__((always_inline)) void attend(
   int n = start + W;
   transpose(q + start * dim, columns, dim);
   products(k, columns, scores, n, dim);
-  mask_future(scores, start);
+  mask_future(scores, start, -INFINITY);
   vec top = *(vec *)scores, sum = {0};
   for (int j = 1; j < n; j++)
     top = max_vec(top, *(vec *)(scores + j * W));
@@ -182,15 +182,14 @@ static inline __attribute__((always_inline)) void attend_backward(
   int n = start + W;
   transpose(q + start * dim, columns, dim);
   products(k, columns, scores, n, dim);
-  mask_future(scores, start);
   transpose(dout + start * dim, columns, dim);
   products(v, columns, dscores, n, dim);
   vec dot = {0}, log_sum = *(const vec *)(lse + start);
-  for (int j = 0; j < n; j++) {
-    vec p = exp_vec(*(vec *)(scores + j * W) - log_sum);
-    dot += p * *(vec *)(dscores + j * W);
-    *(vec *)(scores + j * W) = p;
-  }
+  for (int j = 0; j < n; j++)
+    *(vec *)(scores + j * W) = exp_vec(*(vec *)(scores + j * W) - log_sum);
+  mask_future(scores, start, 0.0f); /* e^-inf is 1e-38 here, and what follows subnormal: slow */
+  for (int j = 0; j < n; j++)
+    dot += *(vec *)(scores + j * W) * *(vec *)(dscores + j * W);
   for (int j = 0; j < n; j++) {
     vec *ds = (vec *)(dscores + j * W);
     *ds = *(vec *)(scores + j * W) * (*ds - dot);

@@ -41,7 +41,7 @@ MEAN = "mean"
 ARMS = {
     BASELINE: Arm("Pythia"),
     "sequential": Arm("sequential blocks", {"parallel_residual": False}),
-    "default_init": Arm("GPT-NeoX's initial weights", {"init": "normal_scaled"}),
+    "default_init": Arm("GPT-NeoX's default initialization", {"init": "normal_scaled"}),
     "full_rotary": Arm("rotary on whole heads", {"rotary_fraction": 1.0}),
     "no_rotary": Arm("no rotary embedding", {"rotary_fraction": 0.0}),
     "tied": Arm("tied embeddings", tied=True),

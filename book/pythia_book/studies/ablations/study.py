@@ -15,7 +15,7 @@ import numpy as np
 
 from pythia_book.conduct import conduct
 from pythia_book.stats import Estimate, mean_over_known, quoted
-from pythia_book.studies.ablations.claims import GAIN, KNOWN, MARGIN, claims
+from pythia_book.studies.ablations.claims import GAIN, MARGIN, SUITE, claims, worth
 from pythia_book.studies.ablations.params import BASELINE, MEAN, STUDY, Params
 from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
 from pythia_core.suite import scale_named
@@ -42,17 +42,19 @@ def measure(params: Params, progress: bool = True) -> Measurements:
             for arm in params.arm_list:
                 config = params.config(size, arm, seed)
                 jobs[size, arm, seed] = training.Job(arm, config, params.checkpoints, data)
-    losses = dict(zip(jobs, training.train_all([*jobs.values()], progress), strict=True))
+    trained = dict(zip(jobs, training.train_all([*jobs.values()], progress), strict=True))
     arrays, parameters = {}, {}
     for size in params.size_list:
         first = {arm: jobs[size, arm, 0] for arm in params.arm_list}
         seconds = training.seconds_per_update([*first.values()], progress)
-        for (arm, job), row in zip(first.items(), seconds, strict=True):
-            each = [losses[size, arm, seed].mean(1, np.float64) for seed in range(params.seeds)]
-            arrays[name_of("loss", size, arm)] = np.array(each)
-            arrays[name_of("seconds", size, arm)] = row
+        for (arm, job), times in zip(first.items(), seconds, strict=True):
+            rows = [trained[size, arm, seed]["loss"] for seed in range(params.seeds)]
+            arrays[name_of("loss", size, arm)] = np.array([r.mean(1, np.float64) for r in rows])
+            arrays[name_of("seconds", size, arm)] = times
             parameters[name_of(size, arm)] = training.n_parameters(arm, job.config.model)
     facts = {
+        "data": sorted({job.data.fingerprint for job in jobs.values()}),
+        "training_s": float(sum(each["seconds"] for each in trained.values())),
         "parameters": parameters,
         "heldout_rows": len(training.heldout_rows(next(iter(jobs.values())).data)),
         "init_factors": {
@@ -134,7 +136,9 @@ def _values(
     - `change_ARM`, `change_ARM_ROLE`: final loss minus Pythia's, nats per token.
     - `speed_ARM_ROLE`: speed relative to Pythia's, the median over rounds.
     - `init_factor_ROLE`, `init_output_factor_ROLE`: see training.init_factors.
-    - `tied_percent_ROLE`: by how many percent fewer parameters the tied model has.
+    - `tied_percent_ROLE`: by how many percent fewer parameters the tied model has;
+      `tied_worth_ROLE`: what so many parameters are worth in Pythia's architecture, in nats.
+    - `margin_total`: the margin if embeddings counted as parameters.
     """
     scale, sizes = scale_named(params.scale), params.size_list
     roles = {"smallest": sizes[0], "largest": sizes[-1]}
@@ -151,10 +155,11 @@ def _values(
         "tokens": params.n_steps * scale.batch_size * scale.data.seq_len,
         "heldout_rows": measured.facts["heldout_rows"],
         "margin": f"{MARGIN:g}",
+        "margin_total": f"{worth(GAIN, total=True):.3f}",
         "gain_percent": round(100 * (GAIN - 1)),
     }
-    for size, (count, loss) in KNOWN.items():
-        numbers |= {f"suite_parameters_{size}": count, f"suite_loss_{size}": loss}
+    for size, model in SUITE.items():
+        numbers |= {f"suite_parameters_{size}": model.bare, f"suite_loss_{size}": model.loss}
     for arm in params.arm_list[1:]:
         for name, size in {"": MEAN, **{f"_{role}": size for role, size in roles.items()}}.items():
             numbers[f"change_{arm}{name}"] = quoted(final[size, arm])
@@ -166,6 +171,7 @@ def _values(
         if "tied" in params.arm_list:
             tied, untied = parameters[name_of(size, "tied")], numbers[f"parameters_{role}"]
             numbers[f"tied_percent_{role}"] = round(100 * (1 - tied / untied))
+            numbers[f"tied_worth_{role}"] = f"{worth(untied / tied, total=True):.2f}"
         for arm in params.arm_list[1:]:
             ratio = float(np.median(speeds(measured.arrays, size, arm)))
             numbers[f"speed_{arm}_{role}"] = f"{ratio:.2f}"

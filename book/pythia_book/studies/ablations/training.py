@@ -37,7 +37,7 @@ from pythia_core.util.machine import device_info, keep_freed_memory
 from pythia_core.util.progress import bar
 from pythia_core.util.workers import one_thread, parallel_map
 
-VERSION = 1
+VERSION = 2
 """Part of the cache key: raise it when a change of this module alters results."""
 OPS = replace(PLAIN, linear_cross_entropy=FAST.linear_cross_entropy)
 ROUNDS, UPDATES = 7, 2
@@ -141,25 +141,28 @@ def train(job: Job) -> Arrays:
     """Train the model of a job and save the result.
 
     Returns:
-        "loss", float32[steps, rows]: the loss of each held-out row, nats per token.
+        "loss", float32[steps, rows]: the loss of each held-out row, nats per token;
+        "seconds", float64[]: what training and measuring took.
 
     Raises:
         TrainingError: the loss or the gradient is not finite.
     """
     keep_freed_memory()
+    start = time.perf_counter()
     trainer, rows = _trainer(job.arm, job.config), heldout_rows(job.data)
     losses = []
     for step in bar(iterable=range(job.config.train.steps), desc="training", unit="step"):
         trainer.update(job.data.batch(step, job.config.train.batch_size))
         if step + 1 in job.steps:
             losses.append(scoring.score_rows(trainer.model, rows).losses)
-    arrays = {"loss": np.array(losses, np.float32)}
+    seconds = np.array(time.perf_counter() - start)
+    arrays = {"loss": np.array(losses, np.float32), "seconds": seconds}
     save_cached(job.file, job.key, arrays)
     return arrays
 
 
-def train_all(jobs: Sequence[Job], progress: bool = True) -> list[np.ndarray]:
-    """Return "loss" of each job, float32[steps, rows]; only jobs without a result are trained."""
+def train_all(jobs: Sequence[Job], progress: bool = True) -> list[Arrays]:
+    """Return what `train` does, for each job; only jobs without a result are trained."""
     found = [load_cached(job.file, job.key) for job in jobs]
     missing = [job for job, arrays in zip(jobs, found, strict=True) if arrays is None]
     work = [run_flops(job.config) for job in missing]
@@ -175,7 +178,7 @@ def train_all(jobs: Sequence[Job], progress: bool = True) -> list[np.ndarray]:
             in_process=sum(work) < SHORT or torch.cuda.is_available(),
         )
     )
-    return [(next(trained) if arrays is None else arrays)["loss"] for arrays in found]
+    return [next(trained) if arrays is None else arrays for arrays in found]
 
 
 # --- timing ----------------------------------------------------------------------------------

@@ -55,6 +55,7 @@ def claims(
     read a thousandth of the text after which Olsson et al. saw induction heads form.
     """
     n, chance = facts["n_sequences"], facts["prefix_chance"]
+    heads = facts.get("laboratory_heads", 0)
     gaps = [at_the_end(params, models, size, "lens_gap") for size in params.size_list]
 
     def induction(text: str, measure: str, unit: str, quote: str, bound: float = 0) -> Claim:
@@ -94,7 +95,7 @@ def claims(
             )
             for early, late in ((1, 2), (2, 3))
         ),
-        *(of_induction if params.released else transitions.claims(of_laboratory)),
+        *(of_induction if params.released else transitions.claims(of_laboratory, heads)),
         Claim(
             "The logit lens is nearer to the final prediction before the last block than before "
             "the first.",

@@ -446,14 +446,19 @@ def values(machine: Row, gpu: list[Row], tables: dict[str, pd.DataFrame]) -> dic
     `machine` describes the CPU. The first row of `gpu`, if there is one, describes the GPU.
     """
     libraries = tables["steps"][tables["steps"].family == "transformers"].dropna(subset="ratio")
-    ratios, sizes = libraries.ratio.astype(float), tables["gpu_sizes"]
+    fastest = libraries.ratio.astype(float).groupby([libraries["size"], libraries.precision]).min()
+    own = tables["operations"][tables["operations"].implementation == "torch"]
+    own, sizes = own.dropna(subset="ratio").sort_values("ratio"), tables["gpu_sizes"]
     return {
         "device": machine["device"],
         "torch": machine["torch"],
         "matmul": {p: 1e3 * v for p, v in machine["matmul_tflop_per_s"].items()},
         "tokens": int(tables["steps"].tokens_per_update.dropna().iloc[0]),
-        "ratio_least": ratios.min(),
-        "ratio_most": ratios.max(),
+        "ratio_least": fastest.min(),
+        "ratio_most": fastest.max(),
+        "own_least": own.ratio.min(),
+        "own_least_name": own.kernel.iloc[0].replace("_", " ") if len(own) else None,
+        "own_least_dtype": own.dtype.iloc[0] if len(own) else None,
         "gpu": gpu[0]["device"] if gpu else NO_GPU,
         "gain_least": sizes.predicted_ratio.min(),
         "gain_most": sizes.predicted_ratio.max(),
