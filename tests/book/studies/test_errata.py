@@ -203,6 +203,9 @@ def test_the_real_released_scores() -> None:
     text = of_scores("winobias-prompt", released)
     assert '"refers_to"' in text and "410m 3.7 / 3.9, 410m 7 % swap 28.3 / 26.7" in text
     assert "6.9b 51.7 / 32.0, 6.9b 7 % swap 51.5 / 31.6" in text
+    assert "is 1.7 to 7.6 times that" in text and "with the other prompt, 1.0 to 1.2 times" in text
+    text = of_scores("swap-scores", released)
+    assert "is -0.2 points; one below -7.5" in " ".join(text.split())
 
 
 # --- page and command line -------------------------------------------------------------------
@@ -332,6 +335,7 @@ def test_verdicts_follow_the_planted_change(change: float, verdict: str) -> None
     assert init["ours"]["units"] == "5 seeds"
     assert "rows memorized 0.20 % instead of 0.90 %" in init["ours"]["note"]
     assert values["init_memorized_share"] == pytest.approx(0.2)
+    assert values["memorized_difference"] == pytest.approx(0.7)
     assert values["init_loss_percent"]["value"] == pytest.approx(init["ours"]["value"])
     assert values["seed_sd_percent"] == pytest.approx(1, abs=0.6)
     assert list(tables["memorized"].columns) == ["variant", "control", "share", "n"]

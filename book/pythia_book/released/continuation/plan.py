@@ -15,7 +15,7 @@ from pythia_book.released.continuation.data import TokenFileData
 from pythia_book.released.continuation.start import published_train
 from pythia_book.released.download import is_repository
 from pythia_book.released.pile import RELEASED, MissingShard
-from pythia_book.released.recipe import H100_PEAK
+from pythia_book.released.recipe import H100_PEAK, H100_UTILISATION
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import ConfigError, DataError
 from pythia_core.hf import local_folder
@@ -24,10 +24,8 @@ from pythia_core.training.memory import state_bytes
 from pythia_core.training.retention import checkpoint_bytes, saved_state_bytes
 from pythia_core.training.schedule import checkpoint_steps
 
-GPU, UTILISATION = "H100", 0.25
-"""Assumed device, and assumed fraction of its peak (bf16 without sparsity). The released 70M to
-410M models reached 22 to 26 % of the peak of their A100s, according to the GPU-hours in the paper.
-"""
+GPU = "H100"
+"""Assumed device."""
 NETWORK = 25e6
 """Assumed bytes per second of downloads."""
 LARGE_DOWNLOAD, LONG = 1e9, 3600.0
@@ -79,7 +77,7 @@ class Plan:
     @property
     def seconds(self) -> float:
         """Seconds to train all arms on one GPU at the assumed speed; 0 if the model is unknown."""
-        return self.flops / (H100_PEAK * UTILISATION)
+        return self.flops / (H100_PEAK * H100_UTILISATION)
 
     @property
     def saved(self) -> int:
@@ -137,7 +135,7 @@ class Plan:
                 f"disk: about {self.disk / 1e9:.1f} GB for optimizer states and for {self.saved} "
                 "checkpoints per arm",
                 f"training: 6 N D = {self.flops:.2g} FLOP, {self.seconds / 3600:.2g} h on one "
-                f"{GPU} at an assumed {UTILISATION:.0%} of {H100_PEAK / 1e12:.0f} TFLOP/s",
+                f"{GPU} at an assumed {H100_UTILISATION:.0%} of {H100_PEAK / 1e12:.0f} TFLOP/s",
                 "this plan is for one GPU; to split every batch over N GPUs, run "
                 "torchrun --nproc-per-node N -m pythia_core continue ...",
             ]

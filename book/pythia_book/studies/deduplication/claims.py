@@ -8,8 +8,8 @@ within MARGIN. Their text is repeated as in the Pile, so that the losses could d
 Held-out text as the deduplicated corpus has it was read by no model. The loss on held-out text as
 the standard corpus has it is a sum of changes that can have both signs, so it has no verdict.
 
-The suite's own text has a few documents that are repeated up to 128 times. Hernandez et al. 2022
-study this case, so we test their claim on it; the outcome was known from an earlier record.
+In the suite's own text, a few hundred passages occur up to 128 times. Hernandez et al. 2022
+study such a case, so we test their claim on it; the outcome was known from an earlier record.
 
 Margins and hypotheses on copies as in the Pile were written before the twins were trained at scale
 "laptop". Three seeds of 85k were seen before six were recorded.
@@ -65,7 +65,7 @@ FEWEST_WORDS = 10 * WORDS
 EPOCHS = ((53_000, BEFORE), (103_000, OFFICIAL_STEPS))
 """Two equally long windows, one before and one after EPOCH_STEP: first and last step of each."""
 ITEMS = "items' errors as released, as if no item were shared"
-LEE = "section 2.2, after Lee et al. 2021"
+LEE = "section 2.2, after Lee et al. 2022"
 BETTER = "LLMs trained on deduplicated data are better and memorize less of their data"
 NO_BENEFIT = "no clear benefit on language modeling performance"
 FEW_TEXTS = (
@@ -193,7 +193,7 @@ def _others(
         Claim(
             "If documents are repeated as in the Pile, deduplicated models memorize more of the "
             "text that occurs once.",
-            "follows from Lee et al. 2021 if training is equally long",
+            "follows from Lee et al. 2022 if training is equally long",
             ours=rises(
                 over_seeds(memory(params, measured, "once")),
                 "nats per token",

@@ -44,14 +44,14 @@ def answer(result: Result) -> Drawing:
     changes, suite = result.tables["changes"], result.tables["effects"]
     changes = changes[changes.measure.isin(TEXTS)]
     ours = f"{result.params.seeds} seeds" if result.params.seeds > 1 else "one seed"
-    notes = f"bars: 95 % intervals over {ours}; with a few texts, over held-out rows"
+    notes = f"bars: 95 % intervals over {ours}; in the second panel, over held-out rows"
     with style.canvas(result, 2, 2.8, notes, sharey=True, ratios=(1, 1.5)) as (figure, axes):
         pile, heavy = axes
         pile.axhspan(-MARGIN, MARGIN, color=style.GRID, linewidth=0, zorder=0)
         _points(pile, changes, _sizes(result))
         pile.set_title("copies as in the Pile")
         pile.set_ylabel("deduplicated minus standard,\nloss in nats per token")
-        heavy.set_title("a few texts up to 128 times")
+        heavy.set_title("texts repeated up to 128 times")
         for at, row in enumerate(suite.itertuples()):
             style.interval_point(heavy, at, row, style.INK, 1, markersize=5)
         style.category_ticks(heavy, suite["size"])
@@ -61,7 +61,7 @@ def answer(result: Result) -> Drawing:
         means = style.rows_where(changes, size=ALL)
         numbers = [f"{TEXTS[row.measure]} {row.value:+.3f}" for row in means.itertuples()]
         if len(suite):
-            numbers.append(f"a few texts up to 128 times {suite.value.mean():+.3f}")
+            numbers.append(f"texts repeated up to 128 times {suite.value.mean():+.3f}")
         return Drawing(figure, "Change of held-out loss by deduplication", numbers)
 
 
@@ -239,7 +239,7 @@ def remembered(result: Result) -> Drawing:
     """Draw what share of the training rows each final model of the suite has memorized."""
     memorized = result.tables["memorized"]
     sizes = result.params.suite_sizes
-    with style.canvas(result, 1, 2.6, "bars: 95 % intervals") as (figure, (ax,)):
+    with style.canvas(result, 1, 2.6, "bars: 95 % intervals over rows") as (figure, (ax,)):
         if memorized.empty:
             style.say(ax, "no final model could be measured")
             return Drawing(figure, "no final model could be measured")

@@ -8,6 +8,7 @@ Effects that need training are measured by errata.study.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -344,6 +345,7 @@ def released_winobias(tables: Tables) -> Values | None:
     - `prompts`: a text with the accuracies in percent, on pro- and anti-stereotypical sentences.
     - `least_ratio`, `most_ratio`: the range of the swapped models' accuracies, relative to their
       baselines, by the prompt "refers_to".
+    - `least_other`, `most_other`: the same by the other prompt.
     """
     rows = tables["winobias"]
     if rows.empty:
@@ -356,14 +358,15 @@ def released_winobias(tables: Tables) -> Values | None:
             for row in of_prompt.itertuples()
         ]
         parts.append(f'"{prompt}": {", ".join(cells)}')
-    sides = rows[rows.prompt == "refers_to"].set_index(["model", "intervention"])[["pro", "anti"]]
+    sides = rows.set_index(["prompt", "model", "intervention"])[["pro", "anti"]]
     baselines = sides.xs("none", level="intervention")
-    ratios = sides.drop("none", level="intervention").div(baselines, level="model")
-    return {
-        "prompts": "; ".join(parts),
-        "least_ratio": float(ratios.min().min()),
-        "most_ratio": float(ratios.max().max()),
-    }
+    swapped = sides.drop("none", level="intervention").reset_index("intervention", drop=True)
+    ratios = swapped / baselines.reindex(swapped.index)
+    refers_to = ratios.index.get_level_values("prompt") == "refers_to"
+    numbers: Values = {"prompts": "; ".join(parts)}
+    for name, some in (("ratio", ratios[refers_to]), ("other", ratios[~refers_to])):
+        numbers |= {f"least_{name}": some.min().min(), f"most_{name}": some.max().max()}
+    return numbers
 
 
 def released_twins(tables: Tables) -> Values | None:
@@ -371,6 +374,8 @@ def released_twins(tables: Tables) -> Values | None:
 
     - `twins`: the scores in percent, as text.
     - `error`: their mean standard error, in points.
+    - `least_change`: the lowest change from a control, in points.
+    - `needed`: the change below which a fall is significant, as if the models shared no item.
     """
     rows = tables["twins"]
     if rows.empty:
@@ -381,7 +386,15 @@ def released_twins(tables: Tables) -> Values | None:
                                 for arm, label in ARM_NAMES.items() if (model, arm) in means)
         for model in dict.fromkeys(rows.model)
     ]  # fmt: skip
-    return {"twins": "; ".join(twins), "error": float(rows.stderr.mean())}
+    controls = means.xs("none", level="intervention")
+    changes = means.drop("none", level="intervention").sub(controls, level="model")
+    error = float(rows.stderr.mean())
+    return {
+        "twins": "; ".join(twins),
+        "error": error,
+        "least_change": float(changes.min()),
+        "needed": -Z_95 * math.sqrt(2) * error,
+    }
 
 
 def guessing(task: str) -> float:

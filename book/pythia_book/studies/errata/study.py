@@ -191,10 +191,14 @@ def values(
         **{f"loss_{arm}": NOT_MEASURED for arm in ("standard", "deduplicated")},
         **{f"loss_{arm}": float(each.mean()) for arm, each in losses.items()},
         "seed_sd_percent": NOT_MEASURED,
+        "memorized_difference": NOT_MEASURED,
     }
     if params.seeds > 1 and "standard" in losses:
         each = losses["standard"]
         numbers["seed_sd_percent"] = 100 * float(each.std(ddof=1) / each.mean())
+    if len(memorized):
+        most = (memorized.share - memorized.control).abs().max()
+        numbers["memorized_difference"] = float(most)
     texts = controls(params)
     shares = memorized.set_index("variant")
     for name in LABELS:  # the pages refer to all of them, measured or not

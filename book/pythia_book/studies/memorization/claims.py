@@ -1,7 +1,7 @@
 """The claims about recitation, word for word.
 
 Claims about order are from section 3.2 of the Pythia paper. Claims about size are from Biderman et
-al. 2023b ("Emergent and Predictable Memorization", arXiv 2304.11158) and Carlini et al. 2022 (arXiv
+al. 2023b ("Emergent and Predictable Memorization", arXiv 2304.11158) and Carlini et al. 2023 (arXiv
 2202.07646).
 
 Intervals for released models are over sizes, because the released sequences contain many duplicates
@@ -156,14 +156,14 @@ def _models(extracted: Extracted, tables: dict[str, pd.DataFrame]) -> list[Claim
     return [
         Claim(
             "Larger models memorize more.",
-            "Carlini et al. 2022, abstract",
+            "Carlini et al. 2023, abstract",
             untestable(nothing) if nothing else confounded(size_trend(by_size, POINTS, ONE_RUN)),
             size_trend(dict(zip(theirs.model, theirs.share, strict=True)), POINTS, ONE_RUN),
             quote="Memorization significantly grows as we increase (1) the capacity of a model",
         ),
         Claim(
             "Text that is read more often is more often memorized.",
-            "Carlini et al. 2022, abstract",
+            "Carlini et al. 2023, abstract",
             untestable(nothing) if nothing else _repetition(extracted, tables["exposures"]),
             quote="Memorization significantly grows as we increase [...] (2) the number of times "
             "an example has been duplicated",

@@ -555,12 +555,19 @@ def values(found: Estimates, released: Tables) -> dict[str, Any]:
     `released_NAME`: the estimates;
     `logiqa_METRIC_above`, `logiqa_METRIC_above_holm`: see `_above_guessing`; METRIC is "acc" or
         "acc_norm";
+    `released_fewest_checkpoints`, `released_most_checkpoints`: of a model, evaluated zero-shot;
     `wsc_constant`: number of models whose WSC score is that of one constant answer;
     `mmlu_untrained`: mean zero-shot accuracy on MMLU of the untrained models, in percent.
     """
     numbers: dict[str, Any] = {
         f"released_{name}": e.interval() if e else None for name, e in found.items()
     }
+    curves = released.get("curves")
+    fewest = most = None
+    if curves is not None and len(curves):
+        counts = curves.groupby(["model", "deduped"]).size()
+        fewest, most = int(counts.min()), int(counts.max())
+    numbers |= {"released_fewest_checkpoints": fewest, "released_most_checkpoints": most}
     final = released.get("final")
     for metric, task in (("acc", "logiqa"), ("acc_norm", NORMALISED)):
         alone, corrected = _above_guessing(final, task) if final is not None else (None, None)

@@ -12,6 +12,7 @@ import numpy as np
 from pythia_book.published.scaling import SUM_SHOTS
 from pythia_book.published.tables import MODELS, NO_RELEASED
 from pythia_book.stats import LEVEL, Estimate
+from pythia_book.studies.scaling.released import parameters
 from pythia_book.verdicts import Claim, Test, untestable
 from pythia_core.training.schedule import OFFICIAL_STEPS
 
@@ -79,36 +80,51 @@ def values(released: Tables, draws: int) -> dict[str, Any]:
     `released_sums_share`: see `share_of_two_sizes`; `released_sums_least`, `released_sums_most`:
     the smallest and the largest such share over all operations and numbers of examples;
     `released_lambada_share`, `released_lambada_nats_share`: that of accuracy and of log-probability
-    on LAMBADA, mean of both texts, over the sizes that were asked sums. All are in percent.
+    on LAMBADA, mean of both texts, over the sizes that were asked sums; with `lambada_all` and
+    `lambada_nats_all`, over all sizes. All are in percent. With `_factor` instead of `_share`: by
+    what factor the step multiplies the parameters without embeddings.
     """
     test = share_of_two_sizes(released, draws)
     share = test.estimate.interval() if test.estimate else None
-    return {"released_sums_share": share} | _shares(released) | _over_training(released)
+    return _shares(released) | {"released_sums_share": share} | _over_training(released)
 
 
 def _shares(released: Tables) -> dict[str, float | None]:
-    """Return the values `released_sums_least`, `..._most` and those on LAMBADA (see `values`)."""
+    """Return the shares and factors of `values`, all without intervals."""
     numbers: dict[str, float | None] = {}
-    sums, shares = released.get("sums"), []
+    sums, lambada, operands = (released.get(name) for name in ("sums", "lambada", "operands"))
+    scores, shares = {}, []
+    if operands is not None and len(operands):
+        scores["sums"] = operands.groupby("model").value.mean()
     if sums is not None and len(sums):
         last = sums[sums.step == OFFICIAL_STEPS]
-        shares = [_share(each.set_index("model").value)
+        shares = [_largest_step(each.set_index("model").value)[0]
                   for _, each in last.groupby(["operation", "shots"])]  # fmt: skip
+        if lambada is not None and len(lambada):
+            last = lambada[lambada.step == OFFICIAL_STEPS]
+            every = last.groupby("model")[["value", "nats"]].mean()
+            asked = every[every.index.isin(sums.model)]
+            scores |= {"lambada": asked.value, "lambada_nats": asked.nats,
+                       "lambada_all": every.value, "lambada_nats_all": every.nats}  # fmt: skip
     numbers["released_sums_least"] = min(shares, default=None)
     numbers["released_sums_most"] = max(shares, default=None)
-    lambada = released.get("lambada")
-    for name, column in (("lambada", "value"), ("lambada_nats", "nats")):
-        share = None
-        if lambada is not None and len(lambada) and sums is not None and len(sums):
-            last = lambada[(lambada.step == OFFICIAL_STEPS) & lambada.model.isin(sums.model)]
-            share = _share(last.groupby("model")[column].mean())
-        numbers[f"released_{name}_share"] = share
+    for name in ("sums", "lambada", "lambada_nats", "lambada_all", "lambada_nats_all"):
+        share, factor = _largest_step(scores[name]) if name in scores else (None, None)
+        numbers |= {f"released_{name}_share": share, f"released_{name}_factor": factor}
     return numbers
 
 
-def _share(by_model: pd.Series) -> float:
-    """Return the share of `steepness`, in percent, of a score by model."""
-    return 100 * steepness(by_model[[m for m in MODELS if m in by_model.index]].to_numpy())[0]
+def _largest_step(by_model: pd.Series) -> tuple[float, float]:
+    """Return the largest step of a score by model between neighbouring sizes (see `steepness`).
+
+    Returns:
+        Its share of the range, in percent; and by what factor the parameters without embeddings
+        grow.
+    """
+    models = [m for m in MODELS if m in by_model.index]
+    share, place = steepness(by_model[models].to_numpy())
+    before, after = parameters(models[place - 1 : place + 1])
+    return 100 * share, after / before
 
 
 def _over_training(released: Tables) -> dict[str, Any]:

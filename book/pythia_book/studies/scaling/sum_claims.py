@@ -108,6 +108,7 @@ def largest_jump(table: pd.DataFrame, measure: str) -> Test:
         for seen in every[every.jump_low > 0].itertuples():
             ends = f"{seen.jump:.2g} [{seen.jump_low:.2g}, {seen.jump_high:.2g}]"
             reason += f"; yet {seen.size} {seen.arm} jumps by {ends} {unit} at step {seen.step}"
+            reason += f" (not corrected for {len(MEASURES)} scores)"
         return untestable(reason)
     e = Estimate(rows.share.max(), rows.share_low.max(), rows.share_high.max(), len(rows), 1)
     top = rows.loc[rows.share.idxmax()]

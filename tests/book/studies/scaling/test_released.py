@@ -275,4 +275,6 @@ def test_the_released_numbers() -> None:
     numbers = released.values(found, tables)
     assert (numbers["logiqa_acc_above"], numbers["logiqa_acc_norm_above"]) == (0, 6)
     assert numbers["wsc_constant"] == 8
+    checkpoints = [numbers[f"released_{end}_checkpoints"] for end in ("fewest", "most")]
+    assert checkpoints == [16, 26]
     assert numbers["mmlu_untrained"] == pytest.approx(22.3, abs=0.05)
