@@ -91,6 +91,7 @@ def all_learned(associations: pd.DataFrame, sizes: Sequence[str]) -> tuple[bool,
         least = tested.loc[tested.value.idxmin()]
         note += (
             f"; smallest slope {least.value:.3f} [{least.low:.3f}, {least.high:.3f}] "
-            f"({least['size']}, {least.arm} text), largest p = {p.max():.2g} after Holm's correction"
+            f"({least['size']}, {least.arm} text); largest p = {p.max():.2g} after Holm's "
+            "correction"
         )
     return 0 < n_models == learned, note
