@@ -212,7 +212,7 @@ def _legend_html() -> str:
 
 
 class Outcome(SphinxDirective):
-    """One sentence: how many of the paper's statements come out how, in the recorded runs."""
+    """One sentence: how many statements come out how, in the recorded runs."""
 
     def run(self) -> list[nodes.Node]:
         rows = [row for study in RUNS for row in paper_rows(study)]
@@ -235,15 +235,15 @@ _OUTCOMES = {
 
 
 def outcome(rows: Sequence[dict[str, Any]]) -> str:
-    """Say how many statements of the paper come out how, on the released numbers and on ours."""
+    """Say how many statements come out how, on the released numbers and on ours."""
     texts = {}
     for side, words in _OUTCOMES.items():
         counts = Counter(row[side]["verdict"] for row in rows if row[side])
         parts = (f"{counts[verdict]} {word}" for verdict, word in words.items() if counts[verdict])
         texts[side] = f"{sum(counts.values())} times on {{}} ({', '.join(parts)})"
     return (
-        f"We test {len({row['claim'] for row in rows})} statements of the paper, "
-        f"{texts['released'].format('the released numbers')} and "
+        f"We test {len({row['claim'] for row in rows})} statements of the paper, or of the work it "
+        f"builds on: {texts['released'].format('the released numbers')} and "
         f"{texts['ours'].format('our miniature')}."
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -167,7 +168,7 @@ def test_every_model_of_the_sizes_must_have_learned() -> None:
     assert all_learned(associations(ps), ["25k", "600k"])[0]
     assert all_learned(associations(ps | {cells[-1]: 0.049}), ["25k", "600k"])[0], "the largest"
     learned, note = all_learned(associations(ps | {cells[-1]: 0.06}), ["25k", "600k"])
-    assert not learned and note.startswith("3 of 4 models (25k, 600k); slopes 0.500 to 0.500")
+    assert not learned and note.startswith("3 of 4 models (25k, 600k); smallest slope 0.500 [0.400")
     assert "largest p = 0.06 after Holm's correction" in note
     assert all_learned(associations(ps | {cells[0]: 0.9}), ["25k", "600k"])[0], "7k is not tested"
     assert not all_learned(associations(ps), ["25k", "7k", "600k"])[0], "0.05 / 6"
@@ -232,24 +233,20 @@ def checks(
     ps: dict[tuple[str, str], float],
     planted: tuple[int, int] = (5, 5),
     whole: bool = True,
-    flat: np.ndarray | None = None,
-    slopes: np.ndarray | None = None,
+    slopes: Sequence[float] | np.ndarray = (),
 ) -> list[str]:
-    """Return the verdicts on the planted text: kept by deduplication, learned, uniform, no slope.
+    """Return the verdicts on the planted text: kept by deduplication, learned, no slope.
 
     Args:
         planted: tokens of sums in the standard and in the deduplicated text.
-        flat: p-values of models of the text with flat shares.
-        slopes: slopes of these models; None: close to 0.
+        slopes: slopes of models of the text with flat shares.
     """
-    flat = np.zeros(0) if flat is None else flat
-    slopes = np.linspace(-0.01, 0.01, len(flat)) if slopes is None else slopes
     rows = [{"domain": name, "arm": arm, "tokens": n, "share": 0.1}
             for name, counts in {"copies": (90, 1), "equations": planted}.items()
             for arm, n in zip(DATA_ARMS, counts, strict=True)]  # fmt: skip
     tables = {
         "planted": pd.DataFrame(rows), "associations": associations(ps),
-        "flat": pd.DataFrame({"slope": slopes, "p": flat}),
+        "flat": pd.DataFrame({"slope": np.array(slopes, float)}),
     }  # fmt: skip
     facts = {"models": {size: {} for size, _ in ps}}
     made: list[Claim] = claims._planted_checks(facts, tables, whole)
@@ -260,32 +257,25 @@ LEARNED = {(size, arm): 1e-4 for size in LAPTOP_SIZES for arm in DATA_ARMS}
 
 
 def test_the_planted_checks_hold_and_fail() -> None:
-    rng = np.random.default_rng(0)
-    assert checks(LEARNED, flat=rng.random(20)) == ["holds"] * 4
-    assert checks(LEARNED)[2:] == ["not testable here"] * 2, "flat_seeds=0 is the default"
+    assert checks(LEARNED, slopes=np.linspace(-0.01, 0.01, 20)) == ["holds"] * 3
+    assert checks(LEARNED)[2] == "not testable here", "flat_seeds=0 is the default"
     assert checks(LEARNED, planted=(5, 4))[0] == "does not hold", "copies may be removed, not sums"
     assert checks(LEARNED | {("25k", "standard"): 0.06})[1] == "does not hold"
     too_small = {("7k", "standard"): 0.9, ("13k", "standard"): 0.9}
     assert checks(LEARNED | too_small)[1] == "holds"
-    assert checks(LEARNED, flat=rng.random(60) ** 2)[2] == "does not hold"
-    assert checks(LEARNED, flat=rng.random(19))[2] == "not testable here", "too few models"
     assert checks(LEARNED, whole=False)[1] == "not testable here"
 
 
 def test_models_of_flat_text_must_have_no_slope() -> None:
-    rng = np.random.default_rng(0)
-    p, noise = rng.random(20), rng.normal(0, 0.05, 20)
+    noise = np.random.default_rng(0).normal(0, 0.05, 20)
     noise -= noise.mean()
     margin = claims.FLAT_MARGIN
-    assert checks(LEARNED, flat=p, slopes=noise)[3] == "holds"
-    assert checks(LEARNED, flat=p, slopes=noise + 3 * margin)[3] == "does not hold"
-    assert checks(LEARNED, flat=p, slopes=noise - 3 * margin)[3] == "does not hold"
-    assert checks(LEARNED, flat=p, slopes=noise + margin)[3] == "not resolved"
-    assert checks(LEARNED, flat=p, slopes=10 * noise)[3] == "not resolved", "too much noise"
-    too_few = checks(LEARNED, flat=p[1:], slopes=noise[1:])
-    assert too_few[2:] == ["not testable here"] * 2
-    strong = checks(LEARNED, flat=p, slopes=noise + 3 * margin)
-    assert strong[2] == "holds", "of two checks, each has its own verdict"
+    assert checks(LEARNED, slopes=noise)[2] == "holds"
+    assert checks(LEARNED, slopes=noise + 3 * margin)[2] == "does not hold"
+    assert checks(LEARNED, slopes=noise - 3 * margin)[2] == "does not hold"
+    assert checks(LEARNED, slopes=noise + margin)[2] == "not resolved"
+    assert checks(LEARNED, slopes=10 * noise)[2] == "not resolved", "too much noise"
+    assert checks(LEARNED, slopes=noise[1:])[2] == "not testable here", "too few models"
 
 
 def test_without_a_size_that_should_learn_nothing_is_tested() -> None:

@@ -23,11 +23,14 @@ import numpy as np
 from pythia_book.records import number_text, value_text
 from pythia_book.stats import Estimate, difference, mean_over
 from pythia_book.studies.gender_bias import released_numbers as numbers
-from pythia_book.studies.gender_bias.associations import PLANTED_FRAMES, excess_over_mixture
+from pythia_book.studies.gender_bias.associations import (
+    PLANTED_FRAMES,
+    excess_over_mixture,
+    seed_mean,
+)
 from pythia_book.studies.gender_bias.coupling import (
     PLACEBO_WINDOW,
     TESTED_WINDOW,
-    UNCOUPLED,
     unit_z,
 )
 from pythia_book.studies.gender_bias.params import CONTROL, LONGER
@@ -59,10 +62,6 @@ FLAT_MARGIN = 0.03
 SHIFT_MARGIN = 0.4
 """A prior counts as unchanged within this, in logits. It is a tenth of what the swap shifted the
 prior by in the pilot."""
-COST_MARGIN = 0.02
-"""A rise of the held-out loss by less than this, in nats per token, is marginal. From 25k to 600k,
-the losses of neighbouring sizes differ by at least 0.03 (record of scaling, losses.csv). The margin
-was set when the losses of an earlier run were known (0.014 to 0.018 for 21 %)."""
 PILOT_SD = {UNSEEN: 0.297, PLANTED_FRAMES: 0.061}
 """Standard deviation, over three pilot seeds, of what 600k retains under the swap minus what 25k
 retains, by kind of frame (LOG.md, 2026-11-29)."""
@@ -92,6 +91,7 @@ ASSOCIATION = (
 )
 SWAP_NOT_SHOWN = "that the pronouns of these models were swapped is not shown; without a swap"
 """The first words of a reason for no verdict: the result would arise without a swap, too."""
+COST_KNOWN = 'a margin for "little" was set only when the losses of an earlier run were known'
 TOO_FEW = "too few checkpoints of our own forks at this scale"
 FISHER = "(Fisher's z)"
 """The unit of differences in coupling."""
@@ -255,13 +255,13 @@ class _Ours:
                 ),
             ),
             (
-                "In planted frames, too, the largest size retains more of the association under "
-                "the swap than the smallest.",
+                "In planted frames, the largest size retains more of the association under the "
+                "swap than the smallest.",
                 self._test(
                     self._between_sizes(PLANTED_FRAMES),
                     rises,
                     self._largest_minus_smallest(),
-                    note=self._shifts(PLANTED_FRAMES),
+                    note=f"{self._shifts(PLANTED_FRAMES)}{self._apart_beyond_reference()}",
                 ),
             ),
             (
@@ -324,6 +324,14 @@ class _Ours:
             f"{s} {number_text(self.slopes.shift(s, LONGER, frames).mean(), 2)}" for s in ends
         )
         return f"shift of the prior: {', '.join(shifts)} logits"
+
+    def _apart_beyond_reference(self) -> str:
+        """Say how much more the largest size retains beyond "mixture", in planted frames."""
+        beyond = self._excess(PLANTED_FRAMES)
+        if isinstance(beyond, str) or len(self.sizes) == 1:
+            return ""
+        apart = value_text(seed_mean(beyond[:, -1] - beyond[:, 0]))
+        return f"; beyond the reference, each at its own shift: {apart}"
 
     def _test(
         self,
@@ -392,13 +400,13 @@ class _Ours:
     def _over_sizes(self) -> str:
         return f"mean of {len(self.sizes)} sizes" if len(self.sizes) > 1 else self.sizes[0]
 
-    def _excess(self) -> np.ndarray | str:
+    def _excess(self, frames: str = UNSEEN) -> np.ndarray | str:
         """Return what the swap leaves beyond "mixture", float64[seeds, sizes], or why not."""
-        retained = self._retained(LONGER)
+        retained = self._retained(LONGER, frames)
         if isinstance(retained, str):
             return retained
         columns = [
-            excess_over_mixture(self.params, self.measured, self.slopes, size, LONGER)
+            excess_over_mixture(self.params, self.measured, self.slopes, size, LONGER, frames)
             for size in self.sizes
         ]
         return np.stack(columns, axis=1)
@@ -480,14 +488,14 @@ class _Ours:
         )
 
     def cost(self, arm: str) -> Test:
-        """Test that a swap raises the held-out loss by less than COST_MARGIN.
+        """Show, without a verdict, by how much a swap raises the held-out loss.
 
         Gendered pronouns are left out as targets: expecting others there is the aim, not the cost.
         """
         change = self.score(arm, "loss_rest") - self.score(CONTROL, "loss_rest")
         note = f"held-out loss without gendered pronouns; {self._by_size(change, digits=4)}"
-        below = partial(falls, bound=COST_MARGIN)
-        return self._test(change.mean(1), below, self._over_sizes(), "nats per token", note)
+        test = self._test(change.mean(1), falls, self._over_sizes(), "nats per token", note)
+        return untestable(COST_KNOWN, test.estimate, test.unit, test.units, test.note)
 
     # --- premises ---
 
@@ -818,18 +826,18 @@ def _excess_coupling(table: pd.DataFrame) -> Test:
 
     A failed test is evidence that the released models were not swapped. A passed one shows nothing.
     """
-    theirs, ours = (unit_z(table, s, "swap", (TESTED_WINDOW,)) for s in ("released", "ours"))
+    theirs, ours = (
+        unit_z(table, s, "swap", (TESTED_WINDOW,), left_out="") for s in ("released", "ours")
+    )
     if theirs.empty:
         return untestable(NO_NUMBERS)
     if ours.empty:
         return untestable(TOO_FEW)
-    apart = (table.model == UNCOUPLED).any()
-    without = f" (without {UNCOUPLED}, which does not follow its control)" if apart else ""
     r = [number_text(math.tanh(z.mean()), 2) for z in (theirs, ours)]
     return falls(
         difference(mean_over(theirs), mean_over(ours)),
         FISHER,
-        f"{len(theirs)} released models{without}, {len(ours)} of our forks",
+        f"{len(theirs)} released models, {len(ours)} of our forks",
         note=f"released r = {r[0]}, our real swaps r = {r[1]}, each from the mean Fisher's z over "
         f"three scores in the last {TESTED_WINDOW} % of training",
     )

@@ -311,6 +311,7 @@ def values(
     - `before_return`: mean over sizes of what the swap has left when "restored" gets its text back;
       `return_gain`: what "restored" retains at its end minus that.
     - `excess_SIZE`, `excess_difference`: what the longer swap retains beyond "mixture";
+      `excess_difference_planted`: in planted frames;
       `excess`, `excess_FRAMES`, `excess_mirror`: the mean over sizes, in other frames, and of the
       longer mirror.
     - `absent_difference`: what `absent_21` retains, largest minus smallest size.
@@ -369,7 +370,9 @@ def values(
         numbers[f"excess_{role}"] = seed_mean(units)
     numbers["excess_difference"] = difference(unseen)
     numbers["excess"] = mean_of_sizes(unseen)
-    numbers["excess_planted"] = mean_of_sizes(excess(LONGER, PLANTED_FRAMES))
+    planted = excess(LONGER, PLANTED_FRAMES)
+    numbers["excess_planted"] = mean_of_sizes(planted)
+    numbers["excess_difference_planted"] = difference(planted)
     numbers["excess_natural"] = mean_of_sizes(excess(LONGER, NATURAL))
     numbers["excess_mirror"] = mean_of_sizes(excess("mirror_21"))
     if "absent_21" in params.arms:

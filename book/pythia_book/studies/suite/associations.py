@@ -66,9 +66,9 @@ def flat_table(measured: Measurements) -> pd.DataFrame:
 
 
 def all_learned(associations: pd.DataFrame, sizes: Sequence[str]) -> tuple[bool, str]:
-    """Return whether every model of some sizes has learned the pronoun shares of made-up nouns.
+    """Return whether every model of some sizes has an association of made-up nouns above zero.
 
-    A model has learned the shares if, in unseen frames, the interval of its slope is above 0, and
+    A model has one if, in unseen frames, the interval of its slope is above 0, and
     `p` is below 0.05 after Holm's correction for all models. An unmeasured model counts as failed.
 
     Args:
@@ -76,8 +76,8 @@ def all_learned(associations: pd.DataFrame, sizes: Sequence[str]) -> tuple[bool,
         sizes: names of the sizes to test, on both texts.
 
     Returns:
-        Whether every model has learned the shares; and a note with the number of models that have,
-        the smallest and largest slope, and the largest p.
+        Whether every model has one; and a note with the number of models that have, the smallest
+        slope with its interval, and the largest p.
     """
     import pandas as pd
 
@@ -86,8 +86,12 @@ def all_learned(associations: pd.DataFrame, sizes: Sequence[str]) -> tuple[bool,
     n_models = len(sizes) * len(DATA_ARMS)
     p = pd.Series(holm(dict(tested.p.dropna())), dtype=float).reindex(tested.index)
     learned = int(((p < ALPHA) & (tested.low > 0)).sum())
-    note = (
-        f"{learned} of {n_models} models ({', '.join(sizes)}); slopes {tested.value.min():.3f} to "
-        f"{tested.value.max():.3f}, largest p = {p.max():.2g} after Holm's correction"
-    )
+    note = f"{learned} of {n_models} models ({', '.join(sizes)})"
+    if tested.value.notna().any():
+        least = tested.loc[tested.value.idxmin()]
+        note += (
+            f"; smallest slope {least.value:.3f} [{least.low:.3f}, {least.high:.3f}] "
+            f"({least['size']}, {least.arm} text); largest p = {p.max():.2g} after Holm's "
+            "correction"
+        )
     return 0 < n_models == learned, note

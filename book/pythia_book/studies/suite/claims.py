@@ -10,7 +10,7 @@ from pythia_book.released.recipe import HARDWARE
 from pythia_book.stats import mean_over
 from pythia_book.studies.suite.associations import all_learned
 from pythia_book.studies.suite.suites import SUITES
-from pythia_book.verdicts import ALPHA, Claim, Test, passes, untestable, within
+from pythia_book.verdicts import Claim, Test, passes, untestable, within
 from pythia_core.suite import DATA_ARMS, nominal_parameters
 from pythia_core.training.schedule import N_CHECKPOINTS
 
@@ -25,12 +25,12 @@ EPOCHS = {"standard": (0.90, 0.02), "deduplicated": (1.45, 0.03)}
 number for a miniature. Pythia read 300 billion tokens; the standard text has 334 billion tokens,
 the deduplicated text 207 billion."""
 FEWEST_MODELS = 20
-"""Fewest models of a text without associations for a test of the models' p-values or slopes."""
+"""Fewest models of a text without associations for a test of the models' slopes."""
 NEEDS_FLAT = f"needs {FEWEST_MODELS} models of such a text, e.g. flat_seeds=10"
 FLAT_MARGIN = 0.05
 """A smaller slope counts as no association. Complete learning has slope 1."""
 LEARNS_FROM = 25_000
-"""Models with at least this many non-embedding parameters should learn the planted associations."""
+"""Models with at least this many non-embedding parameters should have the planted associations."""
 TOTAL_HOURS = 544_280
 """A100-hours of all training, by Appendix D of the paper."""
 
@@ -165,17 +165,10 @@ def _planted_checks(facts: dict[str, Any], tables: Tables, whole: bool) -> list[
             kind="check",
         ),
         Claim(
-            f"Every model of at least {least} parameters, one run each, has learned which made-up "
-            "nouns go with feminine pronouns.",
+            "The association of the made-up nouns is above zero in every model of at least "
+            f"{least} parameters (one run each).",
             "interventions on pronouns; sentences that no model has read",
             ours=passes(learned, note) if large_enough and whole else untestable(reason),
-            kind="check",
-        ),
-        Claim(
-            "The permutation test is calibrated: in models of a text without associations, "
-            "p-values for shares drawn at random are uniform.",
-            "the permutation test within one model",
-            ours=_uniform(tables["flat"].p.dropna().to_numpy(float)),
             kind="check",
         ),
         Claim(
@@ -186,17 +179,6 @@ def _planted_checks(facts: dict[str, Any], tables: Tables, whole: bool) -> list[
             kind="check",
         ),
     ]
-
-
-def _uniform(p: np.ndarray) -> Test:
-    """Test whether p-values are uniform, by the Kolmogorov-Smirnov test at the 5 % level."""
-    from scipy.stats import kstest
-
-    if len(p) < FEWEST_MODELS:
-        return untestable(NEEDS_FLAT)
-    ks = kstest(p, "uniform")
-    note = f"{len(p)} models; {int((p < ALPHA).sum())} below {ALPHA:.2f}, mean {p.mean():.2f}; "
-    return passes(ks.pvalue > ALPHA, f"{note}Kolmogorov-Smirnov p = {ks.pvalue:.2g}")
 
 
 def _no_slope(slopes: np.ndarray) -> Test:
@@ -262,15 +244,16 @@ def _claims_on_the_suite() -> list[Claim]:
             "standard batch sizes on our smaller models",
         ),
         Claim(
-            f"The GPU-hours of all sizes add up to {TOTAL_HOURS:,} A100-hours.",
+            "The total of A100-hours is four times the hours of one model of each size (two texts, "
+            "trained twice).",
             "Appendix D; Table 5",
             released=passes(
                 hours == TOTAL_HOURS,
-                "four times the hours of one model of each size (two texts, trained twice): "
-                f"{hours:,}; this checks the sum, not the hours",
+                f"{hours:,} against {TOTAL_HOURS:,}; this checks the sum, not the hours",
             ),
             quote=f"the total compute required for training the models for this paper was "
             f"{TOTAL_HOURS:,} A100-hours",
+            kind="check",
         ),
     ]
 

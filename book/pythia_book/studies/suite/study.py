@@ -20,6 +20,7 @@ from pythia_book.studies.suite.claims import claims
 from pythia_book.studies.suite.params import STUDY, Params
 from pythia_book.studies.suite.read_counts import OFFICIAL, pile_reads
 from pythia_book.studies.suite.suites import READ, suites_tables
+from pythia_book.verdicts import ALPHA
 from pythia_core.suite import DATA_ARMS, OFFICIAL_SIZES
 from pythia_core.training.schedule import OFFICIAL_STEPS
 
@@ -246,6 +247,8 @@ def values(params: Params, facts: dict[str, Any], tables: Tables) -> dict[str, A
         numbers[f"planted_{row.domain}_{row.arm}_percent"] = 100 * row.share
     for arm, share in planted[planted.domain != "copies"].groupby("arm").share.sum().items():
         numbers[f"planted_{arm}_percent"] = 100 * share
+    p = tables["flat"].p.dropna()
+    numbers |= {"n_flat": len(p), "n_flat_below": int((p < ALPHA).sum())}
     for row in reads[reads.arm == "deduplicated"].itertuples():
         name = str(row.times).split(" ")[0]
         numbers[f"read_{name}_{row.policy}_percent"] = 100 * row.share

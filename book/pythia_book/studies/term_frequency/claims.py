@@ -11,6 +11,7 @@ from pythia_book.stats import Estimate, difference, mean_over, slope, wilson
 from pythia_book.studies.scaling.released import PER_TENFOLD, parameters
 from pythia_book.studies.term_frequency.params import CHOICES, WORD_BINS
 from pythia_book.studies.term_frequency.tables import (
+    TENTH,
     NumberScores,
     cell,
     selected,
@@ -35,6 +36,7 @@ NO_COUNTS = "how often each number occurs in the Pile was never released"
 IN_SUMS = (
     "frequency is that within the planted sums, not in the text; the paper counts the whole corpus"
 )
+ONE_RUN = "one run, and the variation between seeds decides"
 
 
 def claims(
@@ -164,20 +166,16 @@ def _on_frequency(params: Params, scores: NumberScores) -> list[Claim]:
     sizes, shots, steps = params.size_list, params.shot_list[-1], scores.steps
     large, first, last = sizes[-1], steps[0], steps[-1]
     units = f"20 numbers; one run of {large}"
-    confounded = f"small numbers are both frequent and easy to add; {IN_SUMS}"
+    boosted = [f"{count} of {TENTH}" for count in scores.boosted_in_tenths()]
+    confounded = (
+        "small numbers are both frequent and easy to add; the coin made frequent "
+        f"{boosted[0]} of the most frequent numbers and {boosted[1]} of the rarest; {IN_SUMS}"
+    )
     alike = untestable(NO_COUNTS)
 
-    early, late = (scores.gap(large, step, 0, "choice") for step in (first, last))
-    widening, guessed = None, ""
+    widening = None
     if first != last:
         widening = scores.gap_change(((large, first), (large, last)), 0, "choice")
-    if early and late and widening and early.low <= 0 <= early.high:
-        start = 100 * (late.value - widening.value)
-        guessed = (
-            f"; at step {first} the model guesses and the gap is {signed(start)} points, so this "
-            "mostly repeats that the right sum is picked out of four more often if its first "
-            "operand is frequent"
-        )
     gaps = {size: scores.gap(size, last, 0, "choice") for size in comparable_sizes(sizes)}
     measured = {size: gap.value for size, gap in gaps.items() if gap is not None}
 
@@ -186,8 +184,8 @@ def _on_frequency(params: Params, scores: NumberScores) -> list[Claim]:
             Claim(
                 text,
                 "section 3.3, after Razeghi et al. 2022",
-                rises(_percent(scores.gap(large, last, k, measure)), "points", units,
-                      note=confounded),
+                untestable(ONE_RUN, _percent(scores.gap(large, last, k, measure)), "points", units,
+                           confounded),
                 alike,
                 quote="accuracy tends to be higher for terms that are found more frequently "
                 "compared to terms that are less frequent",
@@ -202,9 +200,9 @@ def _on_frequency(params: Params, scores: NumberScores) -> list[Claim]:
         Claim(
             "The gap between frequent and rare operands widens in training.",
             "section 3.3 and Table 4",
-            rises(_percent(widening), "points", units,
-                  note=f"choice of four, from step {first} to step {last}; the paper's table is of "
-                  f"multiplication; {confounded}{guessed}"),
+            untestable(ONE_RUN, _percent(widening), "points", units,
+                       f"choice of four, from step {first} to step {last}; the paper's table is of "
+                       f"multiplication; {confounded}"),
             alike,
             quote="We find that this performance gap widens over the course of training.",
         ),
@@ -240,41 +238,42 @@ def larger_half(sizes: tuple[str, ...]) -> tuple[str, ...]:
 
 def _on_coins(params: Params, scores: NumberScores) -> list[Claim]:
     """Return the claims on the coins (see `NumberScores.coins`)."""
-    shots, sizes = params.shot_list[-1], larger_half(params.size_list)
+    few, sizes = params.shot_list[-1], larger_half(params.size_list)
     units = f"matched pairs of numbers; one run of each of {len(sizes)} sizes"
     rows = []
-    for measure, unit, factor, what in (
-        ("exact", "points", 100, "written more often"),
-        ("logprob", "nats", 1, "given a higher probability"),
-    ):
+    for measure, shots, unit, factor, what, more in (
+        ("exact", few, "points", 100, "written more often", ""),
+        ("choice", 0, "points", 100, "picked out of four more often",
+         "; wrong answers have the same first operand; added after its result was known"),
+        ("logprob", few, "nats", 1, "given a higher probability",
+         "; wrong answers with the same first operand may gain as much, see the choice of four"),
+    ):  # fmt: skip
         effects = scores.coins(sizes, shots, measure)
         scaled = {coin: e.times(factor) for coin, e in effects.items()}
         boost, placebo = (scaled.get(coin) for coin in ("boost", "placebo"))
         each = ", ".join(f"{coin} {signed(e.value, 2)}" for coin, e in scaled.items())
-        note = f"tested on sums, {shots}-shot, mean over {', '.join(sizes)}: {each}" if each else ""
-        rows += [
+        note = f"tested on sums, {shots}-shot, mean over {', '.join(sizes)}: {each}"
+        pairs = f"{boost.n_items if boost else 0} {units}"
+        rows.append(
             Claim(
                 f"The right answer is {what} for numbers whose frequency was raised at random.",
                 "section 3.3, of Elazar et al. 2022 and Kandpal et al. 2022, on questions of fact",
-                rises(boost, unit, f"{boost.n_items if boost else 0} {units}", note=note),
+                rises(boost, unit, pairs, note=f"{note}{more}"),
                 quote="These works observe a correlational and causal relationship between the "
                 "ability to answer factual questions and the frequency of salient entities found "
                 "in the pretraining corpus",
-            ),
-            Claim(
-                "Under the placebo (a coin toss that changes nothing), the right answer is not "
-                f"{what}.",
-                "validity of the randomised experiment",
-                within(
-                    placebo,
-                    unit,
-                    f"{placebo.n_items if placebo else 0} {units}",
-                    PLACEBO_MARGINS[measure],
-                    note,
-                ),
-                kind="check",
-            ),
-        ]
+            )
+        )
+        if measure in PLACEBO_MARGINS:
+            rows.append(
+                Claim(
+                    "Under the placebo (a coin toss that changes nothing), the right answer is not "
+                    f"{what}.",
+                    "validity of the randomised experiment",
+                    within(placebo, unit, pairs, PLACEBO_MARGINS[measure], note),
+                    kind="check",
+                )
+            )
     return rows
 
 

@@ -90,20 +90,25 @@ def over_training(result: Result) -> Drawing:
 @style.figure
 def experiment(result: Result) -> Drawing:
     """Draw how planting more sums with a number changes scores on sums with this number."""
-    shots, sizes = result.params.shot_list[-1], result.params.size_list
-    table = style.rows_where(result.tables["experiment"], shots=shots)
-    note = f"{shots}-shot, 50 pairs of numbers; bars: 95 % intervals over pairs"
-    with style.canvas(result, 2, 2.7, note) as (figure, axes):
-        shown = (("exact", 100, "written right, points"), ("logprob", 1, "log-probability, nats"))
-        for ax, (measure, factor, label) in zip(axes, shown, strict=True):
-            points = style.rows_where(table[table.coin.isin(COINS)], measure=measure)
+    few, sizes = result.params.shot_list[-1], result.params.size_list
+    table = result.tables["experiment"]
+    note = "50 pairs of numbers; bars: 95 % intervals over pairs"
+    with style.canvas(result, 3, 2.7, note) as (figure, axes):
+        shown = (
+            ("exact", few, 100, f"answer written, {few}-shot", "points"),
+            ("choice", 0, 100, "choice of four, zero-shot", "points"),
+            ("logprob", few, 1, f"log-probability, {few}-shot", "nats"),
+        )
+        for ax, (measure, shots, factor, title, unit) in zip(axes, shown, strict=True):
+            points = style.rows_where(table, measure=measure, shots=shots)
             style.size_points(ax, points, sizes, "coin", COINS, factor)
-            ax.set(xlabel="parameters without embeddings", ylabel=f"chosen minus other:\n{label}")
+            ax.set(xlabel="parameters without embeddings", title=title)
+            ax.set_ylabel(f"chosen minus other, {unit}")
             style.reference(ax, 0)
         ratio = result.values["boost_ratio"] or 0
         labels = (f"chosen is read {ratio:.0f} times as often", "placebo: nothing done")
         style.legend(figure, dict(zip(labels, COINS.values(), strict=True)))
-        rows = style.rows_where(table, size=sizes[-1], measure="exact")
+        rows = style.rows_where(table, size=sizes[-1], measure="exact", shots=few)
         numbers = (f"{row.coin} {100 * row.value:+.1f} points" for row in rows.itertuples())
         return Drawing(figure, f"Chosen minus other numbers, {sizes[-1]}", numbers)
 

@@ -248,7 +248,11 @@ def values(params: Params, scores: NumberScores, tables: dict[str, pd.DataFrame]
     }
     at = {"size": size, "step": steps[-1]}
     few, zero = at | {"shots": shots}, at | {"shots": 0}
+    ends = selected(tables["gaps"], step=steps[-1], shots=0, measure="choice").value
+    numbers["most_boosted"], numbers["least_boosted"] = scores.boosted_in_tenths()
     numbers |= {
+        "gap_choice_narrowest": 100 * float(ends.min()),
+        "gap_choice_widest": 100 * float(ends.max()),
         "exact": _interval(cell(tables["accuracy"], **few, measure="exact"), 100),
         "choice": _interval(cell(tables["accuracy"], **zero, measure="choice"), 100),
         "gap": _interval(cell(tables["gaps"], **few, measure="exact"), 100),
@@ -265,11 +269,12 @@ def values(params: Params, scores: NumberScores, tables: dict[str, pd.DataFrame]
 
 
 def _coin_values(params: Params, scores: NumberScores, experiment: pd.DataFrame) -> dict[str, Any]:
-    """Return the effects of the coins on log-probability in nats, for the page's text.
+    """Return the effects of the coins, on log-probability in nats if not said, for the page's text.
 
     NAME is "boost" or "placebo" (see `NumberScores.coins`). The keys are
     `coin_sizes`: the larger half of the sizes; only these are used;
     `NAME`: the effect averaged over these sizes;
+    `boost_exact`, `boost_choice`: the same on answers written and on zero-shot choices, in points;
     `NAME_largest`: the effect at the largest size;
     `NAME_seen`: the sizes with a positive and, after Holm's correction, significant effect;
     `boost_ratio`: the column `ratio` of `experiment` for the coin boost.
@@ -284,6 +289,9 @@ def _coin_values(params: Params, scores: NumberScores, experiment: pd.DataFrame)
         p_values = holm({s: e.p_value() for s, e in each.items() if e and e.low < e.high})
         seen = [s for s, p in p_values.items() if p <= ALPHA and each[s].value > 0]
         numbers[f"{coin}_seen"] = ", ".join(s for s in sizes if s in seen) or "none"
+    for measure, k in (("exact", shots), ("choice", 0)):
+        effect = scores.coins(sizes, k, measure).get("boost")
+        numbers[f"boost_{measure}"] = _interval(effect, 100)
     ratio = selected(experiment, coin="boost").ratio
     return numbers | {"boost_ratio": float(ratio.iloc[0]) if len(ratio) else None}
 

@@ -163,6 +163,12 @@ class NumberScores:
         top, bottom = (group[np.isfinite(group)] for group in groups)
         return welch(top, bottom) if len(top) and len(bottom) else None
 
+    def boosted_in_tenths(self) -> tuple[int, int]:
+        """Count the operands that the coin made frequent in the final two groups of `tenths`."""
+        boosted = {chosen for chosen, _ in equations.pairs(self.natural())}
+        top, bottom = (len(boosted & {*group}) for group in tenths(self.in_sums(self.steps[-1])))
+        return top, bottom
+
     def coins(self, sizes: Sequence[str], shots: int, measure: str) -> dict[str, Estimate]:
         """Return the effects on the final score of making a number more frequent in planted sums.
 

@@ -209,6 +209,7 @@ def test_planted_effects_get_the_right_verdicts():
     tests = verdicts(measured, params)
     larger = the(tests, "Under the swap in the last 21 %")
     assert larger["verdict"] == "holds" and larger["value"] == pytest.approx(0.4, abs=0.07)
+    assert "beyond the reference" in the(tests, "planted frames")["note"]
     for words in (
         ("planted frames",), ("same fraction",), ("The shuffle, which",), ("alone leaves less",),
         ("everything but", "leaves the association"), ("placebo",), ("text returns",),
@@ -222,8 +223,9 @@ def test_planted_effects_get_the_right_verdicts():
     turned = the(tests, "turns the largest")
     assert turned["verdict"] == "not testable here" and turned["low"] > 0
     assert the(tests, "batches, and only in its window")["verdict"] == "holds"
-    assert the(tests, "last 21 %", "costs little")["verdict"] == "reproduced"
-    assert the(tests, "last 7 %", "costs little")["verdict"] == "contradicted"
+    for window in ("last 7 %", "last 21 %"):
+        cost = the(tests, window, "costs little")
+        assert cost["verdict"] == "not testable here" and cost["low"] < cost["high"]
     assert "8 seeds" in larger["units"] and "310k minus 25k" in larger["units"]
 
 

@@ -95,11 +95,13 @@ def verdicts(rows: list[dict], start: str, side: str = "ours") -> list[str]:
 
 def test_planted_effects_of_frequency_are_found() -> None:
     rows = judged(measurements(0.2, words=0.1))
-    assert verdicts(rows, "Sums are") + verdicts(rows, "The right sum") == ["reproduced"] * 2
-    widens, wider = (row["ours"] for row in rows if row["claim"].startswith("The gap"))
-    assert widens["verdict"] == "reproduced" and "20 numbers" in widens["units"]
+    gaps = [row["ours"] for row in rows if row["claim"].startswith(("Sums are", "The right sum"))]
+    *widens, wider = (row["ours"] for row in rows if row["claim"].startswith("The gap"))
+    for gap in (*gaps, *widens):
+        assert gap["low"] > 0 and "20 numbers" in gap["units"]
+        assert gap["verdict"] == "not testable here" and "one run" in gap["reason"]
     assert wider["value"] > 0 and wider["units"] == "4 sizes, one run each"  # all heads alike
-    assert verdicts(rows, "The right answer is") == ["reproduced"] * 2
+    assert verdicts(rows, "The right answer is") == ["reproduced"] * 3
     assert verdicts(rows, "Under the placebo")[1] == "holds"
     assert verdicts(rows, "Given a definition") == ["holds"] * 2
     assert set(verdicts(rows, "The gap", "released")) == {"not testable here"}
@@ -107,23 +109,19 @@ def test_planted_effects_of_frequency_are_found() -> None:
 
 def test_effects_of_the_other_sign_contradict() -> None:
     rows = judged(measurements(-0.2, words=-0.1))
-    assert verdicts(rows, "Sums are") + verdicts(rows, "The right sum") == ["contradicted"] * 2
-    assert verdicts(rows, "The gap between frequent and rare") == ["contradicted"] * 2
-    assert verdicts(rows, "The right answer is") == ["contradicted"] * 2
+    assert verdicts(rows, "The gap between frequent and rare operands is") == ["contradicted"]
+    assert verdicts(rows, "The right answer is") == ["contradicted"] * 3
     assert verdicts(rows, "Given a definition") == ["does not hold"] * 2
 
 
 def test_without_an_effect_nothing_is_resolved() -> None:
     rows = judged(measurements(0.0))
     for start in (
-        "Sums are",
-        "The right sum",
-        "The gap between",
+        "The gap between frequent and rare operands is",
         "The right answer is",
         "Given a definition",
     ):
         assert set(verdicts(rows, start)) == {"not resolved"}, start
-    assert all(row["ours"]["reason"] for row in rows if row["claim"].startswith("The gap"))
 
 
 def test_a_model_that_guesses_gets_no_verdict_on_words() -> None:
@@ -226,10 +224,10 @@ def test_a_checkpoint_that_was_not_measured_is_a_gap() -> None:
     present = tables["gaps"].groupby(["size", "step", "shots"]).size()
     assert ("600k", 572, 4) not in present and ("600k", 572, 0) in present
     rows = judge(claims)
-    assert verdicts(rows, "Sums are") == ["not testable here"]
-    assert verdicts(rows, "The right sum") == ["reproduced"]
-    assert set(verdicts(rows, "The right answer")) == {"not testable here"}
-    assert values["exact"] is None and values["boost"] is None
+    assert next(row for row in rows if row["claim"].startswith("Sums"))["ours"]["value"] is None
+    written, chosen, likely = verdicts(rows, "The right answer")
+    assert written == likely == "not testable here" and chosen == "reproduced"
+    assert values["exact"] is None and values["boost"] is None and values["boost_choice"]
     result = as_result(measured, {})
     assert "not measured" in draw.gaps_table(result)._repr_html_()
     for make in FIGURES:
