@@ -61,7 +61,7 @@ from pythia_core.util.workers import n_workers, parallel_map
 
 # --- identity --------------------------------------------------------------------------------
 
-TRAJECTORY_VERSION = 3
+TRAJECTORY_VERSION = 4
 """Part of every run's identity: raise it when a change of the code alters trained weights."""
 
 
