@@ -31,6 +31,8 @@ class Arm:
     """Fields of ModelConfig that differ from Pythia's."""
     tied: bool = False
     """Whether embedding and unembedding share their weights."""
+    first_parallel: bool = False
+    """Whether the first layer is parallel, whatever the others are."""
     windowed: bool = False
     """Whether a token attends only to itself and the tokens shortly before it, in every layer."""
 
@@ -41,6 +43,9 @@ MEAN = "mean"
 ARMS = {
     BASELINE: Arm("Pythia"),
     "sequential": Arm("sequential blocks", {"parallel_residual": False}),
+    "later_sequential": Arm(
+        "sequential after the first layer", {"parallel_residual": False}, first_parallel=True
+    ),
     "default_init": Arm("GPT-NeoX's default initialization", {"init": "normal_scaled"}),
     "full_rotary": Arm("rotary on whole heads", {"rotary_fraction": 1.0}),
     "no_rotary": Arm("no rotary embedding", {"rotary_fraction": 0.0}),

@@ -54,7 +54,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
             parameters[name_of(size, arm)] = training.n_parameters(arm, job.config.model)
     facts = {
         "data": sorted({job.data.fingerprint for job in jobs.values()}),
-        "training_s": float(sum(each["seconds"] for each in trained.values())),
+        "training_s": float(sum(each["seconds"].sum() for each in trained.values())),
         "parameters": parameters,
         "heldout_rows": len(training.heldout_rows(next(iter(jobs.values())).data)),
         "init_factors": {

@@ -68,6 +68,7 @@ def make_model(arm: str, config: ModelConfig) -> GPTNeoX:
         window = config.max_seq_len // WINDOWS
         ops = replace(ops, attention=partial(windowed_attention, window=window))
     model = GPTNeoX(config, ops)
+    model.layers[0].parallel |= ARMS[arm].first_parallel
     if ARMS[arm].tied:
         model.embed_out.weight = model.embed_in.weight
     return model
@@ -142,7 +143,7 @@ def train(job: Job) -> Arrays:
 
     Returns:
         "loss", float32[steps, rows]: the loss of each held-out row, nats per token;
-        "seconds", float64[]: what training and measuring took.
+        "seconds", float64[1]: what training and measuring took.
 
     Raises:
         TrainingError: the loss or the gradient is not finite.
@@ -155,7 +156,7 @@ def train(job: Job) -> Arrays:
         trainer.update(job.data.batch(step, job.config.train.batch_size))
         if step + 1 in job.steps:
             losses.append(scoring.score_rows(trainer.model, rows).losses)
-    seconds = np.array(time.perf_counter() - start)
+    seconds = np.array([time.perf_counter() - start])
     arrays = {"loss": np.array(losses, np.float32), "seconds": seconds}
     save_cached(job.file, job.key, arrays)
     return arrays

@@ -214,6 +214,7 @@ def _training_losses(run: Run, steps: list[int]) -> np.ndarray:
 QUOTED = (
     "size", "largest_size", "neighbour", "n_seeds", "n_apart", "n_largest", "loss_gap",
     "loss_sd_both", "loss_sd_largest", "loss_sd_order", "loss_sd_weights",
+    "loss_mean_both", "loss_mean_order", "loss_mean_weights",
     "loss_times_both", "last_word_times_both", "feminine_share_times_both",
     "loss_differ_both", "feminine_share_differ_both",
     "loss_ratio_size", "feminine_share_ratio_size", "association_ratio_size",
@@ -245,6 +246,7 @@ def values(params: Params, tables: dict[str, pd.DataFrame], other: float | None)
     end = tables["spreads"][tables["spreads"].percent == 100].dropna(subset=["sd"])
     for row in end.rename(columns={"sd": "value"}).itertuples():
         known[f"{row.measure}_sd_{row.kind}"] = ends(row, MEASURES[row.measure].factor)
+        known[f"{row.measure}_mean_{row.kind}"] = f"{MEASURES[row.measure].factor * row.mean:.3f}"
         if (row.kind, row.measure) == (BOTH, "loss") and other is not None:
             known["loss_gap"] = abs(row.mean - other)
     for row in tables["ratios"][tables["ratios"].percent == 100].itertuples():
