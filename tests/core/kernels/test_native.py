@@ -11,7 +11,7 @@ import pytest
 import torch
 from places import HELPERS
 
-from pythia_core.kernels import linear_cross_entropy, native
+from pythia_core.kernels import attention, linear_cross_entropy, native, rotary_tables
 
 STEP = """
 import sys; sys.path.insert(0, sys.argv[1])
@@ -76,3 +76,16 @@ def test_exp_is_accurate_and_nan_survives() -> None:
         hidden = torch.ones(1, 1, dtype=dtype)
         weight = torch.tensor([[0.0], [float("nan")]], dtype=dtype)
         assert linear_cross_entropy(hidden, weight, torch.tensor([0]), weight).isnan()
+
+
+def test_no_gradient_of_attention_is_subnormal() -> None:
+    """Processors by Intel compute with subnormal numbers a hundred times more slowly."""
+    torch.manual_seed(0)
+    qkv = torch.randn(2, 48, 2, 3, 16, requires_grad=True)
+    if not native.available(qkv):
+        pytest.skip("no C compiler on this machine")
+    out = attention(qkv, *rotary_tables(48, 4, 10_000.0))
+    out.backward(torch.randn_like(out) * 1e-4)
+    assert qkv.grad is not None
+    sizes = qkv.grad.abs()
+    assert sizes[sizes > 0].min() > torch.finfo(torch.float32).tiny
