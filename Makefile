@@ -14,7 +14,7 @@ STUDY ?= gender_bias
 # The suite first: the others use its models.
 STUDIES := suite $(filter-out suite,$(basename $(notdir $(wildcard notebooks/*.ipynb))))
 # Extra parameters of `make record`: more seeds than the defaults, which suit a first look.
-RECORD_ablations := -p seeds=5
+RECORD_ablations := -p sizes=25k,85k -p seeds=5
 RECORD_deduplication := -p seeds=6
 RECORD_errata := -p seeds=5
 RECORD_gender_bias := -p sizes=25k,85k,310k,600k -p seeds=8 -p crossed_seeds=4 -p flat_seeds=8

@@ -65,7 +65,7 @@ class Params(StudyParams):
     """Number of seeds, each with its own weights and data order, which all arms share."""
 
     WHOLE: ClassVar = {"seeds": (1, 100)}
-    DEFAULT_SIZES: ClassVar = {"smoke": "7k", "laptop": "25k,85k", "gpu": "1.2m,4.7m"}
+    DEFAULT_SIZES: ClassVar = {"smoke": "7k", "laptop": "25k", "gpu": "1.2m,4.7m"}
 
     def check(self) -> None:
         """Raise ConfigError if an arm is unknown or the scale trains no models."""

@@ -36,7 +36,7 @@ Cell = tuple[str, str, int]
 class Params(StudyParams):
     """Parameters of the deduplication study."""
 
-    seeds: int = 2
+    seeds: int = 1
     """Number of pairs of twins of each size on the text with copies as in the Pile."""
     bootstrap: int = 2000
 

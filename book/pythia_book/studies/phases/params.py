@@ -47,7 +47,7 @@ class Params(StudyParams):
     """Number of batches of `data` on which n-grams are counted."""
     layers: int = 2
     """Depth of the deepest models of the laboratory, which has all of DEPTHS up to this one."""
-    seeds: int = 3
+    seeds: int = 2
     """Models of each depth in the laboratory, with the seeds FIRST_SEED, FIRST_SEED + 1, ..."""
 
     WHOLE: ClassVar = {"batches": (1, 143_000), "layers": (1, DEPTHS[-1]), "seeds": (1, 100)}

@@ -45,9 +45,9 @@ class Params(StudyParams):
     our two lines includes.
     """
 
-    seeds: int = 4
+    seeds: int = 3
     """Number of runs of the smaller size in which both seeds vary, the suite's run included."""
-    apart_seeds: int = 4
+    apart_seeds: int = 3
     """Number of runs of the smaller size in which one seed varies, the suite's run included."""
     largest_seeds: int = 0
     """Number of runs of the largest size in which both seeds vary, the suite's run included."""
