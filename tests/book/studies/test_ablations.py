@@ -285,7 +285,7 @@ def planted(
 
 
 def verdicts(shifts: dict[str, float], params: Params | None = None) -> list[str]:
-    params = params or Params(seeds=6)
+    params = params or Params(sizes="25k,85k", seeds=6)
     measured = planted(params, shifts)
     result = ablations.conduct(
         "ablations", params, lambda: measured, functools.partial(ablations.analyse, params)
@@ -315,11 +315,11 @@ def test_every_verdict_can_come_out_otherwise() -> None:
 
 def test_with_one_seed_or_without_an_arm_there_is_no_verdict() -> None:
     assert set(verdicts({}, Params(seeds=1))) == {"not testable here"}
-    assert verdicts({}, Params(arms="tied", seeds=6)).count("not testable here") == 5
+    assert verdicts({}, Params(sizes="25k,85k", arms="tied", seeds=6)).count("not testable here") == 5
 
 
 def test_tables_and_values_have_the_planted_numbers() -> None:
-    params = Params(seeds=6)
+    params = Params(sizes="25k,85k", seeds=6)
     shifts = {"tied": 0.05, "window": -0.02}
     measured = planted(params, shifts, noise=0.001, speed=0.8)
     tables, values, _ = ablations.analyse(params, measured, {})
