@@ -359,7 +359,7 @@ def test_twins_are_compared_on_the_same_rows(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
     monkeypatch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)
     monkeypatch.setattr(records, "recorded_folder", lambda study: None)
-    params = Params("smoke", bootstrap=200)
+    params = Params("smoke", seeds=2, bootstrap=200)
     result = deduplication.run(params, progress=False)
     recipes = result.tables["recipes"].set_index("recipe")
     assert recipes.tokens["none"] > recipes.tokens["exact"] >= recipes.tokens["jaccard-0.87"]
