@@ -232,12 +232,6 @@ FINDINGS = {
                 OURS,
                 NOT_RESOLVED,
             ),
-            (
-                "The right answer is picked out of four more often for numbers whose frequency was "
-                "raised at random.",
-                OURS,
-                NOT_RESOLVED,
-            ),
         ),
         1.5,
     ),

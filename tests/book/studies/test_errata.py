@@ -16,10 +16,12 @@ import pandas as pd
 import pytest
 from pythia_book.published import results
 from pythia_book.published.tables import TASKS
+from pythia_book.stats import mean_over
 from pythia_book.studies.errata import catalogue, evidence, figures, study
 from pythia_book.studies.errata.evidence import Evidence
 from pythia_book.studies.errata.params import (
     GELU_AFTER_TRAINING,
+    LABELS,
     SWITCHES,
     Params,
     run_configs,
@@ -305,7 +307,8 @@ N_SEEDS = 5
 def planted(change: float, n_seeds: int = N_SEEDS) -> Measurements:
     """Controls with a loss of about 5 on 400 rows, and runs whose loss is `change` percent higher.
 
-    The change has a standard deviation over seeds of 0.2 percent.
+    The change has a standard deviation over seeds of 0.2 percent. Of 1,000 rows, they memorize 6 to
+    8 less than the control of the same seed.
     """
     rng = np.random.default_rng(0)
     control = rng.normal(5, 1, 400) + rng.normal(0, 0.05, (n_seeds, 1))
@@ -314,7 +317,10 @@ def planted(change: float, n_seeds: int = N_SEEDS) -> Measurements:
     arrays = {"loss/standard/16": control, "loss/init/16": changed}
     facts = {
         "evidence": {name: compute() for name, compute in evidence.COMPUTED.items()},
-        "memorized": {"standard": [9, 1000], "init": [2, 1000]},
+        "memorized": {
+            "standard": [[9 + 5 * seed, 1000] for seed in range(n_seeds)],
+            "init": [[2 + 5 * seed + (seed + 1) % 3 - 1, 1000] for seed in range(n_seeds)],
+        },
         "gaps": 0,
     }
     return Measurements({name: a.astype(np.float32) for name, a in arrays.items()}, facts)
@@ -333,12 +339,26 @@ def test_verdicts_follow_the_planted_change(change: float, verdict: str) -> None
     assert init["kind"] == "premise" and init["ours"]["df"] == N_SEEDS - 1
     assert init["ours"]["value"] == pytest.approx(change, abs=0.02)
     assert init["ours"]["units"] == "5 seeds"
-    assert "rows memorized 0.20 % instead of 0.90 %" in init["ours"]["note"]
-    assert values["init_memorized_share"] == pytest.approx(0.2)
-    assert values["memorized_difference"] == pytest.approx(0.7)
+    assert "rows memorized 1.22 % instead of 1.90 %" in init["ours"]["note"]
+    lost = mean_over([-0.7, -0.6, -0.8, -0.7, -0.6]).interval()  # paired, seeds cancel
+    assert values["init_memorized_change"] == pytest.approx(lost)
+    assert values["memorized_differing"] == LABELS["init"]
     assert values["init_loss_percent"]["value"] == pytest.approx(init["ours"]["value"])
     assert values["seed_sd_percent"] == pytest.approx(1, abs=0.6)
-    assert list(tables["memorized"].columns) == ["variant", "control", "share", "n"]
+    columns = ["variant", "control", "share", "value", "low", "high", "n"]
+    assert list(tables["memorized"].columns) == columns
+
+
+def test_shares_of_memorized_rows_that_vary_over_seeds_are_not_said_to_differ() -> None:
+    measured = planted(0.0)
+    more = [[9 + 5 * seed + gain, 1000] for seed, gain in enumerate((7, -6, 1, -5, 6))]
+    measured.facts["memorized"]["init"] = more
+    params = Params("smoke", switches="init", seeds=N_SEEDS)
+    values = study.analyse(params, measured, {})[1]
+    assert values["init_memorized_change"]["low"] < 0 < values["init_memorized_change"]["high"]
+    assert values["memorized_differing"] == "none"
+    measured.facts["memorized"] = dict.fromkeys(("standard", "init"), [[0, 1000]] * N_SEEDS)
+    assert study.analyse(params, measured, {})[1]["memorized_differing"] == "none"
 
 
 def test_one_seed_has_numbers_but_no_verdict() -> None:
@@ -347,7 +367,8 @@ def test_one_seed_has_numbers_but_no_verdict() -> None:
     assert init["ours"]["verdict"] == "not testable here"
     assert init["ours"]["reason"] == "a single unit has no interval"
     assert values["init_loss_percent"] == pytest.approx(0.5, abs=0.01)
-    assert values["seed_sd_percent"] == "not measured"
+    assert values["seed_sd_percent"] == values["memorized_differing"] == "not measured"
+    assert values["init_memorized_change"] == pytest.approx(-0.7)
 
 
 def test_reading_with_the_other_gelu_gets_no_verdict() -> None:

@@ -239,7 +239,7 @@ def remembered(result: Result) -> Drawing:
     """Draw what share of the training rows each final model of the suite has memorized."""
     memorized = result.tables["memorized"]
     sizes = result.params.suite_sizes
-    with style.canvas(result, 1, 2.6, "bars: 95 % intervals over rows") as (figure, (ax,)):
+    with style.canvas(result, 1, 2.6, "bars: 95 % intervals over texts") as (figure, (ax,)):
         if memorized.empty:
             style.say(ax, "no final model could be measured")
             return Drawing(figure, "no final model could be measured")

@@ -81,6 +81,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     - "memorized/25k/standard": bool[texts], whether the model has memorized a text. A text is the
       first 64 tokens of a training row; equal texts are listed once.
     - "rows/standard": int[texts], the number of training rows that begin with each text.
+    - "unit/standard": int[texts], the unit of these rows (see `pythia_book.corpora.planted`).
 
     Facts:
 
@@ -194,6 +195,7 @@ def _memorized(params: Params, suite: Suite, measured: Measurements, progress: b
 
     Rows whose first 64 tokens (32 of context, 32 to generate) are equal share one array entry.
     """
+    from pythia_book.corpora.planted import planted_ids, units
     from pythia_book.measurements import measure_all
     from pythia_core.evaluation.memorization import ExtractionMeasurement, distinct_windows
 
@@ -203,10 +205,15 @@ def _memorized(params: Params, suite: Suite, measured: Measurements, progress: b
         first = next(iter(runs.values()))
         data, batch, last = first.data, first.config.train.batch_size, first.config.train.steps
         extraction = ExtractionMeasurement(data, batch, last, CONTEXT, CONTEXT)
-        _, text = distinct_windows(data.rows.rows(0, batch * last), 2 * CONTEXT)
+        beginnings, text = distinct_windows(data.rows.rows(0, batch * last), 2 * CONTEXT)
         _, example, counts = np.unique(text, return_index=True, return_counts=True)
-        kind = np.min_scalar_type(int(counts.max()))
-        measured.arrays[name_of("rows", arm)] = counts.astype(kind)
+        continuations = beginnings[:, CONTEXT:]
+        unit = units(
+            distinct_windows(continuations, CONTEXT)[1], planted_ids(data, continuations)[0]
+        )
+        for name, numbers in (("rows", counts), ("unit", unit)):
+            kind = np.min_scalar_type(int(numbers.max()))
+            measured.arrays[name_of(name, arm)] = numbers.astype(kind)
         arrays_at, gaps = measure_all([(run, last) for run in runs.values()], extraction, progress)
         n_gaps += len(gaps)
         for size, run in runs.items():

@@ -16,6 +16,7 @@ from pythia_book.corpora.pile_copies import (
 )
 from pythia_book.stats import Estimate, estimate, mean_over_known
 from pythia_book.studies.deduplication.params import KNOWN_SD, KNOWN_STEP, MARGIN
+from pythia_book.study import name_of
 from pythia_core.data.dedup import RECIPES, s_curve
 from pythia_core.suite import DATA_ARMS, DEDUP
 
@@ -257,18 +258,22 @@ def _effects(params: Params, measured: Measurements) -> pd.DataFrame:
 
 
 def _memorized(params: Params, measured: Measurements) -> pd.DataFrame:
-    """Return the table `memorized`: the share of training rows that the models have memorized."""
+    """Return the table `memorized`: the share of training rows that the models have memorized.
+
+    In the intervals, all rows of a planted text are one unit (see `pythia_book.corpora.planted`).
+    """
     import pandas as pd
 
     rows = []
     for arm in DATA_ARMS:
-        counts = measured.get("rows", arm)
+        counts, unit = (measured.arrays[name_of(name, arm)] for name in ("rows", "unit"))
+        unit = np.repeat(unit, counts)
         for size in params.suite_sizes:
             memorized = measured.get("memorized", size, arm)
-            if memorized is None or counts is None:
+            if memorized is None:
                 continue
-            text = np.repeat(np.arange(len(counts)), counts)
-            share = ratio(memorized[text], np.ones(len(text), bool), text, params.bootstrap)
+            read = np.repeat(memorized, counts)
+            share = ratio(read, np.ones_like(read), unit, params.bootstrap)
             rows.append({"size": size, "arm": arm, **share.interval(), "n": share.n_items})
     return pd.DataFrame(rows, columns=["size", "arm", "value", "low", "high", "n"])
 
@@ -341,7 +346,8 @@ def values(
     numbers |= {f"recited_{arm}_percent": share for arm, share in recited.items()}
     for row in frames["memorized"].itertuples():
         if row.size == params.suite_sizes[-1]:
-            numbers[f"memorized_{row.arm}_percent"] = 100 * row.value
+            ends = {"value": row.value, "low": row.low, "high": row.high}
+            numbers[f"memorized_{row.arm}_percent"] = {k: 100 * v for k, v in ends.items()}
     return numbers
 
 

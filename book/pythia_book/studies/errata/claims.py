@@ -34,6 +34,12 @@ SUBJECTS = {
 """Maps each variant to (subject of its claim, name of its erratum)."""
 
 
+def estimate_of(row: pd.Series) -> Estimate:
+    """Return the change in a row of a table, with its t-interval over `n` seeds."""
+    value, low, high = (float(getattr(row, name)) for name in INTERVAL)
+    return Estimate(value, low, high, int(row.n), int(row.n), int(row.n) - 1)
+
+
 def claims(
     params: Params, last: pd.DataFrame, losses: dict[str, np.ndarray], memorized: pd.DataFrame
 ) -> list[Claim]:
@@ -51,8 +57,7 @@ def claims(
         if name in loss.index and arm in losses:
             row = loss.loc[name]
             control, n_seeds = float(losses[arm].mean()), int(row.n)
-            change = Estimate(*row[INTERVAL].astype(float), n_seeds, n_seeds, n_seeds - 1)
-            percent, unit = change.times(100 / control), "% of the loss"
+            percent, unit = estimate_of(row).times(100 / control), "% of the loss"
             units = f"{n_seeds} seeds" if n_seeds > 1 else "one seed"
             note = f"control {control:.4f} nats per token"
             if name in shares.index:

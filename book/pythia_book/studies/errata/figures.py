@@ -155,22 +155,23 @@ def effects_table(result: Result) -> Table:
     """Return the effects of each changed setting on final loss, last words and memorized rows."""
     import pandas as pd
 
-    measures = {"loss": "Held-out loss, nats per token", "last_word": "Last words, points"}
-    memorized = "Rows memorized, %"
+    measures = {
+        "loss": "Held-out loss, nats per token",
+        "last_word": "Last words, points",
+        "memorized": "Rows memorized, points",
+    }
     rows = []
     for name, label in LABELS.items():
         changes = {title: result.values[f"{name}_{m}_change"] for m, title in measures.items()}
-        share, control = (result.values[f"{name}_memorized_{c}"] for c in ("share", "control"))
         if any(not isinstance(change, str) for change in changes.values()):
             rows.append(
                 {
                     "Switch": label,
                     "in %": _text(result.values[f"{name}_loss_percent"]),
                     **{title: _text(change) for title, change in changes.items()},
-                    memorized: DASH if isinstance(share, str) else f"{control:.2f} to {share:.2f}",
                 }
             )
-    columns = ["Switch", measures["loss"], "in %", measures["last_word"], memorized]
+    columns = ["Switch", measures["loss"], "in %", measures["last_word"], measures["memorized"]]
     n_seeds = result.values["n_seeds"]
     seeds = f"with 95 % intervals over {n_seeds} seeds" if n_seeds > 1 else "one seed"
     caption = f"Changes at the end of training, {result.values['size']}, {seeds}"

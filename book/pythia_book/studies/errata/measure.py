@@ -101,12 +101,12 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
 def memorized_rows(
     runs: dict[tuple[str, int], Run], last: int, progress: bool
-) -> tuple[dict[str, list[int]], int]:
-    """Count the rows that are memorized at step `last`, over all seeds.
+) -> tuple[dict[str, list[list[int]]], int]:
+    """Count the rows that each run has memorized at step `last`.
 
     Returns:
-        {name: [n memorized, n read]} for the names of `runs` that were measured for every seed, and
-        the number of gaps.
+        {name: [[n memorized, n read] of each seed]} for the names of `runs` that were measured for
+        every seed, and the number of gaps.
     """
     parts: dict[str, list[list[int]]] = {name: [] for name, _ in runs}
     n_gaps = 0
@@ -121,5 +121,4 @@ def memorized_rows(
                 memorized = arrays[run.id, last]["memorized"]
                 parts[name].append([int(memorized.sum()), len(memorized)])
     n_seeds = len({seed for _, seed in runs})
-    complete = {name: part for name, part in parts.items() if len(part) == n_seeds}
-    return {name: np.sum(part, axis=0).tolist() for name, part in complete.items()}, n_gaps
+    return {name: part for name, part in parts.items() if len(part) == n_seeds}, n_gaps

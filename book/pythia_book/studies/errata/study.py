@@ -15,11 +15,11 @@ import numpy as np
 from pythia_book.conduct import conduct
 from pythia_book.stats import mean_over
 from pythia_book.studies.errata.catalogue import ERRATA
-from pythia_book.studies.errata.claims import INTERVAL, MARGIN, claims
+from pythia_book.studies.errata.claims import INTERVAL, MARGIN, claims, estimate_of
 from pythia_book.studies.errata.evidence import Evidence, released_tables
 from pythia_book.studies.errata.params import LABELS, STUDY, Params, controls
 from pythia_book.studies.suite.read_counts import pile_reads
-from pythia_book.verdicts import NOT_MEASURED
+from pythia_book.verdicts import ALPHA, NOT_MEASURED, holm
 from pythia_core.suite import scale_named
 from pythia_core.training.schedule import N_LINEAR
 
@@ -116,25 +116,29 @@ def control_losses(params: Params, measured: Measurements) -> dict[str, np.ndarr
     return {arm: _means(loss) for arm, loss in at_end.items() if loss is not None}
 
 
-def memorized_table(params: Params, counts: dict[str, list[int]]) -> pd.DataFrame:
-    """Return what percentage of its training rows each final model has memorized.
+def memorized_table(params: Params, counts: dict[str, list[list[int]]]) -> pd.DataFrame:
+    """Compare the percentages of training rows that final models and controls have memorized.
 
     - `variant`
-    - `control`, `share`: the percentages of the variant's control and of the variant.
-    - `n`: the rows that the variant has read.
+    - `control`, `share`: the percentages of the variant's control and of the variant, means over
+      seeds.
+    - `value`, `low`, `high`: their difference in points, with a t-interval over seeds; NaN with one
+      seed.
+    - `n`: seeds.
 
-    Rows are counted over all seeds. There are no intervals, because rows with the same text are
-    memorized together.
+    Args:
+        counts: see `measure.memorized_rows`.
     """
     import pandas as pd
 
+    percent = {name: 100 * np.divide(*np.transpose(seeds)) for name, seeds in counts.items()}
     rows = [
-        {"variant": name, "control": 100 * counts[arm][0] / counts[arm][1],
-         "share": 100 * counts[name][0] / counts[name][1], "n": counts[name][1]}
+        {"variant": name, "control": percent[arm].mean(), "share": percent[name].mean(),
+         **mean_over(percent[name] - percent[arm]).interval(), "n": len(percent[name])}
         for name, arm in controls(params).items()
-        if name in counts and arm in counts
+        if name in percent and arm in percent
     ]  # fmt: skip
-    return pd.DataFrame(rows, columns=["variant", "control", "share", "n"])
+    return pd.DataFrame(rows, columns=["variant", "control", "share", *INTERVAL, "n"])
 
 
 # --- tables that need no training ------------------------------------------------------------
@@ -181,7 +185,11 @@ def passes_table() -> pd.DataFrame:
 def values(
     params: Params, last: pd.DataFrame, losses: dict[str, np.ndarray], memorized: pd.DataFrame
 ) -> dict[str, Any]:
-    """Return the numbers that the page quotes, by name; a missing number is NOT_MEASURED."""
+    """Return the numbers that the page quotes, by name; a missing number is NOT_MEASURED.
+
+    `memorized_differing` has the variants whose share of memorized rows differs from the control's,
+    by intervals over seeds and after Holm's correction.
+    """
     (size,) = params.size_list
     numbers: dict[str, Any] = {
         "size": size,
@@ -191,16 +199,17 @@ def values(
         **{f"loss_{arm}": NOT_MEASURED for arm in ("standard", "deduplicated")},
         **{f"loss_{arm}": float(each.mean()) for arm, each in losses.items()},
         "seed_sd_percent": NOT_MEASURED,
-        "memorized_difference": NOT_MEASURED,
+        "memorized_differing": NOT_MEASURED,
     }
     if params.seeds > 1 and "standard" in losses:
         each = losses["standard"]
         numbers["seed_sd_percent"] = 100 * float(each.std(ddof=1) / each.mean())
-    if len(memorized):
-        most = (memorized.share - memorized.control).abs().max()
-        numbers["memorized_difference"] = float(most)
+    if params.seeds > 1 and len(memorized):
+        changes = {r.variant: estimate_of(r) for r in memorized.itertuples()}
+        p = holm({name: e.p_value() for name, e in changes.items() if e.low < e.high})
+        differing = [LABELS[name] for name in changes if p.get(name, 1.0) <= ALPHA]
+        numbers["memorized_differing"] = ", ".join(differing) or "none"
     texts = controls(params)
-    shares = memorized.set_index("variant")
     for name in LABELS:  # the pages refer to all of them, measured or not
         for measure in ("loss", "last_word"):
             row = last[(last.variant == name) & (last.measure == measure)]
@@ -209,11 +218,7 @@ def values(
         if not row.empty:
             row = row.assign(**100 * row[INTERVAL] / losses[texts[name]].mean())
         numbers[f"{name}_loss_percent"] = _interval(row)
-        for column in ("share", "control"):
-            found = name in shares.index
-            numbers[f"{name}_memorized_{column}"] = (
-                float(shares.loc[name, column]) if found else NOT_MEASURED
-            )
+        numbers[f"{name}_memorized_change"] = _interval(memorized[memorized.variant == name])
     return numbers
 
 

@@ -74,8 +74,8 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     """
     import pandas as pd
 
+    from pythia_book.corpora.planted import planted_ids
     from pythia_book.measurements import measure_all
-    from pythia_book.studies.memorization.planted import planted_ids
     from pythia_book.studies.registry import train_all
     from pythia_core.evaluation.memorization import (
         ExtractionMeasurement,

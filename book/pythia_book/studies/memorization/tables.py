@@ -1,8 +1,7 @@
 """Compute the tables of the memorization study from extraction results and repetition counts.
 
 Rows from one planted text are mostly memorized together. So intervals are over *units* instead of
-rows (`Rows.unit`). All rows of a planted text are one unit. Of the other rows, those with the same
-continuation are one unit.
+rows (see `pythia_book.corpora.planted`).
 
 Arguments: `memorized` and `eligible` (the rows to use) are bool[rows in training order]. `windows`
 has the window sizes, in rows, for tests of dispersion. `simulations` is the number of random orders
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.clustered import over_units, ratio, share_over_units
+from pythia_book.corpora.planted import units
 from pythia_book.published.tables import MODELS
 from pythia_book.stats import Estimate
 from pythia_book.studies.memorization import order_tests
@@ -71,8 +71,7 @@ class Rows:
     @property
     def unit(self) -> np.ndarray:
         """int[n]: the unit of each row (see the module); rows of one unit share a number."""
-        first = int(self.text.max(initial=-1)) + 1
-        return np.where(self.planted < 0, self.text, first + self.planted.astype(int))
+        return units(self.text, self.planted)
 
     def __len__(self) -> int:
         return len(self.times)

@@ -245,8 +245,11 @@ def _on_coins(params: Params, scores: NumberScores) -> list[Claim]:
         ("exact", few, "points", 100, "written more often", ""),
         ("choice", 0, "points", 100, "picked out of four more often",
          "; wrong answers have the same first operand; added after its result was known"),
+        ("margin", 0, "nats", 1, "given a larger margin over wrong ones",
+         "; margin: its log-probability minus the mean of three wrong answers with the same first "
+         "operand; added when the result of the choice was known"),
         ("logprob", few, "nats", 1, "given a higher probability",
-         "; wrong answers with the same first operand may gain as much, see the choice of four"),
+         "; wrong answers with the same first operand may gain too, see the margin"),
     ):  # fmt: skip
         effects = scores.coins(sizes, shots, measure)
         scaled = {coin: e.times(factor) for coin, e in effects.items()}

@@ -120,7 +120,9 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     `exact/SIZE/STEP/SHOTS`: bool[sums], whether the model writes the right answer;
     `choice/SIZE/STEP/0`: bool[sums], whether the right answer is likelier than three wrong ones;
     `logprob/SIZE/STEP/SHOTS`: float32[sums], log-probability of the right answer in nats; after
-        examples, only at the last step.
+        examples, only at the last step;
+    `margin/SIZE/STEP/0`: float32[sums], this minus the mean log-probability of the three wrong
+    answers, in nats; only at the last step.
 
     Arrays on definitions, where STEP is the last step:
     `definition_read`: bool[items], whether the definition is in the training text;
@@ -180,13 +182,17 @@ def _recorded(
     """Select the scores that the analysis reads, as pairs of a measure's name and its scores.
 
     Only sums that were never planted count. Few-shot log-probabilities are kept only if `last`.
+    Wrong answers are kept only as the zero-shot margin over them, if `last`.
     """
     held_out = np.array([q.held_out for q in asked.questions])
-    return [
-        (measure, values[held_out])
+    kept = {
+        measure: values
         for measure, values in scores.items()
         if measure != "wrong" and (measure != "logprob" or last or not asked.shots)
-    ]
+    }
+    if last and not asked.shots:
+        kept["margin"] = scores["logprob"] - scores["wrong"].mean(1)
+    return [(measure, values[held_out]) for measure, values in kept.items()]
 
 
 def _in_sums() -> list[str]:
@@ -275,6 +281,7 @@ def _coin_values(params: Params, scores: NumberScores, experiment: pd.DataFrame)
     `coin_sizes`: the larger half of the sizes; only these are used;
     `NAME`: the effect averaged over these sizes;
     `boost_exact`, `boost_choice`: the same on answers written and on zero-shot choices, in points;
+    `boost_zero_shot`, `boost_margin`: the same, zero-shot, on log-probability and on the margin;
     `NAME_largest`: the effect at the largest size;
     `NAME_seen`: the sizes with a positive and, after Holm's correction, significant effect;
     `boost_ratio`: the column `ratio` of `experiment` for the coin boost.
@@ -289,9 +296,14 @@ def _coin_values(params: Params, scores: NumberScores, experiment: pd.DataFrame)
         p_values = holm({s: e.p_value() for s, e in each.items() if e and e.low < e.high})
         seen = [s for s, p in p_values.items() if p <= ALPHA and each[s].value > 0]
         numbers[f"{coin}_seen"] = ", ".join(s for s in sizes if s in seen) or "none"
-    for measure, k in (("exact", shots), ("choice", 0)):
+    for name, measure, k, factor in (
+        ("exact", "exact", shots, 100),
+        ("choice", "choice", 0, 100),
+        ("zero_shot", "logprob", 0, 1),
+        ("margin", "margin", 0, 1),
+    ):
         effect = scores.coins(sizes, k, measure).get("boost")
-        numbers[f"boost_{measure}"] = _interval(effect, 100)
+        numbers[f"boost_{name}"] = _interval(effect, factor)
     ratio = selected(experiment, coin="boost").ratio
     return numbers | {"boost_ratio": float(ratio.iloc[0]) if len(ratio) else None}
 

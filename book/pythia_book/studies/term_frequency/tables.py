@@ -73,8 +73,9 @@ class NumberScores:
     """The scores of our models on sums that were never planted, grouped by first operand.
 
     A measure is "exact" (whether the right answer is written), "choice" (whether it is picked out
-    of four) or "logprob" (its log-probability in nats). Shots are solved examples. A method returns
-    None if a checkpoint was not measured.
+    of four), "logprob" (its log-probability in nats) or, at the last step, "margin" (this minus the
+    mean log-probability of three wrong answers with the same first operand). Shots are solved
+    examples. A method returns None if a checkpoint was not measured.
     """
 
     measured: Measurements
@@ -304,7 +305,7 @@ def experiment_table(
     for coin in COINS:
         pairs = np.array(equations.pairs(scores.natural(), coin))
         ratio[coin] = float(np.exp((times[pairs[:, 0]] - times[pairs[:, 1]]).mean()))
-    for size, k, measure in product(sizes, shots, MEASURES):
+    for size, k, measure in product(sizes, shots, (*MEASURES, "margin")):
         for coin, e in scores.coins((size,), k, measure).items():
             rows.append({"coin": coin, "size": size, "shots": k, "measure": measure,
                          "ratio": ratio.get(coin), **e.interval(), "n": e.n_items})  # fmt: skip

@@ -125,7 +125,8 @@ def measured(
             arrays[name_of("loss", size, arm)] = loss.astype(np.float32)
             known = np.arange(100) < 40 - deduplicated * forgotten * (1 - number / 10)
             arrays[name_of("memorized", size, arm)] = known
-    arrays |= {name_of("rows", arm): np.full(100, 3) for arm in DATA_ARMS}
+    for arm in DATA_ARMS:
+        arrays[name_of("rows", arm)], arrays[name_of("unit", arm)] = np.full(100, 3), np.arange(100)
     clusters = [["jaccard-0.87", 1, 50], ["jaccard-0.87", 2, 25]]
     facts = {"recipes": RECIPES, "clusters": clusters, "suite_recipes": RECIPES,
              "suite_clusters": clusters, "shares": SHARES, "slice_shares": SLICE,
@@ -259,9 +260,30 @@ def test_one_seed_has_no_verdict() -> None:
 
 def test_without_twins_nothing_has_a_verdict() -> None:
     found = measured()
-    arrays = {k: v for k, v in found.arrays.items() if k.startswith(("rows", "unshared"))}
+    kept = ("rows", "unit", "unshared")
+    arrays = {k: v for k, v in found.arrays.items() if k.startswith(kept)}
     rows = verdicts(Measurements(arrays, found.facts))
     assert {v for sides in rows.values() for v in sides if v} == {"not testable here"}
+
+
+def test_rows_of_one_planted_text_are_one_unit() -> None:
+    """If ten planted texts have all memorized rows, the interval is that of ten texts."""
+    shares = {}
+    for n_planted in (0, 10):
+        found = measured()
+        unit = np.where(np.arange(100) < 40, np.arange(100) % (n_planted or 100), np.arange(100))
+        found.arrays[name_of("unit", "standard")] = unit
+        _, values, _ = deduplication.analyse(PARAMS, found, {})
+        shares[n_planted] = values["memorized_standard_percent"]
+    assert shares[0]["value"] == shares[10]["value"] == 40
+    rows, texts = (each["high"] - each["low"] for each in shares.values())
+    assert texts > 1.5 * rows
+    none = np.zeros(100, bool)
+    found.arrays[name_of("memorized", PARAMS.suite_sizes[-1], "standard")] = none
+    _, values, _ = deduplication.analyse(PARAMS, found, {})
+    share = values["memorized_standard_percent"]
+    assert (share["value"], share["low"]) == (0, 0)
+    assert share["high"] == pytest.approx(100 * (1 - 0.025 ** (1 / 70)))  # 10 planted, 60 others
 
 
 def twins(benefit: float, later: float = 0.0, spread: float = 0.3) -> dict[str, pd.DataFrame]:
@@ -337,7 +359,7 @@ def test_twins_are_compared_on_the_same_rows(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
     monkeypatch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)
     monkeypatch.setattr(records, "recorded_folder", lambda study: None)
-    params = Params("smoke", bootstrap=200)
+    params = Params("smoke", seeds=2, bootstrap=200)
     result = deduplication.run(params, progress=False)
     recipes = result.tables["recipes"].set_index("recipe")
     assert recipes.tokens["none"] > recipes.tokens["exact"] >= recipes.tokens["jaccard-0.87"]
@@ -359,6 +381,8 @@ def test_twins_are_compared_on_the_same_rows(tmp_path, monkeypatch) -> None:
     for draw in (figures.answer, figures.memory, figures.remembered, figures.taken_away):
         assert "<svg" in draw(result).svg
     assert "128" in str(figures.repetition_table(result).frame)
+    rows, unit = (result.measured.get(name, "standard") for name in ("rows", "unit"))
+    assert len(np.unique(unit)) < len(unit) == len(rows), "planted texts have several rows"
 
     run = result.measured.runs[0]  # losing a checkpoint leaves the other results as they were
     shutil.rmtree(run.folder / "evaluations")

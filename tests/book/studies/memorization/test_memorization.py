@@ -9,7 +9,6 @@ from pythia_book import records, verdicts
 from pythia_book.published import results
 from pythia_book.studies.memorization import figures, study, trace_claims
 from pythia_book.studies.memorization.params import Params
-from pythia_book.studies.memorization.planted import sources
 from pythia_book.studies.memorization.tables import (
     Prediction,
     Rows,
@@ -92,16 +91,6 @@ def test_a_perfect_prediction_has_an_exact_lower_bound() -> None:
 
 
 # --- units -----------------------------------------------------------------------------------
-
-
-def test_windows_of_a_planted_text_are_found() -> None:
-    """Also in its edited copies; a window that reaches beyond a copy is of no text."""
-    first, second = list(range(10)), list(range(20, 30))
-    edited = [*first[:5], 99, *first[6:]]
-    windows = np.array([[0, 1, 2], [7, 8, 9], [4, 99, 6], [8, 9, 20], [27, 28, 29], [5, 99, 7]])
-    assert sources(windows, [[first, edited], [second]]).tolist() == [0, 0, 0, -1, 1, -1]
-    assert sources(windows[:1], [[[0, 1]]]).tolist() == [-1]  # the text is too short
-    assert sources(windows[:1], [[second], [first], [first]]).tolist() == [1]
 
 
 def test_rows_of_a_planted_text_are_one_unit() -> None:

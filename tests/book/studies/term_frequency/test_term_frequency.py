@@ -22,7 +22,7 @@ from pythia_book.studies.term_frequency import study
 from pythia_book.studies.term_frequency.params import WORD_BINS
 from pythia_book.studies.term_frequency.tables import NumberScores, tenths, welch
 from pythia_book.study import Measurements, Result
-from pythia_book.tasks.arithmetic import questions
+from pythia_book.tasks.arithmetic import ArithmeticMeasurement, Question, questions
 from pythia_book.verdicts import judge
 
 from pythia_core.errors import ConfigError
@@ -60,6 +60,9 @@ def measurements(effect: float, seed: int = 0, words: float = 0.0) -> Measuremen
                 logprob = np.log(p) + 0.3 * easy[FIRST] + rng.normal(0, 0.1, len(p))
                 arrays[f"logprob/{size}/{step}/{shots}"] = logprob.astype(np.float32)
             arrays[f"choice/{size}/{step}/0"] = rng.random(len(p)) < p
+        if step == STEPS[-1]:
+            for size in PARAMS.size_list:
+                arrays[f"margin/{size}/{step}/0"] = arrays[f"logprob/{size}/{step}/0"] + 3
     for size in PARAMS.size_list:
         group = np.searchsorted(WORD_BINS, arrays["word_read/572"], side="right") - 1
         arrays[f"definition/{size}/572"] = rng.random(len(group)) < 0.4 + words * (group - 2)
@@ -101,7 +104,7 @@ def test_planted_effects_of_frequency_are_found() -> None:
         assert gap["low"] > 0 and "20 numbers" in gap["units"]
         assert gap["verdict"] == "not testable here" and "one run" in gap["reason"]
     assert wider["value"] > 0 and wider["units"] == "4 sizes, one run each"  # all heads alike
-    assert verdicts(rows, "The right answer is") == ["reproduced"] * 3
+    assert verdicts(rows, "The right answer is") == ["reproduced"] * 4
     assert verdicts(rows, "Under the placebo")[1] == "holds"
     assert verdicts(rows, "Given a definition") == ["holds"] * 2
     assert set(verdicts(rows, "The gap", "released")) == {"not testable here"}
@@ -110,7 +113,7 @@ def test_planted_effects_of_frequency_are_found() -> None:
 def test_effects_of_the_other_sign_contradict() -> None:
     rows = judged(measurements(-0.2, words=-0.1))
     assert verdicts(rows, "The gap between frequent and rare operands is") == ["contradicted"]
-    assert verdicts(rows, "The right answer is") == ["contradicted"] * 3
+    assert verdicts(rows, "The right answer is") == ["contradicted"] * 4
     assert verdicts(rows, "Given a definition") == ["does not hold"] * 2
 
 
@@ -122,6 +125,28 @@ def test_without_an_effect_nothing_is_resolved() -> None:
         "Given a definition",
     ):
         assert set(verdicts(rows, start)) == {"not resolved"}, start
+
+
+def test_wrong_answers_that_gain_as_much_leave_the_margin_as_it_is() -> None:
+    measured, none = measurements(0.2), measurements(0.0)
+    for size in PARAMS.size_list:
+        measured.arrays[f"margin/{size}/572/0"] = none.arrays[f"margin/{size}/572/0"]
+    _, values, claims = study.analyse(PARAMS, measured, {})
+    assert verdicts(judge(claims), "The right answer is given") == ["not resolved", "reproduced"]
+    assert values["boost_margin"]["low"] < 0 < values["boost_zero_shot"]["low"]
+
+
+def test_the_margin_is_that_over_the_mean_of_the_wrong_answers() -> None:
+    """Zero-shot, at the last step, of sums that were never planted."""
+    asked = (Question(1, 2, True), Question(3, 4, False))
+    measurement = ArithmeticMeasurement(asked, (), 0, 64)
+    scores = {"exact": np.array([True, False]), "logprob": np.array([-2, -1], np.float32),
+              "wrong": np.array([[-3, -4, -8], [-1, -1, -1]], np.float32)}  # fmt: skip
+    at_last = dict(study._recorded(measurement, scores, True))
+    assert at_last.pop("margin").tolist() == [3] and [*at_last] == ["exact", "logprob"]
+    assert "margin" not in dict(study._recorded(measurement, scores, False))
+    few = dict(study._recorded(replace(measurement, shots=4), scores, True))
+    assert [*few] == ["exact", "logprob"]
 
 
 def test_a_model_that_guesses_gets_no_verdict_on_words() -> None:
@@ -225,8 +250,8 @@ def test_a_checkpoint_that_was_not_measured_is_a_gap() -> None:
     assert ("600k", 572, 4) not in present and ("600k", 572, 0) in present
     rows = judge(claims)
     assert next(row for row in rows if row["claim"].startswith("Sums"))["ours"]["value"] is None
-    written, chosen, likely = verdicts(rows, "The right answer")
-    assert written == likely == "not testable here" and chosen == "reproduced"
+    written, chosen, margin, likely = verdicts(rows, "The right answer")
+    assert written == likely == "not testable here" and chosen == margin == "reproduced"
     assert values["exact"] is None and values["boost"] is None and values["boost_choice"]
     result = as_result(measured, {})
     assert "not measured" in draw.gaps_table(result)._repr_html_()

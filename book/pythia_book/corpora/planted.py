@@ -1,7 +1,9 @@
 """Find the planted text, if any, that a row of the training data comes from.
 
 A planted text is one that the corpus repeats on purpose. Almost all memorized rows come from a few
-of them, and rows from the same text are not independent.
+of them, and rows from the same text are mostly memorized together. So intervals are over *units*
+instead of rows: all rows of a planted text are one unit, and of the other rows, those with the same
+continuation.
 """
 
 from __future__ import annotations
@@ -36,6 +38,17 @@ def planted_ids(data: PreparedData, windows: np.ndarray) -> tuple[np.ndarray, np
         for text, times in copies.items()
     )
     return sources(windows, documents).astype(kind), np.array([*copies.values()], np.int16)
+
+
+def units(text: np.ndarray, planted: np.ndarray) -> np.ndarray:
+    """Return the unit of each row, int[n]; rows of one unit share a number.
+
+    Args:
+        text: int[n], a number that rows with the same continuation share.
+        planted: int[n], the index of the planted text that contains the continuation, or -1.
+    """
+    first = int(text.max(initial=-1)) + 1
+    return np.where(planted < 0, text, first + planted.astype(int))
 
 
 def sources(windows: np.ndarray, texts: Iterable[list[list[int]]]) -> np.ndarray:
