@@ -13,7 +13,7 @@ SCALE ?= laptop
 STUDY ?= gender_bias
 # The suite first: the others use its models.
 STUDIES := suite $(filter-out suite,$(basename $(notdir $(wildcard notebooks/*.ipynb))))
-# Extra parameters of `make record`: more seeds than the defaults, which suit a first look.
+# Extra parameters of `make record`: more seeds or sizes than the defaults, which suit a first look.
 RECORD_ablations := -p sizes=25k,85k -p seeds=5
 RECORD_deduplication := -p seeds=6
 RECORD_errata := -p seeds=5

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 """A claim as a record stores it (pythia_book.verdicts.judge)."""
 
-RULE = "Verdicts on 95 % intervals follow one rule, with Holm's correction for many tests."
+RULE = "Every verdict from a 95 % interval follows one rule, with Holm's correction."
 RULE_LINK = "How verdicts are given"
 HEADER = ("Claim", "Released models", "Our miniature", "Verdict")
 WHOSE = {"released": "released models", "ours": "our miniature"}

@@ -149,7 +149,8 @@ class Measurements:
     Attributes:
         arrays: results per item, row or seed, by name, e.g. "loss/25k/standard/572". Arrays are
             recorded in their own dtype; use float32 where seven digits suffice.
-        facts: further numbers and texts, in JSON types, e.g. counts and gaps.
+        facts: further numbers and texts, in JSON types, e.g. counts and gaps. The names `data`
+            (fingerprints of texts), `training_s` and `device` go into the record's origin.
         runs: the training runs used; empty if the measurements were read from a record.
         files: contents of further files of the record, by name; the analysis does not read them.
     """

@@ -147,7 +147,7 @@ static inline void transpose(const float *rows, float *columns, int dim) {
     for (int d = 0; d < dim; d++) columns[d * W + i] = rows[i * dim + d];
 }
 
-/* Numbers of keys after their query become `value`; `start` is the first query of the block. */
+/* Entries whose key comes after their query become `value`; `start` is the block's first query. */
 static inline void mask_future(float *numbers, int start, float value) {
   for (int j = 1; j < W; j++)
     for (int i = 0; i < j; i++) numbers[(start + j) * W + i] = value;
@@ -187,7 +187,7 @@ static inline __attribute__((always_inline)) void attend_backward(
   vec dot = {0}, log_sum = *(const vec *)(lse + start);
   for (int j = 0; j < n; j++)
     *(vec *)(scores + j * W) = exp_vec(*(vec *)(scores + j * W) - log_sum);
-  mask_future(scores, start, 0.0f); /* e^-inf is 1e-38 here, and what follows subnormal: slow */
+  mask_future(scores, start, 0.0f); /* exp_vec(-inf) is 1e-38: subnormal, so slow, products */
   for (int j = 0; j < n; j++)
     dot += *(vec *)(scores + j * W) * *(vec *)(dscores + j * W);
   for (int j = 0; j < n; j++) {

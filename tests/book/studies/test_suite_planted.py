@@ -14,7 +14,7 @@ from gender_fakes import tokenizer
 from pythia_book import stats
 from pythia_book.corpora import miniature, occupations
 from pythia_book.studies.suite import claims
-from pythia_book.studies.suite.associations import all_learned, associations_table, flat_table
+from pythia_book.studies.suite.associations import all_associated, associations_table, flat_table
 from pythia_book.studies.suite.params import Params
 from pythia_book.studies.suite.planted import noun_facts, planted_facts
 from pythia_book.study import Measurements
@@ -147,7 +147,7 @@ def test_a_planted_slope_is_found_in_every_group() -> None:
 def test_no_slope_and_a_reversed_one_are_not_learned(learned: float) -> None:
     table = associations_table(measured(learned))
     assert table.p[table.group == "invented"].min() > 0.01
-    assert not all_learned(table, ["25k", "600k"])[0]
+    assert not all_associated(table, ["25k", "600k"])[0]
 
 
 def associations(ps: dict[tuple[str, str], float]) -> pd.DataFrame:
@@ -165,18 +165,20 @@ def associations(ps: dict[tuple[str, str], float]) -> pd.DataFrame:
 def test_every_model_of_the_sizes_must_have_learned() -> None:
     cells = [(size, arm) for size in ("7k", "25k", "600k") for arm in DATA_ARMS]
     ps = dict.fromkeys(cells, 0.012)  # the smallest of 4 needs less than 0.05 / 4
-    assert all_learned(associations(ps), ["25k", "600k"])[0]
-    assert all_learned(associations(ps | {cells[-1]: 0.049}), ["25k", "600k"])[0], "the largest"
-    learned, note = all_learned(associations(ps | {cells[-1]: 0.06}), ["25k", "600k"])
+    assert all_associated(associations(ps), ["25k", "600k"])[0]
+    assert all_associated(associations(ps | {cells[-1]: 0.049}), ["25k", "600k"])[0], "the largest"
+    learned, note = all_associated(associations(ps | {cells[-1]: 0.06}), ["25k", "600k"])
     assert not learned and note.startswith("3 of 4 models (25k, 600k); smallest slope 0.500 [0.400")
     assert "largest p = 0.06 after Holm's correction" in note
-    assert all_learned(associations(ps | {cells[0]: 0.9}), ["25k", "600k"])[0], "7k is not tested"
-    assert not all_learned(associations(ps), ["25k", "7k", "600k"])[0], "0.05 / 6"
+    assert all_associated(associations(ps | {cells[0]: 0.9}), ["25k", "600k"])[0], (
+        "7k is not tested"
+    )
+    assert not all_associated(associations(ps), ["25k", "7k", "600k"])[0], "0.05 / 6"
 
 
 def test_nothing_is_shown_by_no_model() -> None:
     ps = dict.fromkeys([("25k", arm) for arm in DATA_ARMS], 1e-4)
-    assert not all_learned(associations(ps), [])[0]
+    assert not all_associated(associations(ps), [])[0]
 
 
 TESTED = {"size": "600k", "arm": DATA_ARMS[0], "group": "invented", "frames": "unseen"}
@@ -195,34 +197,34 @@ def change_one(table: pd.DataFrame, **changes: float) -> pd.DataFrame:
 def test_a_model_that_was_not_measured_has_not_learned() -> None:
     ps = {(size, arm): 1e-4 for size in ("25k", "600k") for arm in DATA_ARMS}
     sizes = ["25k", "600k"]
-    assert all_learned(associations(ps), sizes)[0]
+    assert all_associated(associations(ps), sizes)[0]
     for lost in ps:
         rest = {cell: p for cell, p in ps.items() if cell != lost}
-        learned, note = all_learned(associations(rest), sizes)
+        learned, note = all_associated(associations(rest), sizes)
         assert not learned and note.startswith("3 of 4 models (25k, 600k)")
-    learned, note = all_learned(associations(ps), [*sizes, "7k"])
+    learned, note = all_associated(associations(ps), [*sizes, "7k"])
     assert not learned and note.startswith("4 of 6 models (25k, 600k, 7k)")
     table = associations(ps)
-    assert not all_learned(table[table.frames == "trained"], sizes)[0]
+    assert not all_associated(table[table.frames == "trained"], sizes)[0]
 
 
 def test_a_model_with_no_finite_slope_has_not_learned() -> None:
     ps = {(size, arm): 1e-4 for size in ("25k", "600k") for arm in DATA_ARMS}
     nan = change_one(associations(ps), value=np.nan, low=np.nan, high=np.nan, p=np.nan)
-    learned, note = all_learned(nan, ["25k", "600k"])
+    learned, note = all_associated(nan, ["25k", "600k"])
     assert not learned and note.startswith("3 of 4 models (25k, 600k)")
     odds = measured().arrays
     odds["association/600k/standard/unseen"] = np.full(len(NOUNS), np.nan, np.float32)
     table = associations_table(Measurements(odds, {"nouns": NOUNS}))
-    learned, note = all_learned(table, ["25k", "600k"])
+    learned, note = all_associated(table, ["25k", "600k"])
     assert not learned and note.startswith("3 of 4 models (25k, 600k)")
-    assert all_learned(associations_table(measured()), ["25k", "600k"])[0]
+    assert all_associated(associations_table(measured()), ["25k", "600k"])[0]
 
 
 @pytest.mark.parametrize(("low", "expected"), [(0.01, True), (0.0, False), (-0.01, False)])
 def test_an_interval_that_includes_zero_is_not_learned(low: float, expected: bool) -> None:
     ps = {(size, arm): 1e-4 for size in ("25k", "600k") for arm in DATA_ARMS}
-    learned, note = all_learned(change_one(associations(ps), low=low), ["25k", "600k"])
+    learned, note = all_associated(change_one(associations(ps), low=low), ["25k", "600k"])
     assert learned is expected and note.startswith(f"{3 + expected} of 4 models")
 
 

@@ -25,9 +25,8 @@ from pythia_book.verdicts import Claim, rises, untestable, within
 class SuiteModel:
     """A model of the suite on the standard text, as recorded at scale laptop."""
 
-    bare: int
-    """Parameters without embeddings."""
-    total: int
+    n_params_non_embedding: int
+    n_params: int
     loss: float
     """Held-out loss at the end of training, in nats per token."""
 
@@ -38,14 +37,16 @@ GAIN = 1.1
 """The margin is worth this factor in parameters without embeddings."""
 
 
-def worth(factor: float, total: bool = False) -> float:
+def worth(factor: float, embeddings: bool = False) -> float:
     """Return what a factor in parameters is worth between the two models of SUITE, in nats.
 
     The loss is taken to be linear in the logarithm of the parameters, without embeddings, as the
-    paper recommends (Table 1), or in `total`.
+    paper recommends (Table 1), or with `embeddings`.
     """
     small, large = SUITE.values()
-    ratio = large.total / small.total if total else large.bare / small.bare
+    ratio = large.n_params_non_embedding / small.n_params_non_embedding
+    if embeddings:
+        ratio = large.n_params / small.n_params
     return (small.loss - large.loss) / math.log(ratio) * math.log(factor)
 
 
@@ -78,7 +79,7 @@ def claims(params: Params, final: dict[tuple[str, str], Estimate | None]) -> lis
 
     return [
         Claim(
-            f"Parallel attention and MLP do not harm: without them, the loss is at most {MARGIN:g} "
+            f"Parallel attention and MLP do no harm: without them, the loss is at most {MARGIN:g} "
             "nats lower.",
             "sections 2.3 and 2.6",
             rises(effect("sequential"), NATS, units, -MARGIN, by_size("sequential")),
@@ -87,7 +88,7 @@ def claims(params: Params, final: dict[tuple[str, str], Estimate | None]) -> lis
             "all model scales",
         ),
         Claim(
-            "The adopted rule for initial weights does not harm.",
+            "The adopted rule for initial weights does no harm.",
             "section 2.3",
             untestable(NARROW, effect("default_init"), NATS, units, by_size("default_init")),
             quote="because they improve training efficiency and do not harm performance",

@@ -31,6 +31,9 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
     loss/<size>/<arm>: float64[seeds, checkpoints], mean over held-out rows, nats per token
     seconds/<size>/<arm>: float64[rounds], of one update on one thread
+
+    Facts: `parameters` of each size and arm; `heldout_rows`, their number; `init_factors`, see
+    training.init_factors; `data` and `training_s`, see Measurements.
     """
     from pythia_book.studies.ablations import training
     from pythia_core.data.prepare import prepare
@@ -155,11 +158,14 @@ def _values(
         "tokens": params.n_steps * scale.batch_size * scale.data.seq_len,
         "heldout_rows": measured.facts["heldout_rows"],
         "margin": f"{MARGIN:g}",
-        "margin_total": f"{worth(GAIN, total=True):.3f}",
+        "margin_total": f"{worth(GAIN, embeddings=True):.3f}",
         "gain_percent": round(100 * (GAIN - 1)),
     }
     for size, model in SUITE.items():
-        numbers |= {f"suite_parameters_{size}": model.bare, f"suite_loss_{size}": model.loss}
+        numbers |= {
+            f"suite_parameters_{size}": model.n_params_non_embedding,
+            f"suite_loss_{size}": model.loss,
+        }
     for arm in params.arm_list[1:]:
         for name, size in {"": MEAN, **{f"_{role}": size for role, size in roles.items()}}.items():
             numbers[f"change_{arm}{name}"] = quoted(final[size, arm])
@@ -171,7 +177,7 @@ def _values(
         if "tied" in params.arm_list:
             tied, untied = parameters[name_of(size, "tied")], numbers[f"parameters_{role}"]
             numbers[f"tied_percent_{role}"] = round(100 * (1 - tied / untied))
-            numbers[f"tied_worth_{role}"] = f"{worth(untied / tied, total=True):.2f}"
+            numbers[f"tied_worth_{role}"] = f"{worth(untied / tied, embeddings=True):.2f}"
         for arm in params.arm_list[1:]:
             ratio = float(np.median(speeds(measured.arrays, size, arm)))
             numbers[f"speed_{arm}_{role}"] = f"{ratio:.2f}"

@@ -245,7 +245,7 @@ def _pairs(e: Estimate | None, items: str) -> str:
 
 def _models_alone(e: Estimate | None) -> str:
     """Return the end of a note: the interval of `e`, over models only; "" if `e` is None."""
-    if e is None:
+    if e is None or not e.low < e.high:
         return ""
     interval = value_text(quoted(e)).partition(" ")[2]
     return f"; the interval over the models alone, for these items, is {interval}"

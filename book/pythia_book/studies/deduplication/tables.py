@@ -65,8 +65,7 @@ def tables(params: Params, measured: Measurements) -> dict[str, pd.DataFrame]:
     - `effects`: deduplicated minus standard loss of the final models of the suite by `size`, with
       an interval over `n` held-out rows.
     - `memorized`: `size`, `arm`, and the share of training rows that each final model of the suite
-      has memorized. The interval resamples distinct rows. It is too narrow, as nearly all memorized
-      rows are pieces of a few planted texts; of which ones was not measured.
+      has memorized. The interval resamples units (see `pythia_book.corpora.planted`).
 
     From `changes` on, each table ends with `value`, `low`, `high` and `n`.
     """
@@ -258,10 +257,7 @@ def _effects(params: Params, measured: Measurements) -> pd.DataFrame:
 
 
 def _memorized(params: Params, measured: Measurements) -> pd.DataFrame:
-    """Return the table `memorized`: the share of training rows that the models have memorized.
-
-    In the intervals, all rows of a planted text are one unit (see `pythia_book.corpora.planted`).
-    """
+    """Return the table `memorized`: the share of training rows that the models have memorized."""
     import pandas as pd
 
     rows = []

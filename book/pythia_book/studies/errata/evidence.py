@@ -364,8 +364,8 @@ def released_winobias(tables: Tables) -> Values | None:
     ratios = swapped / baselines.reindex(swapped.index)
     refers_to = ratios.index.get_level_values("prompt") == "refers_to"
     numbers: Values = {"prompts": "; ".join(parts)}
-    for name, some in (("ratio", ratios[refers_to]), ("other", ratios[~refers_to])):
-        numbers |= {f"least_{name}": some.min().min(), f"most_{name}": some.max().max()}
+    for name, chosen in (("ratio", ratios[refers_to]), ("other", ratios[~refers_to])):
+        numbers |= {f"least_{name}": chosen.min().min(), f"most_{name}": chosen.max().max()}
     return numbers
 
 

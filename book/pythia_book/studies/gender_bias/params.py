@@ -103,7 +103,7 @@ class Params(StudyParams):
     WHOLE: ClassVar = {"seeds": (1, 100), "crossed_seeds": (0, 100), "flat_seeds": (0, 100)}
     DEFAULT_SIZES: ClassVar = {
         "smoke": "7k",
-        "laptop": "25k,85k,310k",
+        "laptop": "25k,85k",
         "gpu": "1.2m,4.7m,19m",
         "paper": "70m",
     }

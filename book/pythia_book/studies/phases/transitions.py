@@ -113,11 +113,6 @@ class Model:
         """Whether the last checkpoint was measured."""
         return bool(self.without)
 
-    def left(self, kind: str) -> float:
-        """Return the share of the gain that is left without heads; NaN if there was no gain."""
-        intact = self.without["intact"].gain if self.finished else 0.0
-        return self.without[kind].gain / intact if intact > NO_GAIN else np.nan
-
     def cost(self, kind: str) -> float:
         """Return how much more the loss on repeated text rises without heads than on grammar."""
         if not self.finished:
@@ -268,7 +263,7 @@ def claims(models: Sequence[Model], heads: int) -> list[Claim]:
             "more so than text of the grammar.",
             f"{OLSSON}, Argument 3",
             untestable(WHOLE_LAYER, without, "nats per token", units)
-            if all(m.without["induction"].heads == heads for m in deep)
+            if deep and all(m.without["induction"].heads == heads for m in deep)
             else rises(without, "nats per token", units),
             quote='When we directly "knock out" induction heads at test-time in small models, the '
             "amount of in-context learning greatly decreases.",
@@ -295,21 +290,22 @@ def values(models: Sequence[Model], facts: dict[str, Any]) -> dict[str, Any]:
     uni, bi, _ = KL.values()
     for depth in (SHALLOW, DEEP, DEEPER):
         same = [model for model in models if model.layers == depth]
-        found = {
+        by_name = {
             name: [m.curves[name][-1] if m.finished else np.nan for m in same]
             for name in ("gain", "order_gain", "repeats")
         }
         if depth == DEEP:
-            found["rise"] = [m.rise for m in same]
-            found["missed"] = [100 * max(0, 1 - m.rise) for m in same]
-            found |= {f"transition_{event}": [m.step_of(event) for m in same] for event in EVENTS}
-            found |= {f"nearest_{name}": [m.step_of(name) for m in same] for name in (uni, bi)}
+            by_name["rise"] = [m.rise for m in same]
+            by_name["missed"] = [100 * np.maximum(0, 1 - m.rise) for m in same]
+            by_name |= {f"transition_{event}": [m.step_of(event) for m in same] for event in EVENTS}
+            by_name |= {f"nearest_{name}": [m.step_of(name) for m in same] for name in (uni, bi)}
         if depth > SHALLOW:
-            wrong = [m.without["induction"].repeats if m.finished else np.nan for m in same]
-            found["repeats_without_induction"] = wrong
+            by_name["repeats_without_induction"] = [
+                m.without["induction"].repeats if m.finished else np.nan for m in same
+            ]
             for kind in KNOCKED_OUT[1:]:
                 name = kind.replace("-", "_").replace(" ", "_")
-                found[f"cost_{name}"] = [m.cost(kind) for m in same]
-        for name, each in found.items():
+                by_name[f"cost_{name}"] = [m.cost(kind) for m in same]
+        for name, each in by_name.items():
             numbers[f"{name}_{depth}"] = quoted(mean_over_known(each))
     return numbers

@@ -81,8 +81,8 @@ def values(released: Tables, draws: int) -> dict[str, Any]:
     the smallest and the largest such share over all operations and numbers of examples;
     `released_lambada_share`, `released_lambada_nats_share`: that of accuracy and of log-probability
     on LAMBADA, mean of both texts, over the sizes that were asked sums; with `lambada_all` and
-    `lambada_nats_all`, over all sizes. All are in percent. With `_factor` instead of `_share`: by
-    what factor the step multiplies the parameters without embeddings.
+    `lambada_nats_all`, over all sizes. All are in percent. `released_sums_factor`,
+    `released_lambada_factor`: by what factor the step multiplies the parameters without embeddings.
     """
     test = share_of_two_sizes(released, draws)
     share = test.estimate.interval() if test.estimate else None
@@ -110,7 +110,10 @@ def _shares(released: Tables) -> dict[str, float | None]:
     numbers["released_sums_most"] = max(shares, default=None)
     for name in ("sums", "lambada", "lambada_nats", "lambada_all", "lambada_nats_all"):
         share, factor = _largest_step(scores[name]) if name in scores else (None, None)
-        numbers |= {f"released_{name}_share": share, f"released_{name}_factor": factor}
+        if name != "sums":
+            numbers[f"released_{name}_share"] = share
+        if name in ("sums", "lambada"):
+            numbers[f"released_{name}_factor"] = factor
     return numbers
 
 

@@ -443,7 +443,10 @@ def claims(tables: Tables) -> list[Claim]:
 def values(machine: Row, gpu: list[Row], tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
     """Map names to the numbers that the page quotes.
 
-    `machine` describes the CPU. The first row of `gpu`, if there is one, describes the GPU.
+    `ratio_least` and `ratio_most` are the range, over sizes and precisions, of the time of the
+    fastest step of `transformers` relative to ours; `own_least` is that of torch's own operation
+    where ours does worst. `machine` describes the CPU; the first row of `gpu`, if there is one,
+    the GPU.
     """
     libraries = tables["steps"][tables["steps"].family == "transformers"].dropna(subset="ratio")
     fastest = libraries.ratio.astype(float).groupby([libraries["size"], libraries.precision]).min()

@@ -65,10 +65,10 @@ def flat_table(measured: Measurements) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["slope", "p"])
 
 
-def all_learned(associations: pd.DataFrame, sizes: Sequence[str]) -> tuple[bool, str]:
+def all_associated(associations: pd.DataFrame, sizes: Sequence[str]) -> tuple[bool, str]:
     """Return whether every model of some sizes has an association of made-up nouns above zero.
 
-    A model has one if, in unseen frames, the interval of its slope is above 0, and
+    A model's association is above zero if the interval of its slope in unseen frames is, and its
     `p` is below 0.05 after Holm's correction for all models. An unmeasured model counts as failed.
 
     Args:
@@ -76,8 +76,8 @@ def all_learned(associations: pd.DataFrame, sizes: Sequence[str]) -> tuple[bool,
         sizes: names of the sizes to test, on both texts.
 
     Returns:
-        Whether every model has one; and a note with the number of models that have, the smallest
-        slope with its interval, and the largest p.
+        Whether this holds for every model; and a note with the number of models for which it
+        does, the smallest slope with its interval, and the largest p.
     """
     import pandas as pd
 

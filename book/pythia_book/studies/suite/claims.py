@@ -8,7 +8,7 @@ from pythia_book.published.means import mean_over_pairs, signed
 from pythia_book.published.tables import CONVENTION, NO_RELEASED, SAME
 from pythia_book.released.recipe import HARDWARE
 from pythia_book.stats import mean_over
-from pythia_book.studies.suite.associations import all_learned
+from pythia_book.studies.suite.associations import all_associated
 from pythia_book.studies.suite.suites import SUITES
 from pythia_book.verdicts import Claim, Test, passes, untestable, within
 from pythia_core.suite import DATA_ARMS, nominal_parameters
@@ -30,7 +30,7 @@ NEEDS_FLAT = f"needs {FEWEST_MODELS} models of such a text, e.g. flat_seeds=10"
 FLAT_MARGIN = 0.05
 """A smaller slope counts as no association. Complete learning has slope 1."""
 LEARNS_FROM = 25_000
-"""Models with at least this many non-embedding parameters should have the planted associations."""
+"""Models with at least this many non-embedding parameters should show the planted associations."""
 TOTAL_HOURS = 544_280
 """A100-hours of all training, by Appendix D of the paper."""
 
@@ -155,7 +155,7 @@ def _planted_checks(facts: dict[str, Any], tables: Tables, whole: bool) -> list[
     lost = planted[planted[DATA_ARMS[0]] != planted[DATA_ARMS[1]]]
     large_enough = [s for s in facts["models"] if nominal_parameters(s) >= LEARNS_FROM]
     least = f"{LEARNS_FROM // 1000}k"
-    learned, note = all_learned(tables["associations"], large_enough)
+    learned, note = all_associated(tables["associations"], large_enough)
     reason = "runs of this scale stop early" if large_enough else f"all models are below {least}"
     return [
         Claim(

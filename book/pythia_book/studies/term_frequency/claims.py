@@ -36,7 +36,7 @@ NO_COUNTS = "how often each number occurs in the Pile was never released"
 IN_SUMS = (
     "frequency is that within the planted sums, not in the text; the paper counts the whole corpus"
 )
-ONE_RUN = "one run, and the variation between seeds decides"
+ONE_RUN = "one run; how much the gap varies between seeds was not measured"
 
 
 def claims(
@@ -166,10 +166,10 @@ def _on_frequency(params: Params, scores: NumberScores) -> list[Claim]:
     sizes, shots, steps = params.size_list, params.shot_list[-1], scores.steps
     large, first, last = sizes[-1], steps[0], steps[-1]
     units = f"20 numbers; one run of {large}"
-    boosted = [f"{count} of {TENTH}" for count in scores.boosted_in_tenths()]
+    top, bottom = scores.boosted_in_tenths()
     confounded = (
-        "small numbers are both frequent and easy to add; the coin made frequent "
-        f"{boosted[0]} of the most frequent numbers and {boosted[1]} of the rarest; {IN_SUMS}"
+        f"small numbers are both frequent and easy to add; the coin chose {top} of the {TENTH} "
+        f"most frequent numbers and {bottom} of the {TENTH} rarest; {IN_SUMS}"
     )
     alike = untestable(NO_COUNTS)
 

@@ -275,7 +275,7 @@ def values(params: Params, scores: NumberScores, tables: dict[str, pd.DataFrame]
 
 
 def _coin_values(params: Params, scores: NumberScores, experiment: pd.DataFrame) -> dict[str, Any]:
-    """Return the effects of the coins, on log-probability in nats if not said, for the page's text.
+    """Return the effects of the coins for the page's text, by default on log-probability, in nats.
 
     NAME is "boost" or "placebo" (see `NumberScores.coins`). The keys are
     `coin_sizes`: the larger half of the sizes; only these are used;
