@@ -34,7 +34,7 @@ from pythia_core.suite import size_named
 
 
 def test_defaults_and_order_of_sizes():
-    assert Params().size_list == ("25k", "85k", "310k")
+    assert Params().size_list == ("25k", "85k")
     assert Params(scale="smoke").size_list == ("7k",)
     assert Params(sizes=" 600k, 25k ").size_list == ("25k", "600k")
 
