@@ -187,7 +187,7 @@ static inline __attribute__((always_inline)) void attend_backward(
   vec dot = {0}, log_sum = *(const vec *)(lse + start);
   for (int j = 0; j < n; j++)
     *(vec *)(scores + j * W) = exp_vec(*(vec *)(scores + j * W) - log_sum);
-  mask_future(scores, start, 0.0f); /* exp_vec(-inf) is 1e-38: subnormal, so slow, products */
+  mask_future(scores, start, 0.0f); /* exp_vec(-inf): 1e-38, its products subnormal and slow */
   for (int j = 0; j < n; j++)
     dot += *(vec *)(scores + j * W) * *(vec *)(dscores + j * W);
   for (int j = 0; j < n; j++) {

@@ -120,6 +120,15 @@ def requests(
     return all_requests
 
 
+def margin(scores: dict[str, np.ndarray]) -> np.ndarray:
+    """Return, in nats, the log-probability of each right answer minus the mean of its wrong ones.
+
+    Args:
+        scores: what a zero-shot `ArithmeticMeasurement` returns.
+    """
+    return scores["logprob"] - scores["wrong"].mean(1)
+
+
 @dataclass(frozen=True)
 class ArithmeticMeasurement(RequestMeasurement):
     """A measurement of how well a model solves n sums.

@@ -244,7 +244,7 @@ def _pairs(e: Estimate | None, items: str) -> str:
 
 
 def _models_alone(e: Estimate | None) -> str:
-    """Return the end of a note: the interval of `e`, over models only; "" if `e` is None."""
+    """Return the end of a note: the interval of `e`, over models only; "" if it has none."""
     if e is None or not e.low < e.high:
         return ""
     interval = value_text(quoted(e)).partition(" ")[2]

@@ -63,7 +63,7 @@ def measure_sums(suite: dict[Cell, Run], progress: bool) -> tuple[dict[str, np.n
         PRODUCT, float32 means of the probability.
     """
     from pythia_book.measurements import measure_all
-    from pythia_book.tasks.arithmetic import ArithmeticMeasurement
+    from pythia_book.tasks.arithmetic import ArithmeticMeasurement, margin
 
     first = next(iter(suite.values()))
     length = first.config.model.max_seq_len
@@ -84,7 +84,7 @@ def measure_sums(suite: dict[Cell, Run], progress: bool) -> tuple[dict[str, np.n
                 "choice": scores["choice"],
                 "exact": scores["exact"],
                 "logprob": scores["logprob"],
-                "margin": scores["logprob"] - scores["wrong"].mean(1),
+                "margin": margin(scores),
                 PRODUCT: np.exp(scores["logprob"].astype(np.float64)),
             }
             for measure, items in values.items():

@@ -184,6 +184,8 @@ def _recorded(
     Only sums that were never planted count. Few-shot log-probabilities are kept only if `last`.
     Wrong answers are kept only as the zero-shot margin over them, if `last`.
     """
+    from pythia_book.tasks.arithmetic import margin
+
     held_out = np.array([q.held_out for q in asked.questions])
     kept = {
         measure: values
@@ -191,7 +193,7 @@ def _recorded(
         if measure != "wrong" and (measure != "logprob" or last or not asked.shots)
     }
     if last and not asked.shots:
-        kept["margin"] = scores["logprob"] - scores["wrong"].mean(1)
+        kept["margin"] = margin(scores)
     return [(measure, values[held_out]) for measure, values in kept.items()]
 
 
