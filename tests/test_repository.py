@@ -129,7 +129,7 @@ def test_the_readme_has_its_blocks_and_names_real_files() -> None:
         assert f"<!-- {block} -->\n" in text and f"<!-- /{block} -->" in text
     recorded = recording.all_records(ROOT)
     if len(recorded) == len(list(ROOT.glob("book/recorded/*/*"))):  # else they must run again
-        assert recording.costs_table(recorded) in text, "run refresh_readme()"
+        assert recording.costs_table(recording.all_costs(ROOT)) in text, "run refresh_costs()"
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / link).is_file(), f"README links to {link}"
 

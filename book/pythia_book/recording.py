@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shutil
 import sys
@@ -26,7 +27,7 @@ from pythia_core.util.files import atomic_file, project_root, require_checkout, 
 def record_run(study: str, scale: str, force: bool = False) -> Path:
     """Copy a finished local run into book/recorded/<study>/<scale>/, and return that folder.
 
-    The costs in the README are updated too.
+    The table of costs is updated too.
 
     Args:
         force: record the run even if it was made by code that is not committed.
@@ -66,7 +67,7 @@ def record_run(study: str, scale: str, force: bool = False) -> Path:
         for name in names:
             shutil.copyfile(source / name, new / name)
         records.swap_in(new, target)
-    refresh_readme()
+    refresh_costs()
     return target
 
 
@@ -115,6 +116,8 @@ def fill_block(path: Path, name: str, content: str) -> None:
             temporary.write_text(filled, encoding="utf-8")
 
 
+COSTS_FILE = "book/recorded/costs.csv"
+
 COSTS = ("study", "scale", "machine", "notebook", "training, one thread", "memory", "disk")
 """Columns of the cost table. The duration "notebook" excludes training done before."""
 
@@ -132,22 +135,38 @@ def costs_of(record: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def costs_table(recorded: list[dict[str, Any]]) -> str:
-    """Return a Markdown table with the cost of each recorded run."""
-    rows = ["| " + " | ".join(COSTS) + " |", "|" + "---|" * len(COSTS)]
-    for r in recorded:
-        rows.append("| " + " | ".join(c.replace("|", "\\|") for c in costs_of(r)) + " |")
-    return "\n".join(rows) if recorded else "No run has been recorded yet."
+def all_costs(root: Path) -> list[tuple[str, ...]]:
+    """Return the rows of the cost table: one per study, scale and machine.
 
+    They are those of the records, and from book/recorded/costs.csv those of earlier records that
+    were made on other machines.
 
-def refresh_readme() -> None:
-    """Write the cost table into the README's block `costs`.
-
-    If a committed record cannot be read, warn on stderr and keep the old table.
+    Raises:
+        DataError: some records cannot be read.
     """
+    path = root / COSTS_FILE
+    kept = csv.reader(path.read_text(encoding="utf-8").splitlines()[1:]) if path.exists() else ()
+    rows = [*map(tuple, kept), *map(costs_of, all_records(root))]
+    return sorted({row[:3]: row for row in rows}.values())
+
+
+def costs_table(rows: list[tuple[str, ...]]) -> str:
+    """Return the cost table in Markdown."""
+    lines = [COSTS, ("---",) * len(COSTS), *rows]
+    return "\n".join(f"| {' | '.join(c.replace('|', chr(92) + '|') for c in r)} |" for r in lines)
+
+
+def refresh_costs() -> None:
+    """Write the cost table into book/recorded/costs.csv and into the README's block `costs`.
+
+    If a committed record cannot be read, warn on stderr and keep both.
+    """
+    root = project_root()
     try:
-        table = costs_table(all_records(project_root()))
+        rows = all_costs(root)
     except DataError as error:
         print(f"the costs in README.md were not updated: {error}", file=sys.stderr)
-    else:
-        fill_block(project_root() / "README.md", "costs", table)
+        return
+    with atomic_file(root / COSTS_FILE) as temporary, temporary.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([COSTS, *rows])
+    fill_block(root / "README.md", "costs", costs_table(rows))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pythia_book import notebooks, records
-from pythia_book.recording import refresh_readme
+from pythia_book.recording import refresh_costs
 from pythia_book.verdicts import SIDES
 from pythia_core.errors import ConfigError, DataError, PythiaError, one_of, raise_all
 from pythia_core.suite import SCALES
@@ -68,7 +68,7 @@ def redraw(
         redraw_one, folders, progress=progress, desc="redrawing", unit="run", names=names
     )
     if any(each.changes and each.name.startswith("recorded/") for each in done):
-        refresh_readme()
+        refresh_costs()
     return done
 
 

@@ -648,6 +648,20 @@ def test_recording_copies_the_run_and_fills_in_the_costs(committed: None, projec
     assert [path.name for path in target.parent.iterdir()] == ["laptop"]
 
 
+def test_costs_on_another_machine_are_kept(
+    committed: None, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "README.md").write_text("<!-- costs -->\n<!-- /costs -->\n")
+    for machine in ("one", "one", "another | one"):
+        monkeypatch.setattr(recording, "device_text", lambda record, machine=machine: machine)
+        write(project)
+        finish(project)
+        recording.record_run("tiny", "laptop")
+    assert [row[2] for row in recording.all_costs(project)] == ["another | one", "one"]
+    readme = (project / "README.md").read_text()
+    assert readme.count("| tiny |") == 2 and r"| another \| one |" in readme
+
+
 def test_recording_refuses_what_names_the_machine(committed: None, project: Path) -> None:
     texts = np.array([f"{project}/y"])
     write(project, measured=Measurements({"texts": texts}, {}))

@@ -13,7 +13,7 @@ from docutils.parsers.rst import directives
 from sphinx.util.docutils import SphinxDirective
 
 from pythia_book import claim_tables, notebooks, records
-from pythia_book.recording import COSTS, all_records, costs_of
+from pythia_book.recording import COSTS, all_costs
 from pythia_book.site import report
 from pythia_book.site.runs import NOT_RUN, SelectedRun
 from pythia_book.site.staging import ROOT, RUNS, TABLES, recorded_run, unshown
@@ -211,14 +211,11 @@ class Code(_StudyDirective):
 
 
 class Costs(SphinxDirective):
-    """A table with the cost of each recorded run."""
+    """A table with the cost of each recorded run, also of earlier ones on other machines."""
 
     def run(self) -> list[nodes.Node]:
-        committed = all_records(ROOT)
-        if not committed:
-            return [nodes.paragraph("", "No run has been recorded yet.")]
         header = [name[:1].upper() + name[1:] for name in COSTS]
-        return [table(header, [list(costs_of(r)) for r in committed], "costs")]
+        return [table(header, [list(row) for row in all_costs(ROOT)], "costs")]
 
 
 class Scales(SphinxDirective):
