@@ -212,7 +212,9 @@ class _ProgressLine:
 
     def show(self, running: dict[int, tuple[float, str]]) -> None:
         """Update the line; `running` maps each running job's index to (fraction done, note)."""
-        first, last = len(self._done) + 1, len(self._done) + max(1, len(running))
+        total = len(self._parts)
+        first = min(len(self._done) + 1, total)  # the last one may be done but not yet collected
+        last = min(len(self._done) + max(1, len(running)), total)
         numbers = f" {first}" if first == last else f"s {first}-{last}"
         names = dict(enumerate(self._names))
         notes = [f"{names.get(n, '')} {note}".strip() for n, (_, note) in running.items()]
@@ -221,10 +223,10 @@ class _ProgressLine:
         done = sum(self._parts[number] for number in self._done)
         done += sum(self._parts[number] * share for number, (share, _) in running.items())
         self._bar.set_description_str(
-            f"{self._desc} {self._unit}{numbers} of {len(self._parts)}", refresh=False
+            f"{self._desc} {self._unit}{numbers} of {total}", refresh=False
         )
         self._bar.set_postfix_str("; ".join(filter(None, notes)), refresh=False)
-        self._bar.update(done - self._bar.n)
+        self._bar.update(min(done, 1.0) - self._bar.n)
 
     def done(self, number: int) -> None:
         """Mark a job as done."""

@@ -124,6 +124,19 @@ def test_many_jobs_share_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "not shown" not in log.getvalue()
 
 
+def test_when_all_jobs_are_done_the_line_still_names_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log = log_file(monkeypatch)
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
+    with workers._ProgressLine(True, "measuring", "checkpoint", (), [0.1] * 10) as line:
+        for number in range(10):
+            line.done(number)
+            line.show({})
+    assert "measuring checkpoint 10 of 10: 100 %, 00:00 left" in log.getvalue().splitlines()
+    assert "11 of 10" not in log.getvalue()
+
+
 def test_a_silent_bar_of_a_job_reports_nothing() -> None:
     reports: list[tuple[float, str]] = []
     with progress.reporting(lambda *report: reports.append(report)):
