@@ -136,10 +136,10 @@ def costs_of(record: dict[str, Any]) -> tuple[str, ...]:
 
 
 def all_costs(root: Path) -> list[tuple[str, ...]]:
-    """Return the rows of the cost table: one per study, scale and machine.
+    """Return the rows of the cost table: one per study, scale and processor.
 
-    They are those of the records, and from book/recorded/costs.csv those of earlier records that
-    were made on other machines.
+    They are those of the records and, from book/recorded/costs.csv, of earlier records that were
+    made on another processor. The row of a record replaces an earlier one with other threads.
 
     Raises:
         DataError: some records cannot be read.
@@ -147,13 +147,14 @@ def all_costs(root: Path) -> list[tuple[str, ...]]:
     path = root / COSTS_FILE
     kept = csv.reader(path.read_text(encoding="utf-8").splitlines()[1:]) if path.exists() else ()
     rows = [*map(tuple, kept), *map(costs_of, all_records(root))]
-    return sorted({row[:3]: row for row in rows}.values())
+    return sorted({(*row[:2], row[2].partition(", ")[0]): row for row in rows}.values())
 
 
 def costs_table(rows: list[tuple[str, ...]]) -> str:
     """Return the cost table in Markdown."""
     lines = [COSTS, ("---",) * len(COSTS), *rows]
-    return "\n".join(f"| {' | '.join(c.replace('|', chr(92) + '|') for c in r)} |" for r in lines)
+    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in escaped)
 
 
 def refresh_costs() -> None:
@@ -167,6 +168,6 @@ def refresh_costs() -> None:
     except DataError as error:
         print(f"the costs in README.md were not updated: {error}", file=sys.stderr)
         return
-    with atomic_file(root / COSTS_FILE) as temporary, temporary.open("w", newline="") as file:
+    with atomic_file(root / COSTS_FILE) as path, path.open("w", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([COSTS, *rows])
     fill_block(root / "README.md", "costs", costs_table(rows))

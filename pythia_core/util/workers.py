@@ -213,7 +213,7 @@ class _ProgressLine:
     def show(self, running: dict[int, tuple[float, str]]) -> None:
         """Update the line; `running` maps each running job's index to (fraction done, note)."""
         total = len(self._parts)
-        first = min(len(self._done) + 1, total)  # the last one may be done but not yet collected
+        first = min(len(self._done) + 1, total)  # also shown once after the last job
         last = min(len(self._done) + max(1, len(running)), total)
         numbers = f" {first}" if first == last else f"s {first}-{last}"
         names = dict(enumerate(self._names))

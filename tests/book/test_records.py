@@ -652,12 +652,12 @@ def test_costs_on_another_machine_are_kept(
     committed: None, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (project / "README.md").write_text("<!-- costs -->\n<!-- /costs -->\n")
-    for machine in ("one", "one", "another | one"):
+    for machine in ("one, 1 thread", "one, 2 threads", "another | one"):
         monkeypatch.setattr(recording, "device_text", lambda record, machine=machine: machine)
         write(project)
         finish(project)
         recording.record_run("tiny", "laptop")
-    assert [row[2] for row in recording.all_costs(project)] == ["another | one", "one"]
+    assert [row[2] for row in recording.all_costs(project)] == ["another | one", "one, 2 threads"]
     readme = (project / "README.md").read_text()
     assert readme.count("| tiny |") == 2 and r"| another \| one |" in readme
 
