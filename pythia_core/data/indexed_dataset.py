@@ -3,7 +3,9 @@
 `PREFIX.bin` has all token ids, little-endian, without a header. `PREFIX.idx` has, in this order: 9
 bytes of magic, u64 version (1), u8 dtype code, u64 number of sequences N, u64 length of the
 document table D, i32 sizes[N] (tokens), i64 pointers[N] (byte offsets in the .bin) and i64 table[D]
-(first sequence of each document, then N). Text has one sequence per document, so D is N + 1.
+(first sequence of each document, then N). Text has one sequence per document, so the table is 0, 1,
+..., N. GPT-NeoX's tools leave out its end: merging adds no entries, so the released `document.idx`
+of 146,432,000 sequences has the single entry 0. Such a table is accepted, because it is not needed.
 
 A flipped bit in an `.idx` is detected when the file is opened. Only a hash can detect a flipped bit
 in a `.bin`; pythia_core.data.prepare stores one. A `.bin` in several parts, like the Pile's
@@ -17,6 +19,7 @@ import glob
 import re
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -41,6 +44,8 @@ DTYPES: dict[int, np.dtype] = {
 }
 """The dtype codes of GPT-NeoX (in Megatron-core, 6 and 7 are swapped)."""
 
+_CHECKED = 1 << 20
+"""Number of entries of an index to check at a time."""
 UINT16_BELOW = 65_500
 """GPT-NeoX stores ids as uint16 for vocabularies smaller than this, else as int32."""
 
@@ -89,17 +94,17 @@ class IndexedWriter:
                 f"document {len(self._sizes)}: token ids must be a flat list of integers, "
                 f"got {array.ndim} dimension(s) of {array.dtype}"
             )
+        if array.size > np.iinfo(np.int32).max:
+            raise DataError(
+                f"document {len(self._sizes)} has {array.size} tokens, but the format allows at "
+                "most 2^31 - 1 per document; split it"
+            )
         if array.size and (array.min() < 0 or array.max() >= self.vocab_size):
             position = int(np.flatnonzero((array < 0) | (array >= self.vocab_size))[0])
             raise DataError(
                 f"document {len(self._sizes)}, position {position}: id {int(array[position])} is "
                 f"outside the vocabulary 0..{self.vocab_size - 1}; was it encoded with another "
                 "tokenizer?"
-            )
-        if array.size > np.iinfo(np.int32).max:
-            raise DataError(
-                f"document {len(self._sizes)} has {array.size} tokens, but the format allows at "
-                "most 2^31 - 1 per document; split it"
             )
         self._bin.write(array.astype(self.dtype).tobytes())
         self._sizes.append(array.size)
@@ -142,6 +147,67 @@ def index_bytes(sizes: NDArray[np.int32], dtype: np.dtype) -> bytes:
     )
 
 
+@dataclass(frozen=True)
+class IndexHeader:
+    """The header of an `.idx` file: the dtype of the ids, and the lengths of the arrays."""
+
+    dtype: np.dtype
+    n_sequences: int
+    n_documents: int
+    """Length of the document table."""
+
+    @classmethod
+    def read(cls, raw: bytes, size: int, name: str) -> IndexHeader:
+        """Read a header; check it against the size of the file.
+
+        Args:
+            raw: the first bytes of the file, at least HEADER.size if the file is that long.
+            size: number of bytes of the file.
+            name: name of the file, for error messages.
+
+        Raises:
+            DataError: the file is not an index of token ids, or does not have the right size.
+        """
+        if len(raw) < HEADER.size:
+            raise damaged_index(
+                name, f"it has {size} bytes, but the header alone needs {HEADER.size}"
+            )
+        magic, version, code, n, d = HEADER.unpack(raw[: HEADER.size])
+        problem = ""
+        if magic != MAGIC:
+            problem = f"it starts with {magic!r}, not with {MAGIC!r}"
+        elif version != VERSION:
+            problem = f"it has version {version}, but only version {VERSION} is supported"
+        elif code in (6, 7):
+            problem = f"dtype code {code} means floating point, which cannot be token ids"
+        elif code not in DTYPES:
+            problem = (
+                f"unknown dtype code {code}; known are 1 (uint8), 2 (int8), 3 (int16), 4 (int32), "
+                "5 (int64) and 8 (uint16)"
+            )
+        elif not 1 <= d <= n + 1:
+            problem = (
+                f"it has {n} sequences and {d} entries in the document table, expected 1 to "
+                f"{n + 1} entries: only one sequence per document is supported"
+            )
+        elif size != (length := HEADER.size + 12 * n + 8 * d):
+            problem = (
+                f"it has {size} bytes, but {n} sequences with {d} entries in the document table "
+                f"need exactly {length}"
+            )
+        if problem:
+            raise damaged_index(name, problem)
+        return cls(DTYPES[code], n, d)
+
+
+def damaged_index(name: Path | str, problem: str) -> DataError:
+    """Return the error for an `.idx` file that cannot be used."""
+    return DataError(
+        f"{name}: {problem}. The file is damaged or has another format; copy it again from its "
+        "source"
+    )
+
+
 class MegatronIndexed:
     """A strict reader of the token files `PREFIX.bin` and `PREFIX.idx`.
 
@@ -163,50 +229,24 @@ class MegatronIndexed:
                 raise DataError(
                     f"{path} does not exist; token files come in pairs: PREFIX.bin and PREFIX.idx"
                 )
-        raw = np.memmap(idx, np.uint8, mode="r") if idx.stat().st_size else np.zeros(0, np.uint8)
-
-        def wrong(problem: str) -> DataError:
-            return DataError(f"{idx}: {problem}. The file is damaged or has another format")
-
-        if len(raw) < HEADER.size:
-            raise wrong(f"it has {len(raw)} bytes, but the header alone needs {HEADER.size}")
-        magic, version, code, n, d = HEADER.unpack(raw[: HEADER.size].tobytes())
-        if magic != MAGIC:
-            raise wrong(f"it starts with {magic!r}, not with {MAGIC!r}")
-        if version != VERSION:
-            raise wrong(f"it has version {version}, but only version {VERSION} is supported")
-        if code in (6, 7):
-            raise wrong(f"dtype code {code} means floating point, which cannot be token ids")
-        if code not in DTYPES:
-            raise wrong(
-                f"unknown dtype code {code}; known are 1 (uint8), 2 (int8), 3 (int16), 4 (int32), "
-                "5 (int64) and 8 (uint16)"
-            )
-        if d != n + 1:
-            raise wrong(
-                f"it has {n} sequences and {d} entries in the document table, expected {n + 1} "
-                "entries: only one sequence per document is supported"
-            )
-        if len(raw) != (length := HEADER.size + 12 * n + 8 * d):
-            raise wrong(f"it has {len(raw)} bytes, but {n} documents need exactly {length}")
+        raw = _mapped(idx, np.dtype(np.uint8))
+        header = IndexHeader.read(raw[: HEADER.size].tobytes(), len(raw), str(idx))
+        n, d = header.n_sequences, header.n_documents
 
         def field(offset: int, count: int, dtype: str) -> NDArray:
             return np.frombuffer(raw, dtype, count, HEADER.size + offset)
 
-        self.dtype = DTYPES[code]
+        self.dtype = header.dtype
         self.sizes = field(0, n, "<i4")
-        if n and self.sizes.min() < 0:
-            raise wrong(f"document {int(self.sizes.argmin())} has a negative size")
-        starts = _starts(self.sizes)
-        if not np.array_equal(field(4 * n, n, "<i8"), starts[:-1] * self.dtype.itemsize):
-            raise wrong("its pointers do not follow from its document sizes")
+        self._pointers = field(4 * n, n, "<i8")
+        self.n_documents = n
+        self.n_tokens = _checked_total(idx, self.sizes, self._pointers, self.dtype.itemsize)
         if not np.array_equal(field(12 * n, d, "<i8"), np.arange(d)):
-            raise wrong(
-                f"its document table is not 0..{n}: only one sequence per document is supported"
+            raise damaged_index(
+                idx,
+                f"its document table is not 0..{n}, nor the beginning of it: only one sequence "
+                "per document is supported",
             )
-        self._starts = starts
-        self.n_documents = int(n)
-        self.n_tokens = int(starts[-1])
         expected = self.n_tokens * self.dtype.itemsize
         size = sum(path.stat().st_size for path in shards or [bin_])
         if size != expected:
@@ -226,7 +266,27 @@ class MegatronIndexed:
                 f"there is no document {index}; {self.prefix} has the documents "
                 f"0..{self.n_documents - 1}"
             )
-        return self.tokens[self._starts[index] : self._starts[index + 1]]
+        start = int(self._pointers[index]) // self.dtype.itemsize
+        return self.tokens[start : start + int(self.sizes[index])]
+
+
+def _checked_total(
+    idx: Path, sizes: NDArray[np.int32], pointers: NDArray[np.int64], itemsize: int
+) -> int:
+    """Return the number of tokens; raise DataError if the pointers do not follow from the sizes.
+
+    Reads a part at a time, because the released index has 1.8 GB.
+    """
+    total = 0
+    for low in range(0, len(sizes), _CHECKED):
+        part = sizes[low : low + _CHECKED]
+        if part.min() < 0:
+            raise damaged_index(idx, f"document {low + int(part.argmin())} has a negative size")
+        starts = total + _starts(part)
+        if not np.array_equal(pointers[low : low + _CHECKED], starts[:-1] * itemsize):
+            raise damaged_index(idx, "its pointers do not follow from its document sizes")
+        total = int(starts[-1])
+    return total
 
 
 class JoinedTokens:

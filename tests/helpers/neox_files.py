@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import random
+import struct
+from collections import OrderedDict
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
@@ -12,8 +15,11 @@ from pythia_core.data.order import RowOrder
 from pythia_core.model import GPTNeoX
 
 
-def write_native(model: GPTNeoX, folder: Path, ranks: int) -> None:
+def write_native(model: GPTNeoX, folder: Path, ranks: int, sequential: bool = False) -> None:
     """Write the weights of a model as GPT-NeoX does on several ranks, a file per layer and rank.
+
+    If `sequential`, write what GPT-NeoX 2.x does without pipeline stages: a file per rank, with
+    everything that DeepSpeed saves and the later names of the MLP.
 
     The code follows the rules of GPT-NeoX, not the table that the tests check. Some biases must be
     summed over ranks, so their parts are unequal here. LayerNorms must be averaged, so their copies
@@ -61,8 +67,38 @@ def write_native(model: GPTNeoX, folder: Path, ranks: int) -> None:
             "norm.bias": norm(state["final_layer_norm.bias"]),
         }
         files[c.n_layers + 4] = {"final_linear.weight": split(state["embed_out.weight"], 0)}
+        if not sequential:
+            for number, content in files.items():
+                torch.save(content, folder / f"layer_{number:02}-model_{rank:02}-model_states.pt")
+            continue
+        module = OrderedDict()
         for number, content in files.items():
-            torch.save(content, folder / f"layer_{number:02}-model_{rank:02}-model_states.pt")
+            for key, tensor in content.items():
+                key = key.replace("dense_h_to_4h", "linear1").replace("dense_4h_to_h", "linear2")
+                module[f"sequential.{number}.{key}"] = tensor
+        saved = {
+            "module": module,
+            "buffer_names": [],
+            "optimizer": {"loss_scaler": LossScaler(), "fp32_groups": [torch.ones(3)]},
+            "param_shapes": [OrderedDict((key, t.shape) for key, t in module.items())],
+            "lr_scheduler": {"num_iters": 7, "warmup_iter": 0.1},
+            "sparse_tensor_module_names": set(),
+            "global_steps": 7,
+            "ds_version": "0.10.0",
+            "args": {"num_layers": c.n_layers, "tokenizer_type": "HFTokenizer"},
+            "random_rng_state": random.getstate(),
+            "np_rng_state": np.random.RandomState(rank).get_state(),
+            "torch_rng_state": torch.get_rng_state(),
+            "cwd": PurePosixPath("/"),
+        }
+        torch.save(saved, folder / f"mp_rank_{rank:02}_model_states.pt")
+
+
+class LossScaler:
+    """An object in a checkpoint, like DeepSpeed's, whose class is not imported to read it."""
+
+    def __init__(self) -> None:
+        self.scale = 2.0**16
 
 
 def sample_index(sizes: list[int], order: list[int], seq_len: int, n: int) -> list[list[int]]:
@@ -117,3 +153,23 @@ def write_maps(
     np.save(f"{stem}_sample_idx.npy", np.array(samples, kind))
     np.save(f"{stem}_shuffle_idx.npy", order.shuffle)
     return stem, order, data
+
+
+def neox_index(sizes: np.ndarray | list[int], entries: int, code: int = 8, width: int = 2) -> bytes:
+    """Return an `.idx` file of GPT-NeoX's tools, packed by hand.
+
+    Args:
+        sizes: number of tokens of each sequence.
+        entries: length of the document table. Builders that only add items write 1, like that of
+            the released document.idx; a file of 100 documents to which others were merged has 101.
+        code, width: code and bytes of the dtype of the ids.
+    """
+    sizes = np.asarray(sizes, np.int64)
+    pointers = np.concatenate([[0], np.cumsum(sizes)])[:-1] * width
+    return b"".join(
+        (
+            b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, code, len(sizes), entries),
+            sizes.astype("<i4").tobytes() + pointers.astype("<i8").tobytes(),
+            np.arange(entries, dtype="<i8").tobytes(),
+        )
+    )

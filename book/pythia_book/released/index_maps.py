@@ -14,6 +14,7 @@ of each map. Shapes, lengths and every offset are validated.
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,13 +24,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pythia_book.released.remote_rows import ByteFile, JoinedFile, LocalFile
-from pythia_core.data.indexed_dataset import DTYPES, HEADER, MAGIC, VERSION, find_shards
+from pythia_core.data.indexed_dataset import HEADER, IndexHeader, damaged_index, find_shards
 from pythia_core.data.order import Rows
 from pythia_core.errors import DataError
 
 PARTS = ("doc_idx", "sample_idx", "shuffle_idx")
 _NAME = re.compile(r"(?P<prefix>.+)_indexmap_\d+ns_(?P<seq_len>\d+)sl_(?P<seed>\d+)s$")
 _HEAD = 4096
+_UNREADABLE = (
+    ValueError,
+    KeyError,
+    TypeError,
+    SyntaxError,
+    TokenError,
+    RecursionError,
+    MemoryError,
+)
+"""What numpy raises for the header of a file that is no .npy file."""
 
 
 class NpyArray:
@@ -48,7 +59,7 @@ class NpyArray:
                 (2, 0): np.lib.format.read_array_header_2_0,
             }[version]
             self.shape, fortran, self.dtype = read(head)
-        except (ValueError, KeyError, TypeError, SyntaxError, TokenError) as error:
+        except _UNREADABLE as error:
             raise DataError(
                 f"{file.name} is not a readable .npy file ({error}); copy the file again from its "
                 "source"
@@ -59,7 +70,7 @@ class NpyArray:
                 f"array of integers with {ndim} dimension(s), in C order"
             )
         self._start = head.tell()
-        self._row = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+        self._row = math.prod(self.shape[1:]) * self.dtype.itemsize
         expected = self._start + self.shape[0] * self._row
         if file.size != expected:
             raise DataError(
@@ -84,40 +95,38 @@ class NpyArray:
 class Documents:
     """The documents in a token file (`.bin`), located by its index (`.idx`).
 
-    Raises a DataError if `index` is not an index, or has the wrong length.
+    Raises a DataError if `index` is not an index, or has the wrong length. Only the header is read
+    at once, because the index of the Pile has 4.2 GB and may be behind a URL.
     """
 
     def __init__(self, index: ByteFile, tokens: ByteFile) -> None:
         self.tokens, self._index = tokens, index
-        if index.size < HEADER.size:
-            raise DataError(
-                f"{index.name} has {index.size} bytes, fewer than the {HEADER.size} bytes of the "
-                "header of an index; copy the file again from its source"
-            )
-        magic, version, code, self._count, d = HEADER.unpack(index.read(0, HEADER.size))
-        if magic != MAGIC or version != VERSION or code not in DTYPES or DTYPES[code].kind == "f":
-            raise DataError(f"{index.name} is not an index (.idx) in the format of Megatron")
-        self.dtype = DTYPES[code]
-        if index.size != (length := HEADER.size + 12 * self._count + 8 * d):
-            raise DataError(
-                f"{index.name} has {index.size} bytes, but an index of {self._count} documents has "
-                f"{length} bytes; copy the file again from its source"
-            )
+        raw = index.read(0, min(index.size, HEADER.size))
+        header = IndexHeader.read(raw, index.size, index.name)
+        self.dtype, self._count = header.dtype, header.n_sequences
 
     def extent(self, number: int) -> tuple[int, int]:
         """Return the range [low, high) of a document's tokens in the token file.
 
-        Raises a DataError if the document does not exist.
+        Raises a DataError if the document does not exist, or its pointers contradict its size.
         """
         if not 0 <= number < self._count:
             raise DataError(
                 f"{self._index.name} has {self._count} documents, numbered from 0, so there is no "
                 f"document {number}"
             )
+        size_at = HEADER.size + 4 * number
+        (size,) = np.frombuffer(self._index.read(size_at, size_at + 4), "<i4").tolist()
         start = HEADER.size + 4 * self._count + 8 * number
         raw = self._index.read(start, start + (16 if number < self._count - 1 else 8))
         low, high, *_ = [*np.frombuffer(raw, "<i8").tolist(), self.tokens.size]
-        return low // self.dtype.itemsize, high // self.dtype.itemsize
+        width = self.dtype.itemsize
+        if low < 0 or low % width or high - low != size * width:
+            raise damaged_index(
+                self._index.name,
+                f"document {number} has {size} tokens, but is at the bytes {low} to {high}",
+            )
+        return low // width, high // width
 
     def read(self, low: int, high: int) -> NDArray:
         """Return the token ids [low, high) of the file."""

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from neox_files import neox_index
 
+from pythia_core.data import indexed_dataset
 from pythia_core.data.indexed_dataset import (
     DTYPES,
     HEADER,
@@ -75,6 +77,14 @@ def test_anything_but_a_list_of_ids_is_refused(tmp_path: Path, ids: list) -> Non
             out.add(ids)
 
 
+def test_a_document_that_is_too_long_for_the_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"document 1 has 2147483648 tokens, .* 2\^31 - 1 per doc"):
+        with IndexedWriter(tmp_path / "x", 100) as out:
+            out.add([1])
+            out.add(np.broadcast_to(np.uint8(7), 2**31))  # takes no memory
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_failed_write_keeps_the_old_pair(tmp_path: Path) -> None:
     write(tmp_path / "x", [[1, 2]])
     with pytest.raises(KeyboardInterrupt), IndexedWriter(tmp_path / "x", 10) as out:
@@ -100,21 +110,44 @@ def test_full_disk_while_writing_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_flipped_bit_of_the_index_is_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("entries", [61, 21, 1])
+def test_every_flipped_bit_of_the_index_is_found(tmp_path: Path, entries: int) -> None:
+    """Of an index of our own, one to which others were merged, and one without any document."""
     rng = np.random.default_rng(0)
     sizes = rng.integers(0, 40, 60)
     prefix = write(tmp_path / "x", [rng.integers(0, 999, n).tolist() for n in sizes])
-    MegatronIndexed(prefix)
     index = tmp_path / "x.idx"
-    good = index.read_bytes()
-    for bit in rng.choice(8 * len(good), 3000, replace=False).tolist():
+    good = neox_index(sizes, entries)
+    assert entries < 61 or good == index.read_bytes()
+    index.write_bytes(good)
+    documents = [MegatronIndexed(prefix).document(i).tolist() for i in range(60)]
+    assert [len(ids) for ids in documents] == sizes.tolist()
+    for bit in rng.permutation(8 * len(good))[:3000].tolist():
         bad = bytearray(good)
         bad[bit // 8] ^= 1 << bit % 8
         index.write_bytes(bad)
-        with pytest.raises(DataError):
+        with pytest.raises(DataError, match=r"x\.idx"):
             MegatronIndexed(prefix)
-    index.write_bytes(good)
-    MegatronIndexed(prefix)
+    for cut in range(len(good)):
+        index.write_bytes(good[:cut])
+        with pytest.raises(DataError, match=r"x\.idx"):
+            MegatronIndexed(prefix)
+
+
+@pytest.mark.parametrize("entries", [0, 3, 301, 302])
+def test_a_document_table_of_another_kind_is_refused(tmp_path: Path, entries: int) -> None:
+    """An empty table, too long a table, and one whose documents have several sequences."""
+    sizes = [2] * 300
+    raw = bytearray(neox_index(sizes, entries))
+    if entries == 3:
+        raw[-8:] = struct.pack("<q", 5)
+    (tmp_path / "x.idx").write_bytes(raw)
+    (tmp_path / "x.bin").write_bytes(b"\0" * 1200)
+    if entries == 301:
+        assert MegatronIndexed(tmp_path / "x").n_documents == 300
+        return
+    with pytest.raises(DataError, match=r"document table.*one sequence per document"):
+        MegatronIndexed(tmp_path / "x")
 
 
 def test_truncated_and_extended_files_are_found(tmp_path: Path) -> None:
@@ -140,7 +173,7 @@ def test_the_error_names_the_damaged_field(tmp_path: Path) -> None:
         (17, 6, "floating point"),
         (17, 7, "floating point"),
         (17, 99, "dtype code 99"),
-        (26, 9, "document table"),
+        (26, 9, "9 entries in the document table"),
         (34 + 3, 0x80, "negative size"),
         (34 + 8, 2, "do not follow"),
         (34 + 24 + 8, 0, "one sequence per document"),
@@ -202,6 +235,28 @@ def test_shards_beyond_four_gigabytes(tmp_path: Path) -> None:
     assert data.tokens[np.array([[shard // 2, 0], [shard // 2 + 4, 1]])].tolist() == [
         [22, 0], [32, 0],
     ]  # fmt: skip
+
+
+def test_an_index_is_checked_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The part of the check in which an error is found does not matter."""
+    monkeypatch.setattr(indexed_dataset, "_CHECKED", 7)
+    sizes = np.arange(50) % 9
+    ids = np.arange(sizes.sum())
+    write(tmp_path / "x", [part.tolist() for part in np.split(ids, np.cumsum(sizes)[:-1])])
+    data = MegatronIndexed(tmp_path / "x")
+    assert data.n_tokens == sizes.sum() and data.document(49).tolist() == ids[-4:].tolist()
+    good = (tmp_path / "x.idx").read_bytes()
+    for at in (34, 34 + 4 * 20, 34 + 4 * 48, 34 + 4 * 50, 34 + 4 * 50 + 8 * 49):
+        bad = bytearray(good)
+        bad[at] ^= 1
+        (tmp_path / "x.idx").write_bytes(bad)
+        with pytest.raises(DataError, match="do not follow"):
+            MegatronIndexed(tmp_path / "x")
+    bad = bytearray(good)
+    bad[34 + 4 * 30 + 3] = 0x80
+    (tmp_path / "x.idx").write_bytes(bad)
+    with pytest.raises(DataError, match="document 30 has a negative size"):
+        MegatronIndexed(tmp_path / "x")
 
 
 def test_header_size_and_digest(tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from neox_files import neox_index
 
 from pythia_core.config import DataConfig
 from pythia_core.data import prepare as module
+from pythia_core.data.indexed_dataset import MegatronIndexed
 from pythia_core.data.prepare import PreparedData, prepare
 from pythia_core.errors import DataError
 
@@ -245,6 +247,11 @@ def test_damaged_files_are_reported(make: Maker) -> None:
                 prepare(config)
         file.with_suffix(".away").rename(file)
     prepare(config).verify()
+    index = p.tokens_folder / "train.idx"
+    index.write_bytes(neox_index(p.tokens.sizes, 1))  # good for other tools, but not what was made
+    assert MegatronIndexed(p.tokens_folder / "train").n_documents == p.tokens.n_documents
+    with pytest.raises(DataError, match=r"train\.idx has \d+ bytes, expected"):
+        prepare(config)
 
 
 def test_large_files_are_checked_by_size_and_on_demand(
