@@ -66,8 +66,8 @@ def _add_data_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--corpus",
         metavar="PATH",
-        help="your own text: a file or folder of .jsonl/.txt (also .gz), hf:NAME, or the "
-        "name of a registered corpus (default: the scale's)",
+        help="your own text: a file or folder of .jsonl/.txt (also .gz or .zst), hf:NAME, or "
+        "the name of a registered corpus (default: the scale's)",
     )
     p.add_argument(
         "--tokenizer",

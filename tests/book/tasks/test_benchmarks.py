@@ -61,7 +61,7 @@ def test_items_are_read_from_a_folder(task: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", "not an item of piqa"),
+        ("{", "not a JSON object"),
         ("[1]", "a JSON object was expected"),
         ('{"goal": "x"}', "missing fields: label, sol1, sol2"),
         ('{"goal": "x", "sol1": "", "sol2": "b", "label": 0}', "a text is empty"),
@@ -73,8 +73,27 @@ def test_a_broken_line_is_reported_with_its_number(line: str, words: str, tmp_pa
     path = write(tmp_path, "piqa")
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:6], line, *lines[6:]]))
-    with pytest.raises(DataError, match=rf"piqa\.jsonl:7 is .*{words}"):
+    with pytest.raises(DataError, match=rf"piqa\.jsonl:7:? .*{words}"):
         load_items("piqa", 5, tmp_path)
+
+
+def test_items_are_read_strictly_as_utf_8(tmp_path: Path) -> None:
+    path = write(tmp_path, "piqa")
+    items, raw = load_items("piqa", 5, tmp_path), path.read_bytes()
+    path.write_bytes(b"\xef\xbb\xbf" + raw.replace(b"\n", b"\r\n"))
+    assert load_items("piqa", 5, tmp_path) == items
+    first = {"goal": "caf\u00e9", "sol1": "a", "sol2": "b", "label": 0}
+    line = json.dumps(first, ensure_ascii=False)
+    for text, words in (
+        (line.encode("latin-1"), r"piqa\.jsonl:1: this text is not UTF-8 \(byte 0xe9 at offset 13"),
+        (line.encode("utf-16"), r"piqa\.jsonl:1: this text is not UTF-8"),
+        (line.replace("caf", "\\ud83d").encode(), r"piqa\.jsonl:1 .*surrogates not allowed"),
+        (line.replace('"sol1"', '"goal"').encode(), r"piqa\.jsonl:1: .*'goal' appears twice"),
+        (b"[" * 100_000, r"piqa\.jsonl:1: this line is not a JSON object"),
+    ):
+        path.write_bytes(text + b"\n" + raw)
+        with pytest.raises(DataError, match=words):
+            load_items("piqa", 5, tmp_path)
 
 
 def test_unknown_tasks_and_missing_items_are_refused(tmp_path: Path) -> None:

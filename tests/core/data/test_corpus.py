@@ -5,15 +5,19 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
+import sys
 from collections import deque
 from pathlib import Path
 
+import pyarrow
 import pytest
 from pythia_book.corpora.wheels import WHEELS
 
 from pythia_core.config import DataConfig
+from pythia_core.data import user_files
 from pythia_core.data.corpus import Tally, corpus_identity, open_corpus
-from pythia_core.errors import DataError, FetchError
+from pythia_core.errors import DataError, FetchError, MissingDependencyError
 
 # --- the user's files ------------------------------------------------------------------------
 
@@ -31,8 +35,7 @@ def test_files_and_folders(tmp_path: Path) -> None:
     (folder / "a.txt").write_bytes(b"plain\r\ntext\n")
     with gzip.open(folder / "sub" / "z.jsonl.gz", "wt") as file:
         file.write('{"text": "zipped"}\n{"text": " \\n "}\n{"text": ""}\n')
-    (folder / "README.md").write_text("not text of the corpus")
-    (folder / ".hidden.txt").write_text("nor this")
+    (folder / ".hidden.txt").write_text("not text of the corpus")
     expected = [
         ("text", "plain\ntext\n"),
         ("b", "one\u2028two"),
@@ -73,6 +76,8 @@ def test_files_and_folders(tmp_path: Path) -> None:
         ),
         (b'{"text": "a"} {"text": "b"}\n', r"x\.jsonl:1: this line is not a JSON object"),
         (b"[" * 100_000, r"x\.jsonl:1: this line is not a JSON object"),
+        (b'{"text": "a"}\n{"text": "b\0c"}\n', r"x\.jsonl:2: this line is not a JSON object"),
+        ('{"text": "a"}'.encode("utf-16"), r"x\.jsonl:1: this text is not UTF-8 \(byte 0xff"),
         (b"", r"x\.jsonl' has no documents$"),
         (b'{"text": "  \\n"}\n', r"no documents with text \(.* only white space: 1\)"),
     ],
@@ -91,17 +96,109 @@ def test_bad_text_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         texts(tmp_path / "x.txt")
     whole = gzip.compress(b'{"text": "a"}\n' * 5000)
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"cut\.jsonl\.gz: the gzip data is damaged"):
+    with pytest.raises(DataError, match=r"cut\.jsonl\.gz: the compressed data is damaged"):
         texts(tmp_path / "cut.jsonl.gz")
     (tmp_path / "not.jsonl.gz").write_bytes(b"plainly not gzip")
-    with pytest.raises(DataError, match=r"not\.jsonl\.gz: the gzip data is damaged"):
+    with pytest.raises(DataError, match=r"not\.jsonl\.gz: the compressed data is damaged"):
         texts(tmp_path / "not.jsonl.gz")
-    from pythia_core.data import user_files
-
     monkeypatch.setattr(user_files, "MAX_BYTES", 1000)
-    (tmp_path / "bomb.txt.gz").write_bytes(gzip.compress(b"a" * 1001))
-    with pytest.raises(DataError, match=r"bomb\.txt\.gz:1: this document is longer than 1000"):
-        texts(tmp_path / "bomb.txt.gz")
+    for packed in (
+        gzip.compress(b"a" * 10**7),
+        pyarrow.compress(b"a" * 10**7, "zstd").to_pybytes(),
+    ):
+        bomb = tmp_path / ("bomb.txt.gz" if packed[:2] == b"\x1f\x8b" else "bomb.txt.zst")
+        bomb.write_bytes(packed)
+        with pytest.raises(DataError, match=r"bomb\.txt\.\w+:1: this document is longer than 1000"):
+            texts(bomb)
+
+
+def test_a_nul_is_a_character(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(b'{"text": "a\\u0000b"}\n')
+    (tmp_path / "y.txt").write_bytes(b"c\0d")
+    assert texts(tmp_path) == [("x", "a\0b"), ("text", "c\0d")]
+
+
+def test_zstandard_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Pile's own form. A file may have several frames; a truncated file is an error."""
+    lines = [f'{{"text": "{i}"}}\n'.encode() for i in range(5000)]
+    frames = [pyarrow.compress(b"".join(part), "zstd").to_pybytes() for part in (lines, lines[:9])]
+    (tmp_path / "00.jsonl.zst").write_bytes(b"".join(frames))
+    (tmp_path / "val.jsonl").write_text('{"text": "held out"}\n')
+    read = texts(tmp_path)
+    assert read[:2] == [("00", "0"), ("00", "1")] and len(read) == 5010 and read[-1][0] == "val"
+    for bad in (
+        frames[0][:-1],
+        frames[0][: len(frames[0]) // 2],
+        b"",
+        b"no zstd",
+        frames[0] + b"x",
+    ):
+        (tmp_path / "00.jsonl.zst").write_bytes(bad)
+        with pytest.raises(DataError, match=r"00\.jsonl\.zst: the compressed data is damaged"):
+            texts(tmp_path)
+    (tmp_path / "00.jsonl.zst").unlink()
+    (tmp_path / "01.jsonl.gz").touch()
+    with pytest.raises(
+        DataError, match=r"01\.jsonl\.gz: .* damaged after line 0 \(the file is empty"
+    ):
+        texts(tmp_path)
+    (tmp_path / "01.jsonl.gz").rename(tmp_path / "01.jsonl.zst")
+    (tmp_path / "01.jsonl.zst").write_bytes(frames[1])
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingDependencyError, match=r"01\.jsonl\.zst needs the package pyarrow"):
+        texts(tmp_path)
+
+
+def test_no_file_is_left_out_without_a_word(tmp_path: Path) -> None:
+    (tmp_path / "A.JSONL").write_text('{"text": "upper case"}\n')
+    (tmp_path / "b.Txt.GZ").write_bytes(gzip.compress(b"packed"))
+    assert texts(tmp_path) == [("A", "upper case"), ("text", "packed")]
+    names = ["c.json", "d.jsonl.bz2", "e.jsonl.xz", "f.parquet", "sub/g.csv", "sub/h"]
+    (tmp_path / "sub").mkdir()
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    listing = r"not read: c\.json, d\.jsonl\.bz2, e\.jsonl\.xz, f\.parquet, sub/g\.csv and 1 more\."
+    for read in (texts, lambda path: corpus_identity(DataConfig(corpus=str(path)))):
+        with pytest.warns(UserWarning, match=listing):
+            read(tmp_path)
+    (tmp_path / "A.JSONL").unlink()
+    (tmp_path / "b.Txt.GZ").unlink()
+    with pytest.raises(DataError, match=r"\.jsonl or .*, but it has c\.json, d\."):
+        texts(tmp_path)
+    with pytest.raises(DataError, match=r"c\.json' has no file that ends with"):
+        texts(tmp_path / "c.json")
+
+
+def test_linked_and_unreadable_folders(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "x.txt").write_text("linked")
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "news").symlink_to(tmp_path / "elsewhere")
+    assert texts(corpus) == [("news", "linked")]
+    (corpus / "gone.jsonl").symlink_to(tmp_path / "nothing")
+    with pytest.raises(DataError, match=r"gone\.jsonl is not a file, or is a broken link"):
+        texts(corpus)
+    (corpus / "gone.jsonl").unlink()
+    os.mkfifo(corpus / "pipe.txt")
+    with pytest.raises(DataError, match=r"pipe\.txt is not a file"):
+        texts(corpus)
+    (corpus / "pipe.txt").unlink()
+    (corpus / "deep").mkdir()
+    (corpus / "deep" / "up").symlink_to(corpus)
+    with pytest.raises(DataError, match="is a link to a folder that contains it"):
+        texts(corpus)
+    (corpus / "deep" / "up").unlink()
+
+    def refuse(path: str) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    with pytest.MonkeyPatch.context() as patch:  # root may read any folder
+        patch.setattr(os, "scandir", refuse)
+        with pytest.raises(
+            DataError, match=r"the folder .*corpus cannot be read: Permission denied"
+        ):
+            texts(corpus)
 
 
 def test_no_such_corpus(tmp_path: Path) -> None:
