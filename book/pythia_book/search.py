@@ -27,6 +27,20 @@ from pythia_core.util.progress import bar
 # --- rows as bytes ---------------------------------------------------------------------------
 
 
+def as_in_data(text: str) -> bytes:
+    """Return the bytes of a user's text in NFC, as tokenizers encode text.
+
+    Raises:
+        ConfigError: the text is not valid Unicode, e.g. an argument that is not UTF-8.
+    """
+    try:
+        return unicodedata.normalize("NFC", text).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{text!r} is not valid text at character {error.start}; type it in UTF-8"
+        ) from error
+
+
 class RowBytes:
     """A converter from rows of token ids to the bytes of their text.
 
@@ -111,6 +125,7 @@ class TokenMatcher:
     @classmethod
     def of(cls, text: str, tokenizer: Any) -> TokenMatcher:
         """Create a matcher for two encodings of `text`: with and without a preceding space."""
+        text = as_in_data(text).decode()
         encoded = [tokenizer.encode(t, add_special_tokens=False).ids for t in (text, " " + text)]
         return cls(encoded if text else [])
 
@@ -145,7 +160,7 @@ class SurfaceMatcher:
     def __init__(
         self, text: str, token_bytes: Sequence[bytes | None], ignore_case: bool = False
     ) -> None:
-        needle = unicodedata.normalize("NFC", text).encode("utf-8")
+        needle = as_in_data(text)
         if not needle:
             raise ConfigError("the text to find is empty; give at least one character")
         self.needle = needle.lower() if ignore_case else needle  # bytes.lower: ASCII only

@@ -1,7 +1,8 @@
 """Counts terms in the text that a model has read up to each checkpoint (paper section 3.3).
 
-A term is one or more words, no matter how they are tokenized. A word is a run of ASCII letters,
-digits and bytes above 127; any other bytes may separate words. The last token of a row is not
+A term is one or more words, no matter how they are tokenized. A word is a run of letters, marks and
+numbers (Unicode categories L, M and N); any other characters may separate words, so quotes, dashes
+and no-break spaces do. Terms are read in NFC, like the data. The last token of a row is not
 counted, because the next row repeats it. An occurrence must lie within one row, because no model
 reads across rows. Overlapping occurrences all count.
 """
@@ -9,15 +10,18 @@ reads across rows. Overlapping occurrences all count.
 from __future__ import annotations
 
 import itertools
+import sys
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pythia_book.search import RowBytes
+from pythia_book.search import RowBytes, as_in_data
 from pythia_core.errors import ConfigError, DataError
 from pythia_core.util.files import atomic_file
 from pythia_core.util.progress import bar
@@ -27,7 +31,6 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 17
 """Tokens per numpy call: enough for numpy to be efficient, few enough for the CPU's caches."""
-_WORD = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _MULTIPLIER = 0x9E3779B97F4A7C15
 _SHIFT = np.uint64(48)
 
@@ -126,7 +129,8 @@ class SurfaceTerms:
         ignore_case: whether to ignore the case of ASCII letters.
 
     Raises:
-        ConfigError: there are no terms, a term has no word, or two terms have the same words.
+        ConfigError: there are no terms, a term has no word or is not valid text, or two terms have
+            the same words.
     """
 
     def __init__(
@@ -135,11 +139,8 @@ class SurfaceTerms:
         if not terms:
             raise ConfigError("there are no terms to count; pass at least one term")
         self.names = tuple(terms)
-        self._is_word = np.zeros(256, bool)
-        self._is_word[list(_WORD)] = True
-        self._is_word[128:] = True
-        raw = [term.encode() for term in terms]
-        split = [self._words(word.lower() if ignore_case else word) for word in raw]
+        raw = [as_in_data(term) for term in terms]
+        split = [_words(word.lower() if ignore_case else word) for word in raw]
         for term, words in zip(terms, split, strict=True):
             if not words:
                 raise ConfigError(
@@ -168,18 +169,11 @@ class SurfaceTerms:
         self._bytes = RowBytes(token_bytes, b"\n", ignore_case)
         self._powers = np.zeros(0, np.uint64)
 
-    def _words(self, term: bytes) -> list[bytes]:
-        """Split the bytes of a term into words."""
-        letters = np.frombuffer(term, np.uint8)
-        return (
-            np.where(self._is_word[letters], letters, ord(" ")).astype(np.uint8).tobytes().split()
-        )
-
     def count(self, rows: NDArray[np.integer]) -> NDArray[np.int64]:
         """Return int64[terms], how often each term occurs in rows of token ids, int[n, width]."""
         text, stops = self._bytes(rows)
         self._grow(len(text))
-        inside = self._is_word[text]
+        inside = _in_words(text)
         edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1  # a row ends outside of words
         if inside[0]:
             edges = np.concatenate([[0], edges])
@@ -222,6 +216,48 @@ class SurfaceTerms:
                 steps = np.full(size, base, np.uint64)
                 steps[0] = 1
                 setattr(self, name, np.cumprod(steps))
+
+
+@cache
+def _word_characters() -> NDArray[np.bool_]:
+    """Return, for each code point below 2^21, whether the character belongs to words."""
+    table = np.zeros(1 << 21, bool)
+    table[: sys.maxunicode + 1] = [
+        unicodedata.category(chr(code))[0] in "LMN" for code in range(sys.maxunicode + 1)
+    ]
+    return table
+
+
+def _in_words(text: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return bool[bytes], whether each byte of UTF-8 text belongs to a word.
+
+    Bytes that are not UTF-8, e.g. of a character that the start of a row cuts, separate words. The
+    last byte must be ASCII.
+    """
+    is_word = _word_characters()
+    inside = is_word[text]
+    inside[text >= 0x80] = False
+    lead = np.flatnonzero(text >= 0xC2)  # few: most characters are ASCII
+    if lead.size:
+        first = text[lead].astype(np.int64)
+        size = 2 + (first >= 0xE0) + (first >= 0xF0)
+        code = first & (0x7F >> size)
+        valid = first < 0xF5
+        for offset in range(1, 4):
+            part = offset < size
+            byte = text[np.minimum(lead + offset, len(text) - 1)]
+            valid &= ~part | (byte & 0xC0 == 0x80)
+            code = np.where(part, code << 6 | byte & 0x3F, code)
+        chosen = valid & is_word[code]
+        for offset in range(4):
+            inside[lead[chosen & (offset < size)] + offset] = True
+    return inside
+
+
+def _words(term: bytes) -> list[bytes]:
+    """Split the UTF-8 bytes of a term into words."""
+    letters = np.frombuffer(term + b" ", np.uint8)
+    return np.where(_in_words(letters), letters, ord(" ")).astype(np.uint8).tobytes().split()
 
 
 def _hash(word: bytes) -> int:

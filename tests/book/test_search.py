@@ -129,6 +129,11 @@ def test_words_as_a_tokenizer_splits_them() -> None:
     assert count("cat") == [3, 2, 1] and count("CAT") == [0, 0, 0]
     assert count("CAT", ignore_case=True) == [3, 2, 1]
     assert count("cafe\u0301") == [0, 0, 1], "a needle is composed like the data"
+    assert len(TokenMatcher.of("cafe\u0301 cat", tokenizer)(rows)) == 1
+    with pytest.raises(ConfigError, match="not valid text at character 3; type it in UTF-8"):
+        SurfaceMatcher("caf\udce9", pieces)
+    with pytest.raises(ConfigError, match="not valid text"):
+        TokenMatcher.of("caf\udce9", tokenizer)
     decode = tokenizer.decode
     for row, column, n in TokenMatcher.of("cat", tokenizer)(rows):
         assert decode(rows[row, column : column + n].tolist()).strip() == "cat"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from pythia_book.term_counts import SurfaceTerms, TermCounts, count_terms
 from pythia_core.data.order import PreshuffledRows
 from pythia_core.errors import ConfigError, DataError
 
-WORD = re.compile(rb"[0-9A-Za-z\x80-\xff]+")
+WORD = re.compile(r"[^\W_]+")
 PIECES = [None, b" ", b"a", b" a", b"b", b"ab", b". ", b"A", b" ba", b"1", b"2", b"\n", b"\xc3\xa9"]
+PIECES += [b"\xe2\x80", b"\x9d", b"\xc3", b"\xa9", b"\xc2\xa0", "\u4f60".encode(), b"\xf0\x9f"]
+"""Tokens, some of which have only a part of a character: a quotation mark, e with an accent."""
 
 
 def rows_file(folder: Path, rows: np.ndarray) -> PreshuffledRows:
@@ -25,8 +28,9 @@ def rows_file(folder: Path, rows: np.ndarray) -> PreshuffledRows:
 
 
 def brute_words(rows: np.ndarray, term: str, ignore_case: bool = False) -> int:
-    def split(raw: bytes) -> list[bytes]:
-        return WORD.findall(raw.lower() if ignore_case else raw)
+    def split(raw: bytes) -> list[str]:
+        raw = raw.lower() if ignore_case else raw
+        return WORD.findall(raw.decode("utf-8", "replace"))
 
     wanted, found = split(term.encode()), 0
     for row in rows.tolist():
@@ -66,6 +70,45 @@ def test_surface_terms_equal_brute_force(rows: list[list[int]], ignore_case: boo
     terms = SurfaceTerms(names, PIECES, ignore_case)
     wanted = [brute_words(array, name, ignore_case) for name in names]
     assert terms.count(array).tolist() == wanted
+
+
+def count(text: str, *terms: str, ignore_case: bool = False) -> list[int]:
+    """Count terms in a text with one token per byte."""
+    pieces = [None, *(bytes([byte]) for byte in range(256))]
+    rows = np.frombuffer(text.encode(), np.uint8).astype(int)[None] + 1
+    return SurfaceTerms(terms, pieces, ignore_case).count(rows).tolist()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\u201cCourt\u201d", "\u2018Court\u2019", "\u00abCourt\u00bb", "\u201eCourt\u201f",
+        "Court\u2014", "\u2013Court\u2013", "Court\u2026", "\u00a0Court\u202f", "\ufeffCourt",
+        "\u2022Court", "\u3010Court\u3011", "Court\u00ad", "\u200bCourt", "\U0001f600Court",
+        "Court\u00d7", "Court\u2028", "\u00bfCourt?", "Court\u00ae", "Court\u20ac", "\u2039Court",
+    ],
+)  # fmt: skip
+def test_typographic_signs_separate_words(text: str) -> None:
+    assert count(f"A {text} of law, a court.", "Court", "court") == [1, 1]
+    assert count(f"New{text.replace('Court', '') or ' '}York", "New York") == [1]
+
+
+@pytest.mark.parametrize(
+    "word", ["Courte", "Court\u00e9", "Court\u0301", "Court\u4f60", "Court\u00b2"]
+)
+def test_letters_marks_and_numbers_do_not(word: str) -> None:
+    assert count(f"A {word} of law", "Court") == [0]
+    assert count(f"A {unicodedata.normalize('NFC', word)} of law", word) == [1]
+
+
+def test_terms_are_read_in_nfc_like_the_data() -> None:
+    """macOS gives file names in NFD, and so do some editors."""
+    for word in ("Garc\u00eda", "\u1ec7", "\uac01", "\u00c5ngstr\u00f6m"):
+        typed = unicodedata.normalize("NFD", word)
+        assert typed != word and count(f"Se\u00f1or {word} y {word}.", typed) == [2]
+        both = f"the terms {word!r}, {typed!r} have the same words"
+        with pytest.raises(ConfigError, match=both):
+            SurfaceTerms([word, typed], PIECES)
 
 
 def test_counts_do_not_depend_on_how_rows_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,6 +157,8 @@ def test_counts_as_a_file(tmp_path: Path) -> None:
     [
         (lambda: SurfaceTerms([], PIECES), "no terms to count"),
         (lambda: SurfaceTerms(["..."], PIECES), "no letter or digit"),
+        (lambda: SurfaceTerms(["\u201c\u2014\u00a0"], PIECES), "no letter or digit"),
+        (lambda: SurfaceTerms(["caf\udce9"], PIECES), "not valid text at character 3; type it in"),
         (
             lambda: SurfaceTerms(["a b", "a, b"], PIECES),
             "the terms 'a b', 'a, b' have the same words",

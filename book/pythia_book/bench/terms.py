@@ -8,6 +8,8 @@ process, and must agree on every count.
 from __future__ import annotations
 
 import re
+import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
@@ -23,7 +25,10 @@ from pythia_core.suite import scale_named
 from pythia_core.util.machine import device_info
 from pythia_core.util.progress import bar as progress_bar
 
-_WORD = re.compile(rb"[0-9A-Za-z\x80-\xff]+")
+_MARKS = "".join(
+    c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c)[0] == "M"
+)
+_WORD = re.compile(rf"(?:[^\W_]|[{_MARKS}])+")
 
 
 def bench_terms(n_terms: int = 1000, rounds: int = 5, progress: bool = True) -> dict[str, Any]:
@@ -49,23 +54,24 @@ def bench_terms(n_terms: int = 1000, rounds: int = 5, progress: bool = True) -> 
     rows = data.rows.rows(0, min(data.rows.n_rows, 4096))[:, :-1]
     pieces = token_bytes(data.tokenizer)
 
-    def words(row: np.ndarray) -> list[bytes]:
-        return _WORD.findall(b"".join(pieces[i] or b"\n" for i in row.tolist()))
+    def words(row: np.ndarray) -> list[str]:
+        raw = b"".join(pieces[i] or b"\n" for i in row.tolist())
+        return _WORD.findall(raw.decode("utf-8", "replace"))
 
-    frequent: Counter[tuple[bytes, ...]] = Counter()
+    frequent: Counter[tuple[str, ...]] = Counter()
     for row in rows[:1024]:
         split = words(row)
         frequent.update((word,) for word in split)
         frequent.update(pairwise(split))
     candidates = [key for key, _ in frequent.most_common() if all(word.isascii() for word in key)]
-    terms = [b" ".join(key).decode() for key in candidates[:n_terms]]
-    keys = [tuple(term.encode().split()) for term in terms]
+    keys = candidates[:n_terms]
+    terms = [" ".join(key) for key in keys]
     surface = SurfaceTerms(terms, pieces)
 
     parts = np.split(rows, range(CHUNK // rows.shape[1], len(rows), CHUNK // rows.shape[1]))
 
     def count_by_splitting() -> list[int]:
-        counts: Counter[tuple[bytes, ...]] = Counter()
+        counts: Counter[tuple[str, ...]] = Counter()
         for row in rows:
             split = words(row)
             counts.update((word,) for word in split)
