@@ -1,10 +1,12 @@
 """Read and write models as `transformers` folders for GPT-NeoX: config.json and safetensors.
 
-Pickled weights are rejected. A model that is saved and loaded in fp32 is unchanged. The released
-models were trained differently from what their config.json declares, in two ways:
+A checkpoint that `convert` wrote in the format of this library is read too: its manifest replaces
+config.json. Pickled weights are rejected. A model that is saved and loaded in fp32 is unchanged.
+The released models were trained differently from what their config.json declares, in two ways:
 
 - GELU. Training used the tanh form; config.json declares the exact form, which `transformers` uses.
-  `gelu="as_trained"` (default) gives the tanh form, `gelu="as_declared"` the exact form.
+  `gelu="as_trained"` (default) gives models of the official sizes the tanh form, and others what
+  their config.json declares; `gelu="as_declared"` always gives the declared form.
 - Rotary phases. GPT-NeoX computes them in the precision of training (EleutherAI/gpt-neox#1003). In
   fp16, phases at late positions are wrong by 0.1 to 0.8 radian, more in larger heads.
   `rotary="as_trained"` reproduces the error. The default is `rotary="fp32"`, because the error in
@@ -14,6 +16,7 @@ models were trained differently from what their config.json declares, in two way
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -30,8 +33,8 @@ from pythia_core.data.tokenizer import EOD, id_limit, load_tokenizer
 from pythia_core.errors import CheckpointError, ConfigError, one_of, raise_all
 from pythia_core.model import GPTNeoX, Rotary
 from pythia_core.suite import OFFICIAL_SIZES, size_of
-from pythia_core.training.checkpoint import sha256_tensors
-from pythia_core.util.files import atomic_dir
+from pythia_core.training.checkpoint import MANIFEST, read_manifest, sha256_tensors
+from pythia_core.util.files import atomic_dir, file_sha256
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -41,6 +44,10 @@ CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+SETTINGS = (CONFIG, "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+"""The JSON files with the settings of a model and its tokenizer."""
+WEIGHTS_ONLY = "weights only"
+"""The value of "kind" in the manifest of a checkpoint that `convert` wrote."""
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.-]*\.(json|safetensors)")
 """Matches the file names that may be fetched: .json or .safetensors, without a folder."""
 ROTARY_CHOICES = ("fp32", "as_trained")
@@ -55,7 +62,7 @@ class Weights(Mapping[str, Tensor]):
     """Maps our names of tensors to the tensors in a folder's safetensors files.
 
     A tensor is read when it is accessed. Stored tensors that the model computes from its config are
-    left out.
+    left out. If the folder is a checkpoint, the hashes of its files are checked first.
 
     Attributes:
         problems: a sentence for each file or tensor that is missing, damaged or not expected.
@@ -67,6 +74,12 @@ class Weights(Mapping[str, Tensor]):
         self.shards: dict[str, str] = {}
         self._stored_names: dict[str, str] = {}
         self._open: dict[str, Any] = {}
+        if is_checkpoint(folder):
+            self.problems += [
+                f"{name} does not have the sha256 in {MANIFEST}; convert the model again"
+                for name, entry in read_manifest(folder)["files"].items()
+                if file_sha256(folder / name) != entry["sha256"]
+            ]
         index = self._read_index(folder)
         for file in sorted(set(index.values())) if index else [WEIGHTS]:
             if self._open_shard(folder / file):
@@ -85,8 +98,8 @@ class Weights(Mapping[str, Tensor]):
                 refuse_pickle(str(folder), [p.name for p in folder.iterdir()])
             return {}
         try:
-            index = dict(json.loads((folder / INDEX).read_text())["weight_map"])
-        except (ValueError, KeyError, TypeError) as error:
+            index = dict(json.loads((folder / INDEX).read_bytes())["weight_map"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(
                 f"{folder / INDEX} is damaged ({error!r}); get the file again from its source"
             ) from error
@@ -201,14 +214,52 @@ class ModelSource:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return the contents of a folder's config.json; raise CheckpointError if it is damaged."""
+    """Return the contents of a folder's config.json, or what would be in it for a checkpoint.
+
+    Raises:
+        CheckpointError: the file is damaged, or the checkpoint belongs to a run.
+    """
+    settings = read_settings(folder)
+    if CONFIG in settings:
+        return settings[CONFIG]
+    if is_checkpoint(folder):
+        return declared_config(ModelConfig(**read_manifest(folder)["meta"]["model"]))
+    raise CheckpointError(f"{folder / CONFIG} cannot be read: there is no such file")
+
+
+def read_settings(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the contents of those files in SETTINGS that a model has, by name.
+
+    A checkpoint has those of the model from which it was converted.
+
+    Raises:
+        CheckpointError: a file is damaged, or the checkpoint belongs to a run.
+    """
+    if is_checkpoint(folder):
+        meta = read_manifest(folder)["meta"]
+        if meta.get("kind") != WEIGHTS_ONLY:
+            raise CheckpointError(
+                f"the checkpoint {folder} belongs to a run; pass the folder of the run and --step "
+                "instead"
+            )
+        return meta.get("settings", {})
+    return {name: _read_json(folder / name) for name in SETTINGS if (folder / name).is_file()}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file; raise CheckpointError if that is impossible."""
     try:
-        declared = json.loads((folder / CONFIG).read_text())
-        if not isinstance(declared, dict):
+        value = json.loads(path.read_bytes())
+        if not isinstance(value, dict):
             raise ValueError("the contents are not a JSON object")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / CONFIG} cannot be read: {error}") from error
-    return declared
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    return value
+
+
+def tokenizer_path(folder: Path) -> Path:
+    """Return where a model's tokenizer.json is, if it has one. Checkpoints share one."""
+    return (folder.parent if is_checkpoint(folder) else folder) / TOKENIZER
 
 
 def load(
@@ -241,13 +292,21 @@ def load(
     located = (locate or locate_folder)(source, revision)
     declared = read_config(located.folder)
     config = model_config(declared, gelu)
-    with torch.device("meta"):
-        model = (GPTNeoX if rotary == "fp32" else AsTrainedRotary)(config)
     weights = Weights(located.folder)
+    if config.n_layers > len(weights) and not weights.problems:  # a model of any size can be built
+        weights.problems.append(
+            f"{CONFIG} declares {config.n_layers} layers, but there are {len(weights)} tensors"
+        )
+    raise_all(CheckpointError, weights.problems, f"{source} ({revision})")
+    try:
+        with torch.device("meta"):
+            model = (GPTNeoX if rotary == "fp32" else AsTrainedRotary)(config)
+    except RuntimeError as error:
+        raise CheckpointError(f"{CONFIG} of {source} has an impossible size: {error}") from error
     shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    problems = weights.problems or weights.mismatches(shapes)
-    if (located.folder / TOKENIZER).is_file():
-        ids = id_limit(load_tokenizer(located.folder / TOKENIZER))
+    problems = weights.mismatches(shapes)
+    if (tokenizer := tokenizer_path(located.folder)).is_file():
+        ids = id_limit(load_tokenizer(tokenizer))
         if ids > config.vocab_size:
             problems.append(
                 f"{TOKENIZER} has ids up to {ids - 1}, but vocab_size in {CONFIG} is only "
@@ -273,6 +332,7 @@ def save(
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
     tokenizer: Tokenizer | None = None,
+    settings: Mapping[str, dict[str, Any]] | None = None,
 ) -> Path:
     """Write a folder that `transformers.AutoModelForCausalLM.from_pretrained` loads.
 
@@ -281,6 +341,8 @@ def save(
         dtype: dtype of the stored tensors; None: the dtypes in the model.
         shard_bytes: a model with more bytes than this is split into several files.
         tokenizer: a tokenizer to write too; its end-of-document token becomes BOS and EOS.
+        settings: the `read_settings` of the model's source, which are written unchanged, except for
+            the dtype; None: settings that follow from the model and the tokenizer.
 
     Raises:
         CheckpointError: the folder exists, or a weight exceeds the range of `dtype`.
@@ -304,17 +366,32 @@ def save(
                 "weight_map": {k: n for n, ks in zip(names, shards, strict=True) for k in ks},
             }
             _write(target / INDEX, index)
-        eod_id = 0 if tokenizer is None else tokenizer.token_to_id(EOD)
-        special_ids = {"bos_token_id": eod_id, "eos_token_id": eod_id}
         if tokenizer is not None:
             tokenizer.save(str(target / TOKENIZER))
-            settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOD,
-                        "bos_token": EOD, "model_max_length": model.config.max_seq_len}  # fmt: skip
-            _write(target / "tokenizer_config.json", settings)
-        _write(target / "generation_config.json", {"_from_model_config": True, **special_ids})
-        declared = declared_config(model.config, dtype or _dtype(state))
-        _write(target / CONFIG, {**declared, **special_ids})
+        stored = str(dtype or _dtype(state)).removeprefix("torch.")
+        for name, value in (settings or _settings(model.config, stored, tokenizer)).items():
+            if name == CONFIG:
+                value = {**value, **{k: stored for k in ("dtype", "torch_dtype") if k in value}}
+            _write(target / name, value)
     return folder
+
+
+def _settings(
+    config: ModelConfig, dtype: str, tokenizer: Tokenizer | None
+) -> dict[str, dict[str, Any]]:
+    """Return the contents of the files in SETTINGS for a model, e.g. with the dtype "float32"."""
+    eod_id = 0 if tokenizer is None else tokenizer.token_to_id(EOD)
+    special_ids = {"bos_token_id": eod_id, "eos_token_id": eod_id}
+    settings: dict[str, dict[str, Any]] = {
+        CONFIG: {**declared_config(config), "torch_dtype": dtype, **special_ids},
+        "generation_config.json": {"_from_model_config": True, **special_ids},
+    }
+    if tokenizer is not None:
+        settings["tokenizer_config.json"] = {
+            "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOD, "bos_token": EOD,
+            "model_max_length": config.max_seq_len,
+        }  # fmt: skip
+    return settings
 
 
 def cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -371,7 +448,14 @@ PARTS = (
 )
 """The modules of a layer, named as in transformers and GPT-NeoX. Each has a weight and a bias."""
 LAYER_NAMES = tuple(f"{part}.{kind}" for part in PARTS for kind in ("weight", "bias"))
+_OURS = (
+    "embed_in.weight",
+    *(f"layers.{{}}.{name}" for name in LAYER_NAMES),
+    "final_layer_norm.weight",
+    "final_layer_norm.bias",
+)
 WEIGHT_MAP: dict[str, str | None] = {
+    **{name: name for name in _OURS},  # checkpoints of this library, and GPTNeoXModel
     "gpt_neox.embed_in.weight": "embed_in.weight",
     **{f"gpt_neox.layers.{{}}.{name}": f"layers.{{}}.{name}" for name in LAYER_NAMES},
     "gpt_neox.layers.{}.attention.bias": None,  # the causal mask, stored by old versions
@@ -449,12 +533,28 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+_FIELDS: dict[str, tuple[str, str, Any]] = {
+    "n_layers": ("num_hidden_layers", "an integer", None),
+    "d_model": ("hidden_size", "an integer", None),
+    "n_heads": ("num_attention_heads", "an integer", None),
+    "vocab_size": ("vocab_size", "an integer", None),
+    "max_seq_len": ("max_position_embeddings", "an integer", None),
+    "rotary_fraction": ("rotary_pct", "a number", 0.25),
+    "rotary_base": ("rotary_emb_base", "a number", 10_000.0),
+    "parallel_residual": ("use_parallel_residual", "true or false", True),
+    "layer_norm_eps": ("layer_norm_eps", "a number", 1e-5),
+}
+"""Maps fields of ModelConfig to the key in config.json, the type and the default."""
+_TYPES = {"an integer": (int,), "a number": (int, float), "true or false": (bool,)}
+
+
 def model_config(declared: dict[str, Any], gelu: str = "as_trained") -> ModelConfig:
-    """Return the ModelConfig for the contents of a config.json.
+    """Return the ModelConfig for the contents of a config.json, in which null means the default.
 
     Args:
-        gelu: "as_declared": the form in "hidden_act". "as_trained": the exact form if "hidden_act"
-            and "trained_gelu" (which `save` writes) both name it, otherwise the tanh form.
+        gelu: "as_declared": the form in "hidden_act". "as_trained": if "hidden_act" names the exact
+            form, the form in "trained_gelu" (which `save` writes), or else, for a model of an
+            official size, the tanh form.
 
     Raises:
         CheckpointError: config.json declares another architecture or an unsupported setting.
@@ -462,67 +562,64 @@ def model_config(declared: dict[str, Any], gelu: str = "as_trained") -> ModelCon
     """
     if gelu not in GELU_CHOICES:
         raise ConfigError(one_of(gelu, GELU_CHOICES, "gelu"))
-    kind = declared.get("model_type")
-    if kind != "gpt_neox" or "GPTNeoXForCausalLM" not in declared.get("architectures", ()):
+    given = _without_null(declared)
+    kind, names = given.get("model_type"), given.get("architectures")
+    if kind != "gpt_neox" or not isinstance(names, list) or "GPTNeoXForCausalLM" not in names:
         raise CheckpointError(
-            f"{CONFIG} declares model_type {kind!r} and architectures "
-            f"{declared.get('architectures')}; only models of Pythia's architecture can be read: "
-            "model_type 'gpt_neox' and architectures ['GPTNeoXForCausalLM']"
+            f"{CONFIG} declares model_type {kind!r} and architectures {names}; only models of "
+            "Pythia's architecture can be read: model_type 'gpt_neox' and architectures "
+            "['GPTNeoXForCausalLM']"
         )
-    rope = declared.get("rope_parameters") or {}
-    problems = [
-        f"{key}={declared[key]!r}, expected {accepted!r}"
-        for key, accepted in {
-            "attention_bias": True,
-            "tie_word_embeddings": False,
-            "rope_scaling": None,
-            "intermediate_size": 4 * (declared.get("hidden_size") or 0),
-        }.items()
-        if declared.get(key, accepted) != accepted
+    rope = given.get("rope_parameters", {})
+    problems = [] if isinstance(rope, dict) else [f"rope_parameters={rope!r}, expected an object"]
+    rope = _without_null(rope) if isinstance(rope, dict) else {}
+    for key, ours in (("partial_rotary_factor", "rotary_pct"), ("rope_theta", "rotary_emb_base")):
+        if key in rope:
+            given[ours] = rope[key]
+    fields = {name: given.get(key, default) for name, (key, _, default) in _FIELDS.items()}
+    problems += [
+        f"{key} must be {words}, got {fields[name]!r}"
+        for name, (key, words, _) in _FIELDS.items()
+        if type(fields[name]) not in _TYPES[words] or not math.isfinite(fields[name])
+    ]
+    expected = {"attention_bias": True, "tie_word_embeddings": False, "rope_scaling": None}
+    if not problems:
+        expected["intermediate_size"] = 4 * fields["d_model"]
+    problems += [
+        f"{key}={given[key]!r}, expected {accepted!r}"
+        for key, accepted in expected.items()
+        if given.get(key, accepted) != accepted
     ]
     if rope.get("rope_type", "default") != "default":
         problems.append(f"rope_type={rope['rope_type']!r}, expected 'default'")
-    act = declared.get("hidden_act", "gelu")
-    if act not in GELU_FORMS:
+    act = given.get("hidden_act", "gelu")
+    if not isinstance(act, str) or act not in GELU_FORMS:
         problems.append(one_of(act, GELU_FORMS, "hidden_act"))
-    keys = {
-        "n_layers": "num_hidden_layers",
-        "d_model": "hidden_size",
-        "n_heads": "num_attention_heads",
-        "vocab_size": "vocab_size",
-        "max_seq_len": "max_position_embeddings",
-    }
-    shape: dict[str, Any] = {ours: declared.get(key) for ours, key in keys.items()}
-    problems += [
-        f"{keys[n]} must be an integer, got {v!r}" for n, v in shape.items() if type(v) is not int
-    ]
     raise_all(CheckpointError, problems, CONFIG)
-    form = GELU_FORMS[act]
-    if form == "erf" and gelu == "as_trained":
-        form = declared.get("trained_gelu", "tanh")
     try:
-        config = ModelConfig(
-            **shape,
-            rotary_fraction=rope.get("partial_rotary_factor", declared.get("rotary_pct", 0.25)),
-            rotary_base=rope.get("rope_theta", declared.get("rotary_emb_base", 10_000.0)),
-            parallel_residual=declared.get("use_parallel_residual", True),
-            layer_norm_eps=declared.get("layer_norm_eps", 1e-5),
-            gelu=form,
-        )
+        config = ModelConfig(**fields, gelu=GELU_FORMS[act])
         official = size_of(config, OFFICIAL_SIZES)
-        init = declared.get("trained_init", official.init if official else INITS[0])
-        return replace(config, init=init)
+        init = given.get("trained_init", official.init if official else INITS[0])
+        config = replace(config, init=init)
+        if config.gelu == "erf" and gelu == "as_trained":
+            pythia = official is not None and config == official.model(gelu="erf", init=init)
+            config = replace(config, gelu=given.get("trained_gelu", "tanh" if pythia else "erf"))
+        return config
     except ConfigError as error:
         raise CheckpointError(f"{CONFIG}: {error}") from error
 
 
-def declared_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """Return the contents of config.json for a model whose tensors are stored in `dtype`."""
+def _without_null(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries that are not null, which stands for a default."""
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def declared_config(config: ModelConfig) -> dict[str, Any]:
+    """Return the contents of config.json for a model, without the dtype."""
     return {
         "architectures": ["GPTNeoXForCausalLM"],
         "model_type": "gpt_neox",
         **hf_config(config),
-        "torch_dtype": str(dtype).removeprefix("torch."),
         "use_cache": True,
         "trained_gelu": config.gelu,
         "trained_init": config.init,
@@ -581,8 +678,24 @@ def local_folder(source: str | Path) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Return whether a folder is a checkpoint; other tools write a manifest beside config.json."""
+    return (folder / MANIFEST).is_file() and not (folder / CONFIG).is_file()
+
+
+def has_model(folder: Path) -> bool:
+    """Return whether a folder has a config.json, or is a checkpoint."""
+    return (folder / CONFIG).is_file() or is_checkpoint(folder)
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Return the names of the subfolders that `has_model` accepts: the revisions, sorted."""
+    names = {path.parent.name for name in (CONFIG, MANIFEST) for path in folder.glob(f"*/{name}")}
+    return sorted(names)
+
+
 def locate_folder(source: str | Path, revision: str = "main") -> ModelFolder:
-    """Return the subfolder of `source` that is named like the revision.
+    """Return the subfolder of `source` that is named like the revision, or has the same step.
 
     Without such a subfolder, return `source` itself if the revision is "main" or the name of
     `source`.
@@ -593,14 +706,15 @@ def locate_folder(source: str | Path, revision: str = "main") -> ModelFolder:
     folder = local_folder(source)
     if folder is None:
         raise CheckpointError(f"{source} is not an existing folder; name the folder of a model")
-    if (folder / revision / CONFIG).is_file():
-        return ModelFolder(folder / revision)
-    if (folder / CONFIG).is_file() and revision in ("main", folder.resolve().name):
+    revisions, step = subfolders(folder), step_of(revision)
+    for name in [revision, *(n for n in revisions if step is not None and step_of(n) == step)]:
+        if has_model(folder / name):
+            return ModelFolder(folder / name)
+    if has_model(folder) and revision in ("main", folder.resolve().name):
         return ModelFolder(folder)
-    revisions = sorted(p.parent.name for p in folder.glob(f"*/{CONFIG}"))
     if revisions:
         advice = f"choose one of the existing revisions: {', '.join(revisions[:8])}"
-    elif (folder / CONFIG).is_file():
+    elif has_model(folder):
         advice = "this folder has a single model; choose the revision 'main'"
     else:
         advice = "this is not a model folder"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pythia_book.released import download
@@ -19,6 +21,7 @@ from pythia_core.data.tokenizer import train_bpe
 from pythia_core.errors import CheckpointError, ConfigError
 from pythia_core.evaluation.generate import generate
 from pythia_core.model import GPTNeoX
+from pythia_core.suite import OFFICIAL_SIZES, Size
 
 
 def edit(folder: Path, **changes) -> None:
@@ -147,11 +150,18 @@ def test_a_revision_is_a_subfolder(tmp_path: Path) -> None:
 # --- as declared and as trained --------------------------------------------------------------
 
 
-def test_gelu_as_trained_and_as_declared(saved: Path) -> None:
-    """A released config declares "gelu" and does not say how the model was trained."""
+def released(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Save a model of an official size as released: the config declares "gelu", and no more."""
+    monkeypatch.setitem(OFFICIAL_SIZES, "tiny", Size("tiny", 2, 64, 2, 1e-3, 97))
+    saved = hf.save(random_model(tiny(max_seq_len=2048)), folder)
     declared = json.loads((saved / "config.json").read_text())
     del declared["trained_gelu"], declared["trained_init"]
     (saved / "config.json").write_text(json.dumps({**declared, "hidden_act": "gelu"}))
+    return saved
+
+
+def test_gelu_as_trained_and_as_declared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = released(tmp_path / "pythia", monkeypatch)
     trained, declared_model = hf.load(saved)[0], hf.load(saved, gelu="as_declared")[0]
     assert (trained.config.gelu, declared_model.config.gelu) == ("tanh", "erf")
     ids = torch.arange(9)[None]
@@ -160,6 +170,33 @@ def test_gelu_as_trained_and_as_declared(saved: Path) -> None:
     assert (trained(ids) - peer).abs().max() > 1e-5
     with pytest.raises(ConfigError, match="unknown gelu 'tanh'; accepted: as_trained"):
         hf.load(saved, gelu="tanh")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"rotary_pct": 0.5}, {"max_position_embeddings": 32}, {"use_parallel_residual": False}],
+)
+def test_only_models_of_pythia_get_the_tanh_form_unasked(
+    change: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = released(tmp_path / "mine", monkeypatch)
+    edit(saved, **change)
+    model = hf.load(saved)[0]
+    assert model.config.gelu == "erf"
+    ids = torch.arange(9)[None]
+    peer = GPTNeoXForCausalLM.from_pretrained(saved)(input_ids=ids).logits
+    torch.testing.assert_close(model(ids), peer, atol=1e-5, rtol=0)
+    edit(saved, trained_gelu="tanh")
+    assert hf.load(saved)[0].config.gelu == "tanh"
+
+
+def test_sizes_and_names_of_the_official_models() -> None:
+    """All ten sizes have the tanh form, and no size with another vocabulary."""
+    for size in OFFICIAL_SIZES.values():
+        declared = {**hf.declared_config(size.model()), "hidden_act": "gelu"}
+        del declared["trained_gelu"]
+        assert hf.model_config(declared) == size.model()
+        assert hf.model_config({**declared, "vocab_size": 32_000}).gelu == "erf"
 
 
 @pytest.mark.parametrize("gelu", ["tanh", "erf"])
@@ -203,11 +240,97 @@ def test_rotary_as_trained_rounds_phases(tmp_path: Path) -> None:
         ({"hidden_act": "relu"}, "unknown hidden_act 'relu'"),
         ({"num_hidden_layers": None}, "n_layers must be an integer"),
         ({"num_attention_heads": 5}, "n_heads=5 does not divide"),
+        ({"architectures": None}, "model_type 'gpt_neox' and architectures None; only"),
+        ({"architectures": "GPTNeoXForCausalLM"}, "architectures GPTNeoXForCausalLM; only"),
+        ({"rotary_pct": "0.25"}, "rotary_pct must be a number, got '0.25'"),
+        ({"rotary_emb_base": float("inf")}, "rotary_emb_base must be a number, got inf"),
+        ({"rope_parameters": [1]}, r"rope_parameters=.1., expected an object"),
+        ({"rope_parameters": {"rope_theta": "x"}}, "rotary_emb_base must be a number, got 'x'"),
+        ({"hidden_size": {}}, "hidden_size must be an integer, got {}"),
+        ({"hidden_act": ["gelu"]}, "unknown hidden_act .'gelu'.;"),
+        ({"use_parallel_residual": "no"}, "use_parallel_residual must be true or false, got 'no'"),
+        ({"num_hidden_layers": 10**9}, "declares 1000000000 layers, but there are 28 tensors"),
+        ({"hidden_size": 10**12, "intermediate_size": 4 * 10**12}, "has an impossible size"),
+        ({"vocab_size": 10**12}, r"embed_in.weight has shape \(97, 64\), but the config needs"),
     ],
 )
 def test_other_architectures_are_refused(saved: Path, changes: dict, message: str) -> None:
     edit(saved, **changes)
     with pytest.raises(CheckpointError, match=f"(?s){message}"):
+        hf.load(saved)
+
+
+def test_null_in_the_config_means_the_default(saved: Path) -> None:
+    """As transformers and other tools write it."""
+    expected = hf.load(saved)[0]
+    declared = json.loads((saved / "config.json").read_text())
+    optional = ("hidden_act", "rotary_pct", "rotary_emb_base", "use_parallel_residual")
+    optional += ("layer_norm_eps", "intermediate_size", "tie_word_embeddings", "trained_init")
+    for key in (*optional, "rope_parameters", "rope_scaling", "attention_bias"):
+        edit(saved, **{**declared, key: None})
+        assert_equal(expected, hf.load(saved)[0])
+    edit(saved, **declared, rope_parameters={"rope_type": None, "rope_theta": None})
+    assert_equal(expected, hf.load(saved)[0])
+
+
+@pytest.mark.parametrize("value", [None, 5, -1, 0.5, 1e300, "x", [], [1], {}, {"a": 1}, True])
+def test_any_value_in_the_config_gives_a_model_or_a_named_error(saved: Path, value: Any) -> None:
+    declared = json.loads((saved / "config.json").read_text())
+    for key in (*declared, "rope_parameters", "rope_scaling", "attention_bias"):
+        edit(saved, **{**declared, key: value})
+        try:
+            assert hf.load(saved)[0].config
+        except CheckpointError as error:
+            assert "config" in str(error) or "tensor" in str(error)
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"{", b"[1]", b"\xff\xfe{", b"[" * 100_000, '{"a": "\u00e9"}'.encode("latin-1")]
+)
+def test_a_damaged_config(saved: Path, raw: bytes) -> None:
+    (saved / "config.json").write_bytes(raw)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        hf.load(saved)
+
+
+def test_a_manifest_of_another_tool_is_not_read(saved: Path) -> None:
+    expected = hf.load(saved)[0]
+    (saved / "manifest.json").write_text('{"models": []}')
+    assert_equal(expected, hf.load(saved)[0])
+    assert list(hf.read_settings(saved)) == ["config.json", "generation_config.json"]
+
+
+def test_a_config_in_utf_8_with_a_byte_order_mark(saved: Path) -> None:
+    raw = (saved / "config.json").read_bytes()
+    expected = hf.load(saved)[0]
+    (saved / "config.json").write_bytes(b"\xef\xbb\xbf" + raw)
+    assert_equal(expected, hf.load(saved)[0])
+
+
+def test_every_changed_bit_of_a_safetensors_header_gives_the_model_or_an_error(
+    saved: Path,
+) -> None:
+    """Bits of the tensors themselves are covered by hashes (of the hub, or of a manifest)."""
+    path = saved / "model.safetensors"
+    expected, good = hf.load(saved)[0], path.read_bytes()
+    length = 8 + int.from_bytes(good[:8], "little")
+    rng = np.random.default_rng(0)
+    refused = 0
+    for bit in rng.choice(8 * length, 150, replace=False).tolist():
+        bad = bytearray(good)
+        bad[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(bad)
+        try:
+            assert_equal(expected, hf.load(saved)[0])
+        except CheckpointError as error:
+            refused += "model.safetensors" in str(error) or "tensor" in str(error)
+    assert refused > 135  # the metadata is not read
+    for cut in (0, 1, 7, 8, 9, length - 1, length, len(good) - 1):
+        path.write_bytes(good[:cut])
+        with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+            hf.load(saved)
+    path.write_bytes((2**62).to_bytes(8, "little") + good[8:])
+    with pytest.raises(CheckpointError, match="truncated or damaged"):
         hf.load(saved)
 
 
@@ -257,7 +380,11 @@ def test_missing_and_truncated_shards(tmp_path: Path) -> None:
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["{", '{"weight_map": {}}', '{"weight_map": {"a": "../b.bin"}}'])
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[" * 100_000, '{"weight_map": {}}', '{"weight_map": [1]}', '{"weight_map": {"a": 1}}',
+     '{"weight_map": {"a": "../b.bin"}}', '{"weight_map": {"a": "/etc/x.safetensors"}}'],
+)  # fmt: skip
 def test_damaged_index(text: str, tmp_path: Path) -> None:
     folder = hf.save(random_model(tiny()), tmp_path / "model", shard_bytes=50_000)
     (folder / "model.safetensors.index.json").write_text(text)

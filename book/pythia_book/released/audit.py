@@ -24,8 +24,16 @@ from torch import Tensor
 
 from pythia_book.released import download
 from pythia_core.errors import CheckpointError, PythiaError
-from pythia_core.hf import WEIGHTS, Weights, lfs_pointer, local_folder, step_of
-from pythia_core.training.checkpoint import MANIFEST, load_checkpoint, sha256_tensors
+from pythia_core.hf import (
+    WEIGHTS,
+    Weights,
+    has_model,
+    is_checkpoint,
+    lfs_pointer,
+    local_folder,
+    step_of,
+)
+from pythia_core.training.checkpoint import load_checkpoint, sha256_tensors
 from pythia_core.training.lineage import TESTED_UP_TO, continues
 from pythia_core.training.schedule import OFFICIAL_STEPS, checkpoint_steps
 from pythia_core.util.files import file_sha256
@@ -68,6 +76,8 @@ class Audit:
     continuing: dict[str, bool | None] = field(default_factory=dict)
     """Whether each local early step continues from the weights of step 0; None: it cannot be told.
     """
+    complete: bool = True
+    """Whether a missing step is a defect: on the hub, but not in a folder, which may hold some."""
 
     @property
     def sound(self) -> list[Entry]:
@@ -114,7 +124,7 @@ class Audit:
     def defects(self) -> list[str]:
         """Return one sentence per problem, unexpected duplicate or shared file.
 
-        One more sentence lists the missing steps, if any.
+        One more sentence lists the steps that are missing on the hub, if any.
         """
         defects = [f"{entry.revision}: {entry.problem}" for entry in self.entries if entry.problem]
         defects += [
@@ -134,12 +144,16 @@ class Audit:
                 "from another run (the signs of their weights agree with those of step0 by chance "
                 f"only): {_list(self.unrelated)}"
             )
-        if steps := self.missing:
-            defects.append(
-                f"{len(steps)} of the 154 steps of a Pythia model are missing: "
-                f"{_list(map(str, steps))}"
-            )
+        if self.complete and self.missing:
+            defects.append(self._missing_steps())
         return defects
+
+    def _missing_steps(self) -> str:
+        """Return a sentence with the steps that are missing."""
+        return (
+            f"{len(self.missing)} of the 154 steps of a Pythia model are missing: "
+            f"{_list(map(str, self.missing))}"
+        )
 
     def report(self) -> str:
         """Return a text with all hashes, all defects, and the expected duplicates."""
@@ -167,22 +181,31 @@ class Audit:
                 "step0 and step1 differ, so the first update had a learning rate above 0, or the "
                 "run did not start from step0 (`verify` tells this of a folder with the weights)"
             )
+        if self.missing and not self.complete and len(self.entries) > 1:
+            lines.append(self._missing_steps())
         return "\n".join([*lines, *(f"DEFECT {text}" for text in self.defects())])
 
 
 def audit(source: str, progress: bool = True) -> Audit:
     """Hash all checkpoints in a folder of `stepN` folders or in a repository on the hub.
 
+    A folder may also be that of one checkpoint.
+
     For a repository, the hashes that the hub stores are used, so no weights are downloaded.
 
     Raises:
-        CheckpointError: the source has no steps.
+        CheckpointError: the source has no steps, or is neither a folder nor a repository.
         FetchError: the repository does not exist, or there is no network.
     """
     folder = local_folder(source)
-    names = download.revisions(source) if folder is None else [
-        path.name for path in folder.iterdir() if path.is_dir()
-    ]  # fmt: skip
+    if folder is not None and has_model(folder):
+        return Audit(source, tuple(_local_entries(folder)), complete=False)
+    if folder is not None:
+        names = [path.name for path in folder.iterdir() if path.is_dir()]
+    elif download.is_repository(source):
+        names = download.revisions(source)
+    else:
+        raise download.not_found(source)
     names = [name for name in names if name == "main" or step_of(name) is not None]
     names.sort(key=lambda name: (name == "main", step_of(name) or 0, name))
     if not names:
@@ -197,7 +220,8 @@ def audit(source: str, progress: bool = True) -> Audit:
         for name in names:
             entries += _local_entries(folder / name) if folder else _remote_entries(source, name)
             bar.update()
-    return Audit(source, tuple(entries), _continuing(folder, names) if folder else {})
+    continuing = _continuing(folder, names) if folder else {}
+    return Audit(source, tuple(entries), continuing, complete=folder is None)
 
 
 def _continuing(folder: Path, names: Iterable[str]) -> dict[str, bool | None]:
@@ -214,7 +238,7 @@ def _continuing(folder: Path, names: Iterable[str]) -> dict[str, bool | None]:
 def _weights(folder: Path) -> Mapping[str, Tensor] | None:
     """Return the tensors of a checkpoint of our own or of safetensors files, else None."""
     try:
-        if (folder / MANIFEST).is_file():
+        if is_checkpoint(folder):
             return load_checkpoint(folder)[0]["model"]
         weights = Weights(folder)
     except (PythiaError, KeyError):
@@ -262,7 +286,7 @@ def _local_entries(folder: Path) -> list[Entry]:
     A checkpoint of our own has one entry, with the hash of the tensors.
     """
     revision = f"step{step}" if (step := step_of(folder.name)) is not None else folder.name
-    if (folder / MANIFEST).is_file():
+    if is_checkpoint(folder):
         return [_tensor_entry(folder, revision)]
     entries = []
     for kind, names in _by_kind(p.name for p in folder.iterdir() if p.is_file()).items():
@@ -279,7 +303,7 @@ def _local_entries(folder: Path) -> list[Entry]:
 def _tensor_entry(folder: Path, revision: str) -> Entry:
     """Hash the tensors of our own checkpoint or of safetensors files, or record the problem."""
     try:
-        if (folder / MANIFEST).is_file():
+        if is_checkpoint(folder):
             whole = sha256_tensors(load_checkpoint(folder)[0]["model"])
             return Entry(revision, "tensors", {WEIGHTS: whole}, whole)
         weights = Weights(folder)

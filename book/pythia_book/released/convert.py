@@ -2,7 +2,8 @@
 
 In the format of this library, a converted model is a checkpoint without an optimizer state. Its
 manifest has the kind "weights only", the source and the config of the model, so the checkpoint can
-be loaded without a run.
+be loaded without a run (pythia_core.hf), and the settings that came with the model, such as its
+config.json, so that converting back changes nothing.
 """
 
 from __future__ import annotations
@@ -15,19 +16,15 @@ import torch
 
 from pythia_book.released import download, neox_format
 from pythia_book.released.download import is_published
+from pythia_book.released.resolve import find_model
 from pythia_core import hf
 from pythia_core.config import ModelConfig, config_dict
 from pythia_core.data.tokenizer import load_tokenizer
 from pythia_core.errors import CheckpointError, ConfigError, one_of
-from pythia_core.hf import TOKENIZER
+from pythia_core.hf import TOKENIZER, WEIGHTS_ONLY
 from pythia_core.model import GPTNeoX
 from pythia_core.suite import size_named
-from pythia_core.training.checkpoint import (
-    load_checkpoint,
-    read_manifest,
-    save_checkpoint,
-    step_folder,
-)
+from pythia_core.training.checkpoint import load_checkpoint, save_checkpoint, step_folder
 from pythia_core.training.schedule import OFFICIAL_STEPS
 
 if TYPE_CHECKING:
@@ -35,8 +32,6 @@ if TYPE_CHECKING:
 
 FORMATS = ("hf", "pythia")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-WEIGHTS_ONLY = "weights only"
-"""The value of "kind" in the manifest of a converted checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -51,21 +46,8 @@ class Source:
     about: dict[str, Any]
     """The origin of the model, as in the manifest of a converted checkpoint."""
     tokenizer: Tokenizer | None = None
-
-
-def from_checkpoint(folder: Path) -> tuple[GPTNeoX, dict[str, Any]]:
-    """Load a checkpoint that `convert` wrote in our format: the model, and its metadata.
-
-    The dtype of the model is the stored one. The metadata have the keys `kind`, `source` and
-    `model`. Raises a CheckpointError if the checkpoint is corrupt, or belongs to a run.
-    """
-    files, meta = load_checkpoint(folder)
-    if meta.get("kind") != WEIGHTS_ONLY:
-        raise CheckpointError(
-            f"the checkpoint {folder} belongs to a run; pass the folder of the run and --step "
-            "instead"
-        )
-    return _model(ModelConfig(**meta["model"]), files["model"]), meta
+    settings: dict[str, dict[str, Any]] | None = None
+    """The settings that came with the model (see `hf.read_settings`), if any."""
 
 
 def _model(config: ModelConfig, state: dict[str, torch.Tensor]) -> GPTNeoX:
@@ -78,9 +60,10 @@ def _model(config: ModelConfig, state: dict[str, torch.Tensor]) -> GPTNeoX:
 
 def _from_run(name: str, step: int | None) -> Source:
     """Read the model of a local run at a step (default: the last)."""
-    from pythia_core.training.runs import find_run
+    from pythia_core.training.runs import Run
 
-    run = find_run(name)
+    run = find_model(name)
+    assert isinstance(run, Run), "any other model is published"
     step = run.config.train.steps if step is None else step
     if step not in run.steps:
         run.model(step)  # its error lists the steps
@@ -94,26 +77,22 @@ def read(source: str, revision: str = "main", step: int | None = None, size: str
 
     Args:
         source: a run (folder or id), a converted checkpoint, a transformers folder, a folder of
-            native GPT-NeoX files, or a repository on the hub.
+            native GPT-NeoX files or of several such folders, or a repository on the hub.
         revision: for a transformers folder or a repository, e.g. "step3000".
-        step: for a run, the step to read (default: the last); for other sources, the step to record
-            (default: the step in the name).
+        step: for a run or a folder of native checkpoints, the step to read (default: the last); for
+            other sources, the step to record (default: the step in the name).
         size: for native files, the model size if the shapes do not determine the size.
 
     Raises:
         ConfigError: `size` is not the name of a size.
         CheckpointError, FetchError: `source` is none of the above, is damaged, or is not available.
     """
-    folder = Path(source).expanduser()
-    if (folder / "manifest.json").is_file():
-        model, meta = from_checkpoint(folder)
-        tokenizer = _tokenizer(folder.parent / TOKENIZER)
-        return Source("pythia", model, read_manifest(folder)["step"], meta["source"], tokenizer)
-    if neox_format.is_native(folder):
+    native = neox_format.find(Path(source).expanduser(), step)
+    if native is not None:
         config = size_named(size).model() if size else None
-        model = neox_format.load(folder, config)
-        step = neox_format.step_of(folder) if step is None else step
-        return Source("native", model, step, {"native": folder.name})
+        model = neox_format.load(native, config)
+        step = neox_format.step_of(native) if step is None else step
+        return Source("native", model, step, {"native": native.name})
     if not is_published(source):
         return _from_run(source, step)
     model, info = download.load(source, revision, dtype=None)
@@ -122,7 +101,9 @@ def read(source: str, revision: str = "main", step: int | None = None, size: str
         step = OFFICIAL_STEPS  # main is the last step
     about = {"source": info.source, "revision": revision, "commit": info.commit}
     about |= {"sha256": info.sha256(), "stored": list(info.stored)}
-    return Source("hf", model, step, about, _tokenizer(info.folder / TOKENIZER))
+    kind = "pythia" if hf.is_checkpoint(info.folder) else "hf"
+    tokenizer = _tokenizer(hf.tokenizer_path(info.folder))
+    return Source(kind, model, step, about, tokenizer, hf.read_settings(info.folder))
 
 
 def _tokenizer(path: Path) -> Tokenizer | None:
@@ -161,7 +142,10 @@ def convert(
     cast_to = DTYPES.get(dtype)
     origin = read(source, revision, step, size)
     if (to or ("pythia" if origin.kind == "hf" else "hf")) == "hf":
-        return hf.save(origin.model, target, dtype=cast_to, tokenizer=origin.tokenizer)
+        return hf.save(
+            origin.model, target, dtype=cast_to, tokenizer=origin.tokenizer,
+            settings=origin.settings,
+        )  # fmt: skip
     if origin.kind == "pythia":
         raise ConfigError(
             f"{source} is already in the format pythia; pass --to hf to write the format of "
@@ -178,6 +162,7 @@ def convert(
         raise CheckpointError(f"{folder} already exists; choose another folder or delete this one")
     state = {name: hf.cast(name, t, cast_to) for name, t in origin.model.state_dict().items()}
     meta = {"kind": WEIGHTS_ONLY, "source": origin.about, "model": config_dict(origin.model.config)}
+    meta["settings"] = origin.settings or {}
     save_checkpoint(parent, origin.step, {"model": state}, meta)
     if origin.tokenizer is not None:
         origin.tokenizer.save(str(parent / TOKENIZER))

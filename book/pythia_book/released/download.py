@@ -25,13 +25,16 @@ from huggingface_hub import (
     scan_cache_dir,
     snapshot_download,
 )
+from huggingface_hub.utils import validate_repo_id
 
+from pythia_book.released import neox_format
 from pythia_core import hf
 from pythia_core.errors import CheckpointError, FetchError, one_of
 from pythia_core.hf import (
     CONFIG,
     INDEX,
     PLAIN_NAME,
+    SETTINGS,
     TOKENIZER,
     WEIGHTS,
     ModelFolder,
@@ -39,22 +42,31 @@ from pythia_core.hf import (
     local_folder,
     locate_folder,
     refuse_pickle,
+    step_of,
 )
 from pythia_core.util.files import file_sha256
 
 if TYPE_CHECKING:
     from pythia_core.model import GPTNeoX
 
-SMALL = (CONFIG, "generation_config.json", TOKENIZER, "tokenizer_config.json",
-         "special_tokens_map.json")  # fmt: skip
+SMALL = (*SETTINGS, TOKENIZER)
 TIMEOUT = 10.0
 """Maximum seconds until the hub answers. HF_HUB_DOWNLOAD_TIMEOUT limits waits during a download."""
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_FILE = re.compile(r"\.(json|jsonl|safetensors|bin|pt|pth|idx|txt|gz|zst)$", re.IGNORECASE)
 
 
 def is_repository(name: str) -> bool:
-    """Whether a name has the form owner/name, like a repository on the hub."""
-    return _REPOSITORY.fullmatch(name) is not None
+    """Whether a name has the form owner/name of a repository on the hub, and is no local path.
+
+    What looks like a path is one, so that the hub is never asked for a mistyped path: ./x, ../x,
+    ~/x, the name of a file such as x/config.json, and x/y if there is a file or folder x.
+    """
+    try:
+        validate_repo_id(name)
+    except errors.HFValidationError:
+        return False
+    owner, slash, _ = name.partition("/")
+    return bool(slash) and not _FILE.search(name) and not os.path.lexists(owner)
 
 
 def is_published(source: str) -> bool:
@@ -91,14 +103,34 @@ def locate(
         CheckpointError: the source is neither a folder with a model nor the name of a repository.
         FetchError: see `fetch`.
     """
-    if local_folder(source):
+    if folder := local_folder(source):
+        if not hf.has_model(folder) and neox_format.find(folder, step_of(revision)):
+            raise CheckpointError(
+                f"{source} has a checkpoint of GPT-NeoX; convert it first: python -m pythia_core "
+                f"convert {source} NEW_FOLDER"
+            )
         return locate_folder(source, revision)
     if is_repository(str(source)):
         return fetch(str(source), revision, files)
-    raise CheckpointError(
+    raise not_found(str(source))
+
+
+def not_found(source: str) -> CheckpointError:
+    """Return the error for a name of neither a folder nor a repository."""
+    return CheckpointError(
         f"{source} is neither a folder nor the name of a repository on the hub, such as "
-        "EleutherAI/pythia-70m"
+        f"EleutherAI/pythia-70m{why_local(source)}"
     )
+
+
+def why_local(name: str) -> str:
+    """Return why a name is read as a path, in brackets; "" if there is no reason."""
+    owner = name.partition("/")[0]
+    if Path(name).expanduser().is_file():
+        return " (it is a file; pass the folder of the model)"
+    if os.path.lexists(owner) and owner != name:
+        return f" (it is a path, because {owner} exists here; pass an existing folder in it)"
+    return ""
 
 
 def load(

@@ -1,12 +1,16 @@
-"""Loads models from GPT-NeoX's native files, one file per layer and tensor-parallel rank.
+"""Reads GPT-NeoX's own checkpoints: folders global_stepN with the files of DeepSpeed.
 
-`layer_XX-model_YY-model_states.pt` has the part of layer XX on rank YY. Layer 00 is the embedding.
+With pipeline stages, there is a file per layer and tensor-parallel rank,
+`layer_XX-model_YY-model_states.pt`, which has the part of layer XX on rank YY. Without (GPT-NeoX
+2.x), there is a file per rank, `mp_rank_YY_model_states.pt`, which has the same tensors under
+module["sequential.XX.*"], and more of the state of training. Layer 00 is the embedding.
 The n transformer layers are 02 to n + 1, the final norm is n + 3, and the unembedding is n + 4.
 
 The parts are merged as in the training code's own converter. Split outputs are concatenated by rows
 (for QKV, whole heads), and split inputs by columns. The biases of layers with split inputs are
-*summed* over ranks. LayerNorms are averaged. `torch.load(weights_only=True)` refuses files that
-would run code. Optimizer states are not read.
+*summed* over ranks. LayerNorms are averaged. Nothing that could run code is unpickled: layer files
+with more than tensors are refused, and in files of ranks such objects are skipped. Optimizer states
+are not read.
 """
 
 from __future__ import annotations
@@ -57,6 +61,8 @@ MERGES: dict[str, tuple[Merge, Merge]] = {
     "mlp.dense_4h_to_h": (columns, summed),
 }
 """Maps each part of a layer to the functions that merge its weights and its biases."""
+RENAMED = {"mlp.linear1.": "mlp.dense_h_to_4h.", "mlp.linear2.": "mlp.dense_4h_to_h."}
+"""Maps the beginnings of names that later versions of GPT-NeoX changed to the earlier ones."""
 NATIVE: dict[str, tuple[str, Merge]] = {
     "word_embeddings.weight": ("embed_in.weight", rows),
     **{
@@ -71,13 +77,52 @@ NATIVE: dict[str, tuple[str, Merge]] = {
 """Maps each name in a layer file to our name ({} is the layer number) and the merge function."""
 ROTARY = "attention.rotary_emb.inv_freq"
 """A tensor in each layer. Only its length is used, to check the config."""
+LATEST = "latest"
+"""A file next to the folders global_stepN with the name of the last one."""
 _FILE = re.compile(r"layer_(\d+)-model_(\d+)-model_states\.pt")
+_RANK_FILE = re.compile(r"mp_rank_(\d+)_model_states\.pt")
+_SEQUENTIAL = re.compile(r"sequential\.(\d+)\.(.+)")
 _QKV = "attention.query_key_value.weight"
 
 
 def is_native(folder: Path) -> bool:
-    """Whether a folder has layer files of GPT-NeoX."""
-    return folder.is_dir() and any(folder.glob("layer_*-model_*-model_states.pt"))
+    """Whether a folder has the files of a GPT-NeoX checkpoint."""
+    return any(_FILE.fullmatch(p.name) or _RANK_FILE.fullmatch(p.name) for p in folder.glob("*.pt"))
+
+
+def find(folder: Path, step: int | None = None) -> Path | None:
+    """Return the folder of a GPT-NeoX checkpoint, or None if there is none.
+
+    Args:
+        folder: the folder itself, or a folder of such folders, in which the file `latest` names the
+            last one.
+        step: which one of several to return; default: the last.
+
+    Raises a CheckpointError if there are several, but not the requested one.
+    """
+    if is_native(folder):
+        return folder
+    steps = {step_of(inner): inner for inner in folder.glob("global_step*") if is_native(inner)}
+    if not steps:
+        return None
+    names = ", ".join(inner.name for _, inner in sorted(steps.items()))
+    if step is None and (folder / LATEST).is_file():
+        latest = (folder / LATEST).read_text("utf-8", "replace").strip()
+        for inner in steps.values():
+            if inner.name == latest:
+                return inner
+        raise CheckpointError(
+            f"{folder / LATEST} names the checkpoint {latest[:80]!r}, but only {names} exist; pass "
+            "the folder of one of these"
+        )
+    if step is None and len(steps) == 1:
+        return next(iter(steps.values()))
+    if step not in steps:
+        raise CheckpointError(
+            f"{folder} has the GPT-NeoX checkpoints {names}; pass the folder of one of these, or "
+            "its --step"
+        )
+    return steps[step]
 
 
 def step_of(folder: Path) -> int | None:
@@ -86,10 +131,29 @@ def step_of(folder: Path) -> int | None:
     return int(match[1]) if match else None
 
 
-def _layer_tensors(path: Path) -> dict[str, Any]:
-    """Read the tensors in one layer file by name; refuse code and damaged files."""
+class _Inert:
+    """Takes the place of an object whose class or function must not be used.
+
+    The state of training has objects of DeepSpeed and numpy, which a checkpoint does not need.
+    """
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None: ...
+
+
+def _load(path: Path, inert: bool = False) -> Any:
+    """Unpickle a file without running code.
+
+    Raises a CheckpointError if the file is damaged, or has more than tensors and plain values,
+    unless these objects are to be `inert`.
+    """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if inert:
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+            with torch.serialization.safe_globals([(_Inert, name) for name in names]):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises half a dozen kinds for damaged files
         if "weights_only" in str(error):
             raise CheckpointError(
@@ -100,25 +164,27 @@ def _layer_tensors(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is truncated or damaged ({error}); copy the file again from its source"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+
+
+def _check_tensors(state: Any, path: Path) -> dict[str, Tensor]:
+    """Return `state`; raise a CheckpointError if it is anything but tensors by name."""
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
         raise CheckpointError(
-            f"{path} is not a layer file of GPT-NeoX: the content must be a dictionary with "
-            "only tensors"
+            f"{path} is not a file of GPT-NeoX: the content must be a dictionary with only tensors"
         )
     return state
 
 
 def _read_layers(folder: Path) -> list[list[dict[str, Tensor]]]:
-    """Read the layer files in a folder; entry [i][rank] maps names to tensors of the i-th layer."""
+    """Read the tensors in a folder; entry [i][rank] maps names to tensors of the i-th layer."""
     layers: dict[int, dict[int, Path]] = {}
     for path in sorted(folder.glob("layer_*.pt")):
         if match := _FILE.fullmatch(path.name):
             layers.setdefault(int(match[1]), {})[int(match[2])] = path
     if not layers:
-        raise CheckpointError(
-            f"{folder} has no layer files (layer_XX-model_YY-model_states.pt); pass the folder of "
-            "a GPT-NeoX checkpoint, e.g. global_step143000"
-        )
+        return _read_ranks(folder)
     ranks = 1 + max(rank for paths in layers.values() for rank in paths)
     missing = [
         f"layer_{layer:02}-model_{rank:02}-model_states.pt is missing"
@@ -127,7 +193,40 @@ def _read_layers(folder: Path) -> list[list[dict[str, Tensor]]]:
         if rank not in paths
     ]
     raise_all(CheckpointError, missing, str(folder))
-    return [[_layer_tensors(layers[n][rank]) for rank in range(ranks)] for n in sorted(layers)]
+    return [
+        [_check_tensors(_load(layers[n][rank]), layers[n][rank]) for rank in range(ranks)]
+        for n in sorted(layers)
+    ]
+
+
+def _read_ranks(folder: Path) -> list[list[dict[str, Tensor]]]:
+    """Read the files of ranks in a folder, which have all layers; return what _read_layers does."""
+    matches = [_RANK_FILE.fullmatch(path.name) for path in folder.glob("mp_rank_*.pt")]
+    files = {int(match[1]): folder / match[0] for match in matches if match}
+    if not files:
+        raise CheckpointError(
+            f"{folder} has neither layer files (layer_XX-model_YY-model_states.pt) nor files of "
+            "ranks (mp_rank_YY_model_states.pt); pass the folder of a GPT-NeoX checkpoint, e.g. "
+            "global_step143000"
+        )
+    missing = [
+        f"mp_rank_{rank:02}_model_states.pt is missing"
+        for rank in range(max(files))
+        if rank not in files
+    ]
+    raise_all(CheckpointError, missing, str(folder))
+    ranks: list[dict[int, dict[str, Tensor]]] = []
+    for _, path in sorted(files.items()):
+        state = _load(path, inert=True)
+        module = state.get("module") if isinstance(state, dict) else None
+        layers: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in _check_tensors(module, path).items():
+            if not (match := _SEQUENTIAL.fullmatch(key)):
+                raise CheckpointError(f"{path} has the tensor {key}, which no GPT-NeoX model has")
+            layers.setdefault(int(match[1]), {})[match[2]] = tensor
+        ranks.append(layers)
+    numbers = sorted({number for layers in ranks for number in layers})
+    return [[layers.get(number, {}) for layers in ranks] for number in numbers]
 
 
 def load(folder: str | Path, config: ModelConfig | None = None) -> GPTNeoX:
@@ -142,6 +241,7 @@ def load(folder: str | Path, config: ModelConfig | None = None) -> GPTNeoX:
     rotary: set[int] = set()
     number = 0
     for states in _read_layers(folder):
+        states = [{_former(key): tensor for key, tensor in state.items()} for state in states]
         for key in sorted({key for state in states for key in state}):
             parts = [state[key] for state in states if key in state]
             if key == ROTARY:
@@ -182,6 +282,14 @@ def load(folder: str | Path, config: ModelConfig | None = None) -> GPTNeoX:
     raise_all(CheckpointError, sorted(problems), f"{folder} does not match the config")
     model.load_state_dict(merged, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def _former(key: str) -> str:
+    """Return the name that a tensor had before GPT-NeoX renamed it."""
+    for new, former in RENAMED.items():
+        if key.startswith(new):
+            return former + key.removeprefix(new)
+    return key
 
 
 def _official_config(folder: Path, merged: dict[str, Tensor], n_layers: int) -> ModelConfig:

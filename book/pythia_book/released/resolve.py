@@ -1,7 +1,7 @@
 """Finds the model that a command names: a local run or a published model.
 
-A published model is a folder in the hub's format, a folder with a subfolder per step ("step3000"),
-or a repository on the hub with a revision per step.
+A published model is a folder in the hub's format or a checkpoint that `convert` wrote, a folder
+with such a subfolder per step ("step3000"), or a repository on the hub with a revision per step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ from pythia_core import hf
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig, stable_hash
 from pythia_core.data.tokenizer import EOD, load_tokenizer
 from pythia_core.errors import CheckpointError, FetchError
-from pythia_core.hf import CONFIG, TOKENIZER, model_config, step_of
+from pythia_core.hf import (
+    CONFIG,
+    TOKENIZER,
+    local_folder,
+    model_config,
+    step_of,
+    tokenizer_path,
+)
 from pythia_core.model import GPTNeoX
 from pythia_core.training.checkpoint import sha256_tensors
 from pythia_core.training.runs import CheckpointSource, find_run
@@ -60,11 +67,11 @@ class PublishedModel:
         folder = hf.local_folder(self.source)
         if folder is None:
             names = download.revisions(self.source, or_cached=True)
-        elif (folder / CONFIG).is_file():
+        elif hf.has_model(folder):
             step = step_of(folder.resolve().name)
             return {LAST if step is None else step: "main"}
         else:
-            names = [path.parent.name for path in folder.glob(f"*/{CONFIG}")]
+            names = hf.subfolders(folder)
         steps = {step_of(name): name for name in names}
         steps.pop(None, None)
         return steps or {LAST: "main"}
@@ -122,7 +129,7 @@ class PublishedModel:
         """The config and tokenizer, which are the same at all steps. No weights are fetched."""
         files = (CONFIG, TOKENIZER)
         folder = download.locate(self.source, self._revision(), files).folder
-        return model_config(hf.read_config(folder)), load_tokenizer(folder / TOKENIZER)
+        return model_config(hf.read_config(folder)), load_tokenizer(tokenizer_path(folder))
 
     @property
     def data(self) -> Any:
@@ -150,9 +157,11 @@ def find_model(name: str) -> CheckpointSource:
     if download.is_published(name):
         return PublishedModel(name)
     try:
-        return find_run(name)
+        return find_run(str(local_folder(name) or name))
     except CheckpointError as error:
+        if local_folder(name):
+            raise
         raise CheckpointError(
             f"{error}\n{name!r} is not a released model either; pass the folder of a model or its "
-            "name on the hub, e.g. EleutherAI/pythia-70m"
+            f"name on the hub, e.g. EleutherAI/pythia-70m{download.why_local(name)}"
         ) from error

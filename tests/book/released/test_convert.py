@@ -8,11 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 from neox_files import write_native
-from pythia_book.released.convert import convert, from_checkpoint
+from pythia_book.released.continuation.start import find_source
+from pythia_book.released.convert import convert
+from pythia_book.released.resolve import find_model
+from pythia_book.tasks.harness import NamedCheckpointLM
 from safetensors.torch import load_file
+from task_items import fake_items
 from tiny_models import assert_equal, random_model, tiny
 from tiny_runs import control
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+)
 
 from pythia_core import hf
 from pythia_core.__main__ import main
@@ -34,13 +43,106 @@ def test_transformers_to_ours_and_back(tmp_path: Path) -> None:
     files, meta = load_checkpoint(ours)
     assert meta["kind"] == "weights only" and meta["source"]["revision"] == "step3000"
     assert meta["source"]["sha256"] == sha256_tensors(files["model"])
-    loaded, _ = from_checkpoint(ours)
-    assert loaded.config == model.config
+    loaded, info = hf.load(ours, dtype=None)
+    assert loaded.config == model.config and info.sha256() == meta["source"]["sha256"]
     assert_equal(model.half(), loaded)
     back = convert(str(ours), tmp_path / "back")
-    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+    names = {path.name for path in back.iterdir()}
+    assert names == {path.name for path in (tmp_path / "repository" / "step3000").iterdir()}
+    for name in names:
         original = tmp_path / "repository" / "step3000" / name
         assert (back / name).read_bytes() == original.read_bytes(), name
+
+
+def of_transformers(folder: Path) -> Path:
+    """Save a model that is no Pythia, with what transformers writes beside it."""
+    config = GPTNeoXConfig(
+        vocab_size=384, hidden_size=64, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=256, max_position_embeddings=64, hidden_act="gelu", bos_token_id=1,
+        eos_token_id=2, rotary_pct=0.5, initializer_range=0.1, use_parallel_residual=False,
+    )  # fmt: skip
+    config.rope_parameters = {**(config.rope_parameters or {}), "rope_theta": 5000.0}
+    torch.manual_seed(0)
+    GPTNeoXForCausalLM(config).save_pretrained(folder)
+    (folder / "special_tokens_map.json").write_text('{"eos_token": "</s>"}')
+    return folder
+
+
+@pytest.mark.parametrize("dtype", ["", "fp16"])
+def test_a_round_trip_changes_nothing_but_the_dtype(dtype: str, tmp_path: Path) -> None:
+    """Not the activation, the ids of end tokens, the rotary settings, nor unknown keys."""
+    source = of_transformers(tmp_path / "mine")
+    declared = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**declared, "key_of_mine": [1, None]}))
+    ids = torch.arange(9)[None]
+    before = AutoModelForCausalLM.from_pretrained(source)
+    torch.testing.assert_close(hf.load(source)[0](ids), before(ids).logits, atol=1e-5, rtol=0)
+    ours = convert(str(source), tmp_path / "ours", step=5, dtype=dtype)
+    for way, back in (
+        ("hf", convert(str(source), tmp_path / "again", "hf", dtype=dtype)),
+        ("ours", convert(str(ours), tmp_path / "back")),
+    ):
+        for path in source.glob("*.json"):
+            found, wanted = (json.loads((f / path.name).read_text()) for f in (back, source))
+            if dtype and path.name == "config.json":
+                assert found.pop("dtype") == "float16" and wanted.pop("dtype") == "float32"
+            assert found == wanted, (way, path.name)
+        after = AutoModelForCausalLM.from_pretrained(back, dtype=torch.float32)
+        assert after.generation_config.eos_token_id == 2
+        if not dtype:
+            assert torch.equal(after(ids).logits, before(ids).logits)
+
+
+def test_what_convert_wrote_is_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Its folder, and the folder of its steps, go where a released model goes."""
+    monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("PYTHIA_WORKERS", "1")
+    tokenizer = train_bpe((str(item) for item in fake_items("piqa", 40)), 384)
+    (tmp_path / "piqa.jsonl").write_text(
+        "".join(json.dumps(item) + "\n" for item in fake_items("piqa", 24))
+    )
+    for step in (5, 3000):
+        model = random_model(tiny(vocab_size=384, max_seq_len=64), step)
+        hf.save(model, tmp_path / f"step{step}", tokenizer=tokenizer)
+        convert(str(tmp_path / f"step{step}"), tmp_path / "ours")
+    one = tmp_path / "ours" / "step-000005"
+
+    def printed(*words: str) -> str:
+        capsys.readouterr()
+        assert main(list(words)) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    hub = printed("generate", str(tmp_path / "step5"), "--prompt", "The", "--tokens", "5")
+    assert printed("generate", str(one), "--prompt", "The", "--tokens", "5") == hub
+    asked = ["generate", str(tmp_path / "ours"), "--prompt", "The", "--tokens", "5"]
+    assert printed(*asked, "--step", "5") == hub
+    tasks = ["--tasks", "piqa", "--items", str(tmp_path), "--limit", "5"]
+    table = printed("evaluate", str(tmp_path / "ours"), *tasks, "--steps", "all").splitlines()
+    assert [line.split()[4] for line in table[1:]] == ["5", "5", "3000", "3000"]
+    assert printed("evaluate", str(one), *tasks).splitlines()[1].split()[4] == "5"
+    report = printed("verify", str(tmp_path / "ours"))
+    assert "153 of the 154 steps of a Pythia model are missing" in report  # 3000 is one of them
+    assert printed("verify", str(one)).startswith(f"{one}: sha256 of 1 sets of weights\nstep5 ")
+    lm = NamedCheckpointLM(str(tmp_path / "ours"), step=5)
+    assert lm.info["model_step"] == 5
+    start = find_source(tmp_path / "ours").start(3000)
+    assert start.tokenizer_name == str(tmp_path / "ours" / "tokenizer.json")
+    assert find_model(str(one)).sha256(5) == hf.load(one, dtype=None)[1].sha256()
+    with pytest.raises(CheckpointError, match="no checkpoint of step 7; the nearest"):
+        find_model(str(tmp_path / "ours")).model(7)
+    weights = one / "model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-5] ^= 4
+    weights.write_bytes(raw)
+    assert main(["generate", str(one), "--prompt", "The"]) == 1
+    assert "model.safetensors does not have the sha256 in manifest" in capsys.readouterr().err
+    assert main(["verify", str(tmp_path / "ours")]) == 1
+    assert "DEFECT step5" in capsys.readouterr().out
+    (tmp_path / "ours" / "tokenizer.json").unlink()
+    assert main(["generate", str(tmp_path / "ours"), "--prompt", "The"]) == 1
+    assert f"no tokenizer at {tmp_path / 'ours' / 'tokenizer.json'}" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -80,6 +182,36 @@ def test_native_files_of_an_official_size(tmp_path: Path, monkeypatch: pytest.Mo
     torch.testing.assert_close(hf.load(folder)[0](ids), model(ids), atol=2e-5, rtol=0)
     ours = convert(str(tmp_path / "global_step143000"), tmp_path / "ours", "pythia")
     assert ours.name == "step-143000"
+    assert_equal(hf.load(folder)[0], hf.load(ours)[0])
+
+
+def test_a_folder_of_native_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """GPT-NeoX 2.x without pipeline stages: files of ranks, and `latest` with the last name."""
+    monkeypatch.setitem(OFFICIAL_SIZES, "tiny", Size("tiny", 2, 64, 4, 1e-3, 128))
+    models = {step: random_model(OFFICIAL_SIZES["tiny"].model(), step) for step in (10, 20)}
+    (tmp_path / "run").mkdir()
+    for step, model in models.items():
+        write_native(model, tmp_path / "run" / f"global_step{step}", 2, sequential=True)
+    (tmp_path / "run" / "latest").write_text("global_step20")
+    ids = torch.arange(9)[None]
+    for words, step in (((), 20), (("--step", "10"), 10)):
+        target = tmp_path / f"hf{step}"
+        assert main(["convert", str(tmp_path / "run"), str(target), *words]) == 0
+        torch.testing.assert_close(hf.load(target)[0](ids), models[step](ids), atol=2e-5, rtol=0)
+    ours = convert(str(tmp_path / "run"), tmp_path / "ours", "pythia")
+    assert ours.name == "step-000020"
+    capsys.readouterr()
+    for name in ("run", "run/global_step10"):
+        assert main(["generate", str(tmp_path / name), "--prompt", "x"]) == 1
+        assert "has a checkpoint of GPT-NeoX; convert it first" in capsys.readouterr().err
+    (tmp_path / "run" / "latest").write_text("../../etc")
+    with pytest.raises(CheckpointError, match=r"names the checkpoint '../../etc', but only global"):
+        convert(str(tmp_path / "run"), tmp_path / "x")
+    (tmp_path / "run" / "latest").unlink()
+    with pytest.raises(CheckpointError, match="global_step10, global_step20; pass the folder of"):
+        convert(str(tmp_path / "run"), tmp_path / "x")
 
 
 def test_dtypes(tmp_path: Path) -> None:
@@ -89,7 +221,7 @@ def test_dtypes(tmp_path: Path) -> None:
     assert json.loads((half / "config.json").read_text())["torch_dtype"] == "bfloat16"
     assert {t.dtype for t in load_file(half / "model.safetensors").values()} == {torch.bfloat16}
     ours = convert(str(tmp_path / "step0"), tmp_path / "ours", dtype="fp16")
-    assert from_checkpoint(ours)[0].embed_in.weight.dtype == torch.float16
+    assert hf.load(ours, dtype=None)[0].embed_in.weight.dtype == torch.float16
 
 
 def test_invalid_conversions_are_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,10 +18,13 @@ from pythia_core.errors import CheckpointError
 CONFIG = tiny(n_heads=4, vocab_size=128)
 
 
+@pytest.mark.parametrize("sequential", [False, True])
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_merged_ranks_give_the_same_logits(ranks: int, tmp_path: Path) -> None:
+def test_merged_ranks_give_the_same_logits(ranks: int, sequential: bool, tmp_path: Path) -> None:
     model = random_model(CONFIG)
-    write_native(model, tmp_path / "global_step7", ranks)
+    write_native(model, tmp_path / "global_step7", ranks, sequential)
+    assert neox_format.is_native(tmp_path / "global_step7")
+    assert len(list((tmp_path / "global_step7").iterdir())) == ranks * (1 if sequential else 5)
     merged = neox_format.load(tmp_path / "global_step7", CONFIG)
     ids = torch.randint(0, 128, (2, 11), generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(merged(ids), model(ids), atol=2e-5, rtol=0)
@@ -79,6 +83,74 @@ def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path: Path) -> None:
     assert trap.exists(), "the trap is one: only the refusal kept it shut"
 
 
+def touch(path: str) -> None:
+    """Create a file: what a pickle wants to run."""
+    Path(path).touch()
+
+
+class Creature:
+    """An object that runs code of ours when unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return touch, (str(self.path),)
+
+
+def write(content: Any, file: Path) -> None:
+    """Replace a file, whose tensors may still be mapped."""
+    torch.save(content, file.with_suffix(".new"))
+    file.with_suffix(".new").replace(file)
+
+
+def test_what_a_file_of_a_rank_would_run_is_not_run(tmp_path: Path) -> None:
+    """Objects beside the tensors are skipped, whatever they would do, or the file is refused."""
+    folder, trap = tmp_path / "native", tmp_path / "ran"
+    write_native(random_model(CONFIG), folder, 1, sequential=True)
+    file = folder / "mp_rank_00_model_states.pt"
+    state = neox_format._load(file, inert=True)
+    write({**state, "client_state": [Creature(trap)]}, file)
+    assert_equal(random_model(CONFIG), neox_format.load(folder, CONFIG))
+    assert not trap.exists()
+    write({**state, "client_state": Evil(trap)}, file)
+    with pytest.raises(CheckpointError, match=r"was not opened.*may run code"):
+        neox_format.load(folder, CONFIG)
+    state["module"]["sequential.2.input_layernorm.weight"] = Creature(trap)
+    write(state, file)
+    with pytest.raises(CheckpointError, match="a dictionary with only tensors"):
+        neox_format.load(folder, CONFIG)
+    assert not trap.exists()
+    run, arguments = Creature(trap).__reduce__()
+    run(*arguments)
+    assert trap.exists(), "the trap is one"
+
+
+def test_missing_and_damaged_files_of_ranks(tmp_path: Path) -> None:
+    folder = tmp_path / "native"
+    write_native(random_model(CONFIG), folder, 2, sequential=True)
+    file = folder / "mp_rank_01_model_states.pt"
+    whole, state = file.read_bytes(), neox_format._load(file, inert=True)
+    del state["module"]["sequential.3.attention.dense.bias"]
+    for content, message in (
+        ({"module": None}, "only tensors"),  # with pipeline stages, the layers have files
+        ([1], "only tensors"),
+        ({"module": {"transformer.wte": torch.ones(1)}}, "has the tensor transformer.wte, which"),
+        ({"module": {"sequential.2.x": torch.ones(1)}}, "unknown name x"),
+        (state, r"some ranks lack the tensor layers\.1\.attention"),
+    ):
+        write(content, file)
+        with pytest.raises(CheckpointError, match=message):
+            neox_format.load(folder, CONFIG)
+    for cut in (0, 1, 1000, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:cut])
+        with pytest.raises(CheckpointError, match=r"mp_rank_01.* is truncated or damaged"):
+            neox_format.load(folder, CONFIG)
+    (folder / "mp_rank_00_model_states.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"mp_rank_00_model_states\.pt is missing"):
+        neox_format.load(folder, CONFIG)
+
+
 def test_missing_damaged_and_foreign_files(tmp_path: Path) -> None:
     folder = tmp_path / "native"
     write_native(random_model(CONFIG), folder, 2)
@@ -96,7 +168,7 @@ def test_missing_damaged_and_foreign_files(tmp_path: Path) -> None:
     torch.save({"input_layernorm.weight": torch.ones(64), "attention.alibi": torch.ones(1)}, file)
     with pytest.raises(CheckpointError, match="unknown name attention"):
         neox_format.load(folder, CONFIG)
-    with pytest.raises(CheckpointError, match=r"has no layer files .layer_XX"):
+    with pytest.raises(CheckpointError, match=r"has neither layer files .layer_XX.* nor files of"):
         neox_format.load(tmp_path, CONFIG)
 
 

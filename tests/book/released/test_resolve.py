@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from hub_server import FakeHub, serving
+from pythia_book.released import download
+from pythia_book.released.audit import audit
 from pythia_book.released.resolve import LAST, PublishedModel, find_model
 from pythia_book.tasks.sweep import steps_of, sweep
 from task_items import fake_items
@@ -100,6 +102,47 @@ def test_a_repository_is_swept_and_only_the_requested_steps_are_fetched(
     with pytest.raises(CheckpointError, match="pass this folder instead of"):
         offline.model(3000)
     server.close()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "./typo/x", "../x", "./x", "mine/config.json", "mine/nothing", "x/config.json",
+        "x/model.safetensors", "/nowhere/x", "~/nowhere/x", "a/b/c", "x/", "/", ".", "-x/y",
+        "file.txt/x", "mine/file.txt",
+    ],
+)  # fmt: skip
+def test_what_looks_like_a_path_is_not_asked_of_the_hub(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path / "results"))
+    (tmp_path / "mine").mkdir()
+    for file in ("mine/config.json", "mine/file.txt", "file.txt"):
+        (tmp_path / file).write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    hub = FakeHub()
+    server = serving(hub, monkeypatch, tmp_path / "cache")
+    next(server)
+    for use in (lambda: find_model(name).model(), lambda: download.load(name), lambda: audit(name)):
+        with pytest.raises(CheckpointError):
+            use()
+    assert not hub.requests
+    with pytest.raises(CheckpointError):
+        find_model("EleutherAI/pythia-70m").model()  # a name is asked
+    assert hub.requests
+    server.close()
+
+
+def test_a_path_is_named_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path / "results"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").touch()
+    for find in (find_model, download.load):
+        with pytest.raises(CheckpointError, match="it is a file; pass the folder of the model"):
+            find("mine/config.json")
+        with pytest.raises(CheckpointError, match="because mine exists here; pass an existing"):
+            find("mine/pythia")
 
 
 def test_other_names(published: Path, tmp_path: Path) -> None:

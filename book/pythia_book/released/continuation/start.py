@@ -17,7 +17,7 @@ from pythia_core.config import ModelConfig, TrainConfig
 from pythia_core.data.prepare import Batches
 from pythia_core.data.tokenizer import load_tokenizer
 from pythia_core.errors import CheckpointError, ConfigError, one_of
-from pythia_core.hf import TOKENIZER, local_folder, model_config, read_config, step_of
+from pythia_core.hf import local_folder, model_config, read_config, step_of, tokenizer_path
 from pythia_core.suite import OFFICIAL_SIZES, size_of
 from pythia_core.training.checkpoint import load_checkpoint, saved_steps, step_folder
 from pythia_core.training.precision import best_precision
@@ -172,7 +172,7 @@ class PublishedSource:
                 f"the revision {revision} of {self.name} is of step {info.step}, not of step "
                 f"{step}; pass another revision or another step"
             )
-        tokenizer = info.folder / TOKENIZER
+        tokenizer = tokenizer_path(info.folder)
         return Start(
             f"{self.name} ({revision})",
             step,
@@ -185,7 +185,7 @@ class PublishedSource:
 
     def tokenizer_name(self, revision: str) -> str:
         if local_folder(self.name):
-            path = download.locate(self.name, revision).folder / TOKENIZER
+            path = tokenizer_path(download.locate(self.name, revision).folder)
             if path.is_file():
                 return str(path)
         return "neox-20b"
