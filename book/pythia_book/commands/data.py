@@ -43,7 +43,11 @@ def add(command: AddCommand) -> None:
 
     p = command("terms", _terms, "count words in the training data of a run up to each checkpoint")
     p.add_argument("run", metavar="RUN", help=RUN)
-    p.add_argument("terms", nargs="+", metavar="TERM", help='words, e.g. "Parliament" "New York"')
+    text = (
+        'one or more words, e.g. "Parliament" "New York"; a word is a run of letters, marks and '
+        "numbers"
+    )
+    p.add_argument("terms", nargs="+", metavar="TERM", help=text)
     p.add_argument("--ignore-case", action="store_true", help="ignore the case of ASCII letters")
     p.add_argument("--all", action="store_true", help="print all checkpoints, not about twelve")
     p.add_argument("--parquet", metavar="FILE", help="also write term, step and count to FILE")
@@ -146,7 +150,7 @@ def _run_rows(run: Run) -> Callable[[int, int], NDArray]:
 
 def _find(args: argparse.Namespace) -> None:
     """Print the occurrences of a text in the training data, in the order of the updates."""
-    from pythia_book.released.pile import RELEASED, tokenizer_at
+    from pythia_book.released.pile import released_order, tokenizer_at
     from pythia_book.search import SurfaceMatcher, TokenMatcher, find_text, quote
     from pythia_core.data.tokenizer import token_bytes
 
@@ -162,7 +166,7 @@ def _find(args: argparse.Namespace) -> None:
         description, read, tokenizer = f"run {run.id}", _run_rows(run), run.data.tokenizer
         size, end = run.config.train.batch_size, run.config.train.steps
     else:
-        if args.data in RELEASED and args.to_step is None:
+        if released_order(args.data) and args.to_step is None:
             raise ConfigError(
                 f"pass --to-step to limit the download from {args.data}, which is about 4 MB for "
                 "each searched update"

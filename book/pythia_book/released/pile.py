@@ -141,6 +141,11 @@ RELEASED = {
 # --- opening ---------------------------------------------------------------------------------
 
 
+def released_order(where: str) -> ReleasedOrder | None:
+    """Return the released order of this name; None for other names and for existing paths."""
+    return None if Path(where).expanduser().exists() else RELEASED.get(where)
+
+
 def open_rows(
     where: str,
     seq_len: int = SEQ_LEN,
@@ -158,7 +163,7 @@ def open_rows(
     Reading rows of a missing shard raises a DataError.
 
     Args:
-        where: a name in RELEASED, a folder, a `.bin` or `.idx` file, or the PREFIX of both files.
+        where: a folder, a `.bin` or `.idx` file, the PREFIX of both files, or a name in RELEASED.
         seq_len: tokens per row; a row has one more id, the last label.
         seed: seed of GPT-NeoX's order of the documents.
         epochs: repetitions of the documents; default: enough for `steps` * `batch_size` rows.
@@ -167,8 +172,8 @@ def open_rows(
     Raises:
         DataError: files do not exist, or are truncated or contradictory.
     """
-    if where in RELEASED:
-        return RELEASED[where].open(), RELEASED[where].sentence
+    if released := released_order(where):
+        return released.open(), released.sentence
     path = Path(where).expanduser()
     if path.is_dir():
         if seq_len == SEQ_LEN and (partial := partial_shards(path)):

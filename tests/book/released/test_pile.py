@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from neox_files import write_maps
+from neox_files import neox_index, write_maps
 from pythia_book.released import pile
 from pythia_book.released.pile import RELEASED, describe_batch, open_rows, tokenizer_at, url_of
 from range_server import Server
 
+from pythia_core.__main__ import main
 from pythia_core.data.indexed_dataset import IndexedWriter, MegatronIndexed
 from pythia_core.data.order import OrderedRows, PreshuffledRows, RowOrder, batch_hash, write_rows
 from pythia_core.data.tokenizer import encode_documents, id_limit, token_bytes, train_bpe
@@ -161,20 +162,56 @@ def test_folders_and_prefixes_are_understood(tmp_path: Path) -> None:
         open_rows(str(tmp_path / "shards"), 8)
 
 
-def test_an_index_of_pre_shuffled_rows_is_not_shuffled_again(tmp_path: Path) -> None:
-    """The released set merged, with its document.idx: items are rows, already in order."""
+@pytest.mark.parametrize("entries", [1, 7, 13])
+def test_an_index_of_pre_shuffled_rows_is_not_shuffled_again(tmp_path: Path, entries: int) -> None:
+    """The items are rows, already in order, however many documents the index lists."""
     rows = np.arange(60, dtype=np.uint16).reshape(12, 5)
-    with IndexedWriter(tmp_path / "document", 50_000) as out:
-        for row in rows:
-            out.add(row)
+    raw = rows.tobytes()
+    (tmp_path / "document.bin").write_bytes(raw)
+    (tmp_path / "document.idx").write_bytes(neox_index([5] * 12, entries))
     for where in (tmp_path, tmp_path / "document"):
         opened, what = open_rows(str(where), seq_len=4)
         assert "by its index" in what
         np.testing.assert_array_equal(opened.rows(0, 12), rows)
-    raw = (tmp_path / "document.bin").read_bytes()
     (tmp_path / "document.bin").unlink()
     split(tmp_path, "document", raw, 50)
     np.testing.assert_array_equal(open_rows(str(tmp_path), 4)[0].rows(0, 12), rows)
+
+
+def test_the_released_document_index(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The released set merged as its README says, a hundredth of it, beside its document.idx.
+
+    The released index has 1,757,184,042 bytes: 146,432,000 sequences and one entry in the document
+    table. This one has the same form, for 1,464,320 rows (6.0 GB, a sparse file).
+    """
+    assert len(neox_index([2049] * 10, 1)) == 34 + 12 * 10 + 8
+    assert 34 + 12 * 146_432_000 + 8 == 1_757_184_042
+    n = 1_464_320
+    (tmp_path / "document.idx").write_bytes(neox_index(np.full(n, 2049), 1))
+    last = np.arange(1024 * 2049, dtype="<u2")
+    with open(tmp_path / "document.bin", "wb") as file:
+        file.truncate((n - 1024) * 2049 * 2)
+        file.seek(0, 2)
+        file.write(last.tobytes())
+    assert (tmp_path / "document.bin").stat().st_size == n * 2049 * 2 > 2**32
+    for where in (tmp_path, tmp_path / "document"):
+        rows, what = open_rows(str(where))
+        assert rows.n_rows == n and "rows in training order by its index" in what
+        np.testing.assert_array_equal(rows.batch(1429, 1024), last.reshape(1024, 2049))
+    command = ["inspect", "--data", str(tmp_path), "--step", "1429", "--ids", "--rows", "1"]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert f"hash {batch_hash(last.reshape(1024, 2049))}" in shown and "0 1 2 3 4 5" in shown
+
+
+def test_a_folder_with_the_name_of_released_data_is_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pile-standard").mkdir()
+    np.arange(10, dtype="<u2").tofile(tmp_path / "pile-standard" / "document.bin")
+    rows, what = open_rows("pile-standard", seq_len=4)
+    assert rows.n_rows == 2 and "network" not in what
 
 
 def test_errors_name_what_is_missing(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pythia_book.released.pile import RELEASED, MissingShard, open_rows, tokenizer_at
+from pythia_book.released.pile import MissingShard, open_rows, released_order, tokenizer_at
 from pythia_book.released.recipe import SEQ_LEN
 from pythia_core.config import SWAPS, DataConfig, InterventionConfig, stable_hash
 from pythia_core.data.interventions import Ledger
@@ -68,7 +68,8 @@ class TokenFileData:
     @property
     def description(self) -> str:
         """A sentence that describes the rows. Released data are not opened."""
-        return RELEASED[self.where].sentence if self.where in RELEASED else self._opened[1]
+        released = released_order(self.where)
+        return released.sentence if released else self._opened[1]
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -14,7 +14,7 @@ import numpy as np
 from pythia_book.released.continuation.data import TokenFileData
 from pythia_book.released.continuation.start import published_train
 from pythia_book.released.download import is_repository
-from pythia_book.released.pile import RELEASED, MissingShard
+from pythia_book.released.pile import MissingShard, released_order
 from pythia_book.released.recipe import H100_PEAK, H100_UTILISATION
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import ConfigError, DataError
@@ -175,7 +175,7 @@ def make_plan(
     batch = train.batch_size if train else 1024
     missing_shards: list[MissingShard] = []
     row_bytes = 0.0
-    if rows is not None and rows.where in RELEASED:
+    if rows is not None and released_order(rows.where):
         row_bytes = float(arms * steps * batch * (rows.seq_len + 1) * np.dtype("<u2").itemsize)
     elif rows is not None:
         missing_shards = rows.missing_shards(start, stop, batch)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pythia_book.released.continuation.data import TokenFileData
-from pythia_book.released.pile import RELEASED
+from pythia_book.released.pile import released_order
 from pythia_book.released.resolve import PublishedModel
 from pythia_book.studies.phases.probes import N_ROWS
 from pythia_core.config import stable_hash
@@ -88,7 +88,7 @@ def released_text(data: str, batches: int, scale: Scale, eod_id: int) -> Release
     n_read, last = batches * scale.batch_size, scale.steps * scale.batch_size
     wanted = [data, n_read, last, rows.seq_len]
     path = cache_dir() / "released_rows" / f"{stable_hash(wanted)[:16]}.npy"
-    if data not in RELEASED or not path.is_file():
+    if released_order(data) is None or not path.is_file():
         first = last - min(scale.batch_size, 2 * N_ROWS)
         heldout = rows.rows.rows(first, last)  # first, as its error names missing shards
         training = [rows.batch(step, scale.batch_size) for step in range(batches)]
