@@ -5,6 +5,13 @@
 # /dev/shm). After a stop, run this script again to resume.
 set -u
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+for name in PYTHIA_RESULTS PYTHIA_RECORDS; do # relative paths are relative to the caller's folder
+  case "${!name:-}" in
+    "" | /*) ;;
+    "~/"*) export "$name=$HOME/${!name#"~/"}" ;;
+    *) export "$name=$PWD/${!name}" ;;
+  esac
+done
 cd "$here" || exit 1
 if ! sha256sum --quiet -c SHA256SUMS; then
   echo "error: the files listed above have changed since they were packed; unpack the archive again" >&2

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,19 +38,81 @@ def project_root() -> Path:
     return checkout() or Path.cwd()
 
 
+RESULTS, CACHE = "PYTHIA_RESULTS", "PYTHIA_CACHE"
+"""Environment variables with the folders of `results_dir` and `cache_dir`."""
+
+
+def folder_in(variable: str) -> Path | None:
+    """Return the absolute path in an environment variable; None if the variable is not set.
+
+    A relative path is relative to the working folder; "~" is the home folder.
+
+    Raises:
+        ConfigError: the path begins with a home folder that is unknown.
+    """
+    value = os.environ.get(variable)
+    return _absolute(value, variable) if value else None
+
+
+def _absolute(text: str, variable: str) -> Path:
+    """Return `text` as an absolute path; `variable` is what to change if there is no home."""
+    path = os.path.expanduser(text)
+    if path.startswith("~"):
+        raise ConfigError(
+            f"{text} has no meaning here, because this user has no home folder; set the variable "
+            f"{variable} to the absolute path of a folder"
+        )
+    return Path(os.path.abspath(path))
+
+
 def results_dir() -> Path:
     """Return the folder of runs and outputs: PYTHIA_RESULTS, or else results/ in `project_root`."""
-    return Path(os.environ.get("PYTHIA_RESULTS") or project_root() / "results")
+    return folder_in(RESULTS) or project_root() / "results"
 
 
 def cache_dir() -> Path:
     """Return the user's cache, for what can be downloaded or computed again.
 
     This is PYTHIA_CACHE or, if it is not set, pythia-book/ in XDG_CACHE_HOME (default: ~/.cache).
+
+    Raises:
+        ConfigError: neither variable is set, and the user has no home folder.
     """
-    if explicit := os.environ.get("PYTHIA_CACHE"):
-        return Path(explicit)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pythia-book"
+    if explicit := folder_in(CACHE):
+        return explicit
+    return (folder_in("XDG_CACHE_HOME") or _absolute("~/.cache", CACHE)) / "pythia-book"
+
+
+for _variable in (RESULTS, CACHE):  # a child may run in another folder, as a step of gpu-check does
+    with contextlib.suppress(ConfigError):  # raised again when the folder is needed
+        if _folder := folder_in(_variable):
+            os.environ[_variable] = str(_folder)
+
+
+def check_writable(folder: Path, advice: str) -> None:
+    """Check that files can be written to a folder, which need not exist yet.
+
+    Raises:
+        ConfigError: they cannot; the message ends with `advice`.
+    """
+    place = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        where = folder if place == folder else f"{folder}, because of {place}"
+        raise ConfigError(
+            f"nothing can be written to {where} ({error.strerror}); {advice}"
+        ) from error
+
+
+def check_results(folder: Path) -> None:
+    """Check that files can be written to a folder in `results_dir`, or to `results_dir` itself.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    check_writable(folder, f"set {RESULTS} to a folder that you may write to")
 
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -74,23 +137,34 @@ def fsync_dir(folder: Path) -> None:
         os.close(handle)
 
 
+def _beside(target: Path) -> Path:
+    """Return the path of a new temporary file or folder in the folder of `target`.
+
+    (Those of `tempfile` are private to the user, whatever the umask.)
+    """
+    return target.with_name(f".{target.name[:50]}.tmp-{secrets.token_hex(4)}")
+
+
 @contextlib.contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
     """Write the file `target` atomically, in a `with` block.
 
     Yields:
         The path of a temporary file to write. When the block ends, the file is synced to disk and
-        renamed to `target`; after an exception, it is deleted.
+        renamed to `target`; after an exception, it is deleted. If `target` is a device or a pipe,
+        such as /dev/stdout, its own path.
     """
+    if target.exists() and not target.is_file():
+        yield target
+        return
+    target = target.resolve()  # a link stays, and the file that it names is replaced
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.tmp-", dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _beside(target)
     try:
+        temporary.touch(exist_ok=False)  # with the permissions of the user's umask
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o644)  # mkstemp creates private files
         os.replace(temporary, target)
         fsync_dir(target.parent)
     finally:
@@ -110,14 +184,14 @@ def atomic_dir(target: Path) -> Iterator[Path]:
     import shutil
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
+    temporary = _beside(target)
     try:
+        temporary.mkdir()
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
                 with open(file, "rb") as written:
                     os.fsync(written.fileno())
-        temporary.chmod(0o755)
         fsync_dir(temporary)
         try:
             os.rename(temporary, target)

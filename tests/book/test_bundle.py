@@ -130,7 +130,7 @@ def test_its_command_runs_in_an_empty_folder(
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHIA_")}
     environment |= {"HOME": str(home), "PYTHON": sys.executable}
     environment |= {"PYTHIA_WORKERS": "1", "http_proxy": "http://127.0.0.1:9", "PYTHONPATH": ""}
-    environment |= {"PYTHIA_RECORDS": str(tmp_path / "records")}
+    environment |= {"PYTHIA_RECORDS": "../records", "PYTHIA_RESULTS": "my results"}  # from `home`
 
     def run() -> subprocess.CompletedProcess:
         return subprocess.run(
@@ -147,7 +147,8 @@ def test_its_command_runs_in_an_empty_folder(
     assert record["versions"]["pythia-book"] == __version__
     assert record["commit"]["id"] == (bundle._commit().partition("-")[0] or None)
     assert (results / "notebook.ipynb").is_file()
-    assert not (home / ".cache" / "pythia-book").exists(), "everything stays in the folder"
+    assert (home / "my results" / "suite" / "smoke").is_dir()
+    assert not (home / ".cache" / "pythia-book").exists(), "everything else stays in the folder"
     (there / "project" / "LICENSE").write_text("changed")
     done = run()
     assert done.returncode == 1 and "project/LICENSE" in done.stdout + done.stderr

@@ -1,0 +1,131 @@
+"""Where files go, whatever the variables, the folder, the user and the permissions are."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from pythia_core.errors import ConfigError
+from pythia_core.util import files
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The home folder; the working folder is `work` in it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in (files.RESULTS, files.CACHE, "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("value", "folder"),
+    [
+        ("out", "work/out"),
+        ("../a folder", "a folder"),
+        ("~/out", "out"),
+        ("./x/../out/", "work/out"),
+        ("é", "work/é"),
+    ],
+)
+def test_a_path_in_a_variable_has_one_meaning(
+    home: Path, value: str, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(files.RESULTS, value)
+    monkeypatch.setenv(files.CACHE, value)
+    assert files.results_dir() == files.cache_dir() == home / folder
+
+
+def test_a_child_in_another_folder_has_the_same_folders(home: Path) -> None:
+    code = (
+        "import os, subprocess, sys; from pythia_core.util import files; os.chdir('/');"
+        "child = 'from pythia_core.util import files; print(files.results_dir())';"
+        "subprocess.run([sys.executable, '-c', child], check=True);"
+        "print(files.results_dir())"
+    )
+    settings = {**os.environ, files.RESULTS: "my results"}
+    shown = subprocess.check_output([sys.executable, "-c", code], env=settings, text=True)
+    assert shown.splitlines() == [str(home / "work" / "my results")] * 2
+
+
+def test_the_cache_without_its_variable(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert files.cache_dir() == home / ".cache" / "pythia-book"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "xdg"))
+    assert files.cache_dir() == home / "xdg" / "pythia-book"
+
+
+def test_without_a_home_the_variable_to_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # HOME unset, unknown uid
+    with pytest.raises(ConfigError, match="no home folder; set the variable PYTHIA_CACHE"):
+        files.cache_dir()
+    monkeypatch.setenv(files.RESULTS, "~/out")
+    with pytest.raises(ConfigError, match="set the variable PYTHIA_RESULTS to the absolute path"):
+        files.results_dir()
+    monkeypatch.setenv(files.CACHE, "/somewhere")
+    assert files.cache_dir() == Path("/somewhere")
+
+
+@pytest.mark.parametrize(
+    ("umask", "file", "folder"), [(0o077, 0o600, 0o700), (0o002, 0o664, 0o775)]
+)
+def test_new_files_have_the_permissions_that_the_user_wants(
+    home: Path, umask: int, file: int, folder: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        files.write_json(home / "a.json", {})
+        with files.atomic_dir(home / "b") as temporary:
+            (temporary / "c").touch()
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE((home / name).stat().st_mode) for name in ("a.json", "b", "b/c")]
+    assert modes == [file, folder, file]
+
+
+def test_a_link_to_a_file_stays_a_link(home: Path) -> None:
+    (home / "disk").mkdir()
+    (home / "a.json").symlink_to(home / "disk" / "a.json")
+    files.write_json(home / "a.json", 1)
+    files.write_json(home / "a.json", 2)
+    assert (home / "a.json").is_symlink() and (home / "disk" / "a.json").read_text() == "2\n"
+    assert [path.name for path in (home / "disk").iterdir()] == ["a.json"]
+
+
+def test_a_device_is_written_to_and_not_replaced() -> None:
+    with files.atomic_file(Path(os.devnull)) as target:
+        assert target == Path(os.devnull)
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+
+
+def test_long_names_have_temporary_names(home: Path) -> None:
+    name = "é" * 120  # 240 bytes, of the 255 that most file systems accept
+    files.write_json(home / name, 1)
+    assert (home / name).is_file()
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.check_writable(home / "a" / "b", "advice")
+    assert not (home / "a").exists(), "only looks"
+    (home / "file").touch()
+    (home / "lost").symlink_to(home / "gone")
+    for place in ("file", "lost"):
+        with pytest.raises(ConfigError, match=rf"b, because of .*{place} \(.*\); advice"):
+            files.check_writable(home / place / "b", "advice")
+
+    def refuse(**_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(ConfigError, match=r"written to .* \(Read-only file system\); advice"):
+        files.check_writable(home, "advice")
