@@ -6,6 +6,8 @@ pythia_book.commands.
 
 from __future__ import annotations
 
+import io
+import os
 import signal
 import sys
 
@@ -13,6 +15,7 @@ if __name__ == "__main__":  # Ctrl-C during the imports below exits without a tr
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
+import errno
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from pythia_core.commands import training
 from pythia_core.errors import PythiaError
 from pythia_core.util import stopping
 from pythia_core.util.extensions import registered
-from pythia_core.util.files import FULL_DISK, full_disk_advice
+from pythia_core.util.files import CACHE, FULL_DISK, RESULTS, full_disk_advice
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,14 +57,33 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def prepare_streams() -> None:
+    """Let commands print whatever the locale is and whichever standard streams are closed.
+
+    Characters that a stream cannot encode are written as `\\xe9` or `\\u2013`.
+    """
+    for number in range(3):  # else the next file that is opened would be, e.g., the standard output
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. On a PythiaError, print the message and return 1."""
+    prepare_streams()
     resume_note = None
     with stopping.interruptible():
         try:
             args = parser().parse_args(arguments)
             resume_note = getattr(args, "resume_note", "")
             args.function(args)
+            sys.stdout.flush()  # errors of the last lines are reported below, too
         except PythiaError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
@@ -75,10 +97,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             return 1
         except BrokenPipeError:  # `... | head`
-            sys.stderr.close()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
+        except UnicodeEncodeError as error:
+            if error.reason != "surrogates not allowed":
+                raise
+            print(f"error: {error.object!r} is not UTF-8; use another name", file=sys.stderr)
+            return 1
         except OSError as error:
-            advice = f"{error}. Check the path and its permissions."
+            advice = f"{error}. Check the path and its permissions"
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                advice += f"; {RESULTS} and {CACHE} name other folders for results and caches"
             if error.errno in FULL_DISK:
                 advice = full_disk_advice(error.filename)
             print(f"error: {advice}", file=sys.stderr)

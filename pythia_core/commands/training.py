@@ -13,6 +13,7 @@ from pythia_core.errors import ConfigError
 from pythia_core.suite import OFFICIAL_SIZES, SIZES, Scale, scale_named
 from pythia_core.training.execution import MODES, VARIABLE, Execution
 from pythia_core.training.schedule import PAPER_FORKS
+from pythia_core.util.files import check_results, results_dir
 
 
 def add(command: AddCommand) -> None:
@@ -137,7 +138,9 @@ def _train(args: argparse.Namespace) -> None:
     from pythia_core.training.runs import find_or_train
 
     execution = Execution.parse(args.execution) if args.execution else None
-    run = find_or_train(_run_config(args), execution=execution)
+    config = _run_config(args)
+    check_results(results_dir())
+    run = find_or_train(config, execution=execution)
     last = run.metrics()[-1]
     print(
         f"run {run.id}: {len(run.steps)} checkpoints, last loss {last['loss']:.4f}, "

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import pythia_book
+from pythia_book.commands import utf8
 
 from pythia_core.__main__ import main
 from pythia_core.util import files
@@ -40,6 +41,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr(name, fail)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "file").touch()
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,12 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("bench terms --json folder.csv", "--json must be the name of a file"),
         ("terms RUN word --parquet folder.csv", "--parquet must be the name of a file"),
         ("evaluate RUN --out folder.csv", "--out must be the name of a file"),
+        ("terms RUN word --parquet file/x", "choose another file for --parquet"),
+        ("evaluate RUN --out file/x.csv", "choose another file for --out"),
+        ("bench generate --json file/x", "choose another file for --json"),
+        ("bundle file/x.tar", "choose another file for OUT"),
+        ("convert RUN file/x", "choose another DST"),
+        ("gpu-check --out file", "name another folder with --out"),
         ("continue RUN --step 1 --steps 1 --measure", "pass --swap too"),
         ("bundle x.tar --scale paper", "do not fit in a bundle"),
         ("bundle x.zip", "must end with .tar or .tar.xz"),
@@ -65,6 +73,44 @@ def test_bad_arguments_are_refused_before_any_work(
 ) -> None:
     assert main(words.split()) == 1
     assert message in capsys.readouterr().err
+
+
+def test_training_needs_a_place_for_its_results(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("PYTHIA_RESULTS", "file")
+    assert main(["train", "7k", "--precision", "fp32"]) == 1
+    assert "set PYTHIA_RESULTS to a folder that you may write to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "RUN", "--prompt", "\udcff"],
+        ["generate", "RUN", "--prompt", "x", "--until", "\udcff"],
+        ["find", "RUN", "\udcff"],
+        ["terms", "RUN", "word", "\udcff"],
+        ["terms", "RUN", "word", "--parquet", "\udcff"],
+        ["study", "scaling", "-p", "tasks=\udcff"],
+    ],
+)
+def test_bytes_that_are_no_text_are_refused(
+    words: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    assert main(words) == 1
+    assert r"\udcff' is not UTF-8 text" in capsys.readouterr().err
+
+
+def test_text_is_utf8_in_every_locale(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsencode", lambda word: word.encode("ascii", "surrogateescape"))
+    assert utf8("Garc\udcc3\udcada") == "García"
+
+
+@pytest.mark.parametrize("word", ["-1", "1.5", "", "1e3", "²", "9" * 400, "x"])
+def test_counts_are_whole_numbers(word: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["inspect", "RUN", f"--step={word}"])
+    assert "expected a whole number such as 0 or 12" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", ["bench train", "bench learning-rates"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import subprocess
 import sys
@@ -106,3 +107,35 @@ def test_train_inspect_verify(
     assert "tokens are swapped" in shown
     assert main(["verify", forked]) == 0
     assert "match their hashes" in capsys.readouterr().out
+
+
+def shell(words: str) -> str:
+    """Run a shell command in which `$P` is the program; return what it prints and its code."""
+    done = subprocess.run(
+        ["bash", "-c", f"{words}; echo code $?"],
+        env={**os.environ, "P": f"{sys.executable} -m pythia_core"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    return done.stdout.decode()
+
+
+@pytest.mark.commands
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ("$P errata | head -1 > /dev/null", "code 0\n"),
+        ("$P errata >&-", "code 0\n"),
+        ("$P errata > /dev/full", "error: there is no space left"),
+        ("$P errata nonsense 2>&-", "code 1\n"),
+        ("$P errata nonsense <&- 2>&1 >&-", "unknown erratum 'nonsense'"),
+        (r"$P errata $'\xff' 2>&1", r"unknown erratum '\udcff'"),
+        ("LC_ALL=C PYTHONUTF8=0 $P errata é 2>&1", r"unknown erratum '\udcc3\udca9'"),
+        ("LC_ALL=C PYTHONUTF8=0 $P errata > /dev/null", "code 0\n"),
+        ("PYTHONIOENCODING=ascii $P errata > /dev/null", "code 0\n"),
+    ],
+)
+def test_streams_and_locales_of_every_kind(words: str, shown: str) -> None:
+    printed = shell(words)
+    assert shown in printed and "Traceback" not in printed and "Exception" not in printed

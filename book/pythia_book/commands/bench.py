@@ -16,6 +16,7 @@ from typing import Any
 from pythia_book.commands import file_to_write, names
 from pythia_core.commands import AddCommand
 from pythia_core.errors import ConfigError
+from pythia_core.util.files import check_writable, write_json
 
 
 def duration(text: str) -> float:
@@ -201,7 +202,7 @@ def _generate(args: argparse.Namespace) -> None:
 def _print_table(result: dict[str, Any], markdown: Any, file: Path | None) -> None:
     """Print the result of a benchmark as a table; also write it to `file` as JSON, if given."""
     if file:
-        file.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(file, result)
     print(markdown(result))
 
 
@@ -238,7 +239,8 @@ def _gpu_check(args: argparse.Namespace) -> None:
     from pythia_book.bench.gpu_check import STUDY, gpu_check
     from pythia_book.bench.rows import gpu_folder
 
-    out = Path(args.out) if args.out else gpu_folder()
+    out = Path(args.out).expanduser() if args.out else gpu_folder()
+    check_writable(out, "name another folder with --out")
     if args.studies and "study" not in args.only:
         raise ConfigError("--studies has no effect without the part study; add --only study")
     gpu_check(

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pythia_book.commands import COUNT, STEP, file_to_write
+from pythia_book.commands import COUNT, STEP, file_to_write, utf8
 from pythia_core.commands import RUN, AddCommand
 from pythia_core.errors import ConfigError
 
@@ -47,7 +47,7 @@ def add(command: AddCommand) -> None:
         'one or more words, e.g. "Parliament" "New York"; a word is a run of letters, marks and '
         "numbers"
     )
-    p.add_argument("terms", nargs="+", metavar="TERM", help=text)
+    p.add_argument("terms", nargs="+", type=utf8, metavar="TERM", help=text)
     p.add_argument("--ignore-case", action="store_true", help="ignore the case of ASCII letters")
     p.add_argument("--all", action="store_true", help="print all checkpoints, not about twelve")
     p.add_argument("--parquet", metavar="FILE", help="also write term, step and count to FILE")
@@ -154,7 +154,7 @@ def _find(args: argparse.Namespace) -> None:
     from pythia_book.search import SurfaceMatcher, TokenMatcher, find_text, quote
     from pythia_core.data.tokenizer import token_bytes
 
-    text = args.words[-1]
+    text = utf8(args.words[-1])
     if len(args.words) != (2 if args.data is None else 1):
         raise ConfigError(
             "pass a RUN and a TEXT, or --data and a TEXT; put quotes around a TEXT with spaces"
@@ -207,7 +207,7 @@ def _terms(args: argparse.Namespace) -> None:
     from pythia_core.training.runs import find_run
 
     if args.parquet:
-        file_to_write("--parquet", args.parquet, parquet=True)
+        args.parquet = file_to_write("--parquet", args.parquet, parquet=True)
     run = find_run(args.run)
     steps = [step for step in run.steps if step]
     terms = SurfaceTerms(args.terms, token_bytes(run.data.tokenizer), args.ignore_case)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import Any
 
-from pythia_book.commands import COUNT, STEP, file_to_write, names
+from pythia_book.commands import COUNT, STEP, file_to_write, names, utf8
 from pythia_core.commands import RUN, AddCommand
 from pythia_core.errors import CheckpointError
+from pythia_core.util.files import check_writable
 
+TEXT: dict[str, Any] = {"action": "append", "type": utf8, "metavar": "TEXT"}
 MODEL = f"{RUN}; or the folder or the hub name of a published model"
 
 
@@ -50,14 +54,11 @@ def add(command: AddCommand) -> None:
 
     p = command("generate", _generate, "continue a text with a checkpoint")
     p.add_argument("model", metavar="MODEL", help=MODEL)
-    text = "text to continue; repeatable"
-    p.add_argument("--prompt", action="append", required=True, metavar="TEXT", help=text)
+    p.add_argument("--prompt", **TEXT, required=True, help="text to continue; repeatable")
     p.add_argument("--step", **STEP, help="step of the checkpoint (default: the last)")
     text = "maximum number of new tokens (default: 32)"
     p.add_argument("--tokens", **COUNT, default=32, help=text)
-    p.add_argument(
-        "--until", action="append", default=[], metavar="TEXT", help="stop before TEXT; repeatable"
-    )
+    p.add_argument("--until", **TEXT, default=[], help="stop before TEXT; repeatable")
     text = "sampling temperature (default: 0, greedy)"
     p.add_argument("--temperature", type=float, default=0.0, metavar="T", help=text)
     text = "sample from the K likeliest tokens (default: all)"
@@ -79,8 +80,11 @@ def _convert(args: argparse.Namespace) -> None:
     """Convert a model to another format, and print the new folder."""
     from pythia_book.released.convert import convert
 
+    utf8(args.target)
+    target = Path(args.target).expanduser()
+    check_writable(target, "choose another DST")
     settings = {name: getattr(args, name) for name in ("revision", "step", "dtype", "size")}
-    print(convert(args.source, args.target, args.to, **settings))
+    print(convert(args.source, target, args.to, **settings))
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -91,7 +95,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     if args.out:
         sweep.check_suffix(args.out)
-        file_to_write("--out", args.out, parquet=args.out.endswith(".parquet"))
+        args.out = file_to_write("--out", args.out, parquet=args.out.endswith(".parquet"))
     run = find_model(args.model)
     available = [name for name, task in ALL_TASKS.items() if args.items or task.source]
     tasks = list(args.tasks) or available

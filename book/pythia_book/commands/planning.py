@@ -57,8 +57,5 @@ def _bundle(args: argparse.Namespace) -> None:
     bundle = make_bundle(out, args.scale, studies, max_size=args.max_size, wheels_for=args.wheels)
     for kind, size in bundle.sizes().items():
         print(f"{size / 1e6:9.1f} MB  {kind}")
-    print(f"{args.out.stat().st_size / 1e6:9.1f} MB  {args.out}, sha256 {bundle.sha256}")
-    print(
-        f"on the other machine: tar xf {args.out.name} && {TOP}/run.sh; then copy {TOP}/records "
-        "back"
-    )
+    print(f"{out.stat().st_size / 1e6:9.1f} MB  {out}, sha256 {bundle.sha256}")
+    print(f"on the other machine: tar xf {out.name} && {TOP}/run.sh; then copy {TOP}/records back")

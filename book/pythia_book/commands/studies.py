@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from pythia_book.commands import utf8
 from pythia_book.notebooks import STOP_NOTE
 from pythia_core.commands import AddCommand
 from pythia_core.suite import SCALES
@@ -19,6 +20,7 @@ def add(command: AddCommand) -> None:
         "-p",
         "--parameter",
         action="append",
+        type=utf8,
         default=[],
         metavar="NAME=VALUE",
         help="set a parameter of the notebook; repeatable",
@@ -40,10 +42,12 @@ def add(command: AddCommand) -> None:
 
 def _study(args: argparse.Namespace) -> None:
     """Run a study unless its results are up to date; print the path of its notebook."""
-    from pythia_book.notebooks import parse_parameters
+    from pythia_book import notebooks
     from pythia_book.papermill_engine import run_study
 
-    path, ran = run_study(args.study, args.scale, parse_parameters(args.parameter), args.force)
+    notebook = notebooks.read_notebook(notebooks.notebook_path(args.study))
+    parameters = notebooks.parse_parameters(args.parameter, notebooks.parameters_of(notebook))
+    path, ran = run_study(args.study, args.scale, parameters, args.force)
     print(f"{path}" if ran else f"{path} is up to date (--force runs it again)")
 
 
