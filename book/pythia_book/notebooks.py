@@ -12,6 +12,7 @@ paths, the host name, timings and versions, so that notebooks are reproducible.
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -200,8 +201,22 @@ def _fits(value: Any, kind: ast.expr) -> bool:
     return isinstance(value, _TYPES.get(name, object))  # other annotations are not checked
 
 
-def parse_parameters(words: list[str]) -> dict[str, Any]:
+def _is_utf8(text: str) -> bool:
+    """Return whether a text is valid UTF-8. A word of a command line may have other bytes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def parse_parameters(words: list[str], accepted: dict[str, Parameter]) -> dict[str, Any]:
     """Parse words NAME=VALUE; a value that is not a Python literal is a string.
+
+    The value of a parameter of type `str` is always a string: "0,1" is no pair of numbers there.
+
+    Args:
+        accepted: the notebook's parameters (`parameters_of`).
 
     Raises:
         ConfigError: a word has no "=" or no name.
@@ -212,9 +227,11 @@ def parse_parameters(words: list[str]) -> dict[str, Any]:
         if not equals or not name:
             raise ConfigError(f"a parameter must be written NAME=VALUE, got {word!r}")
         try:
-            parameters[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            parameters[name] = text
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            value = text
+        is_text = name in accepted and accepted[name].type == "str"
+        parameters[name] = text if is_text and not isinstance(value, str) else value
     return parameters
 
 
@@ -230,9 +247,11 @@ def validate_parameters(notebook: Notebook, parameters: dict[str, Any]) -> dict[
     for name, value in parameters.items():
         if name not in accepted:
             problems.append(one_of(name, accepted, "parameter"))
+        elif isinstance(value, str) and not _is_utf8(value):
+            problems.append(f"parameter {name!r} must be UTF-8 text, got {value!r}")
         elif not _fits(value, ast.parse(accepted[name].type, mode="eval").body):
             kind = accepted[name].type
-            hint = "; to pass text with papermill, use -r instead of -p" if kind == "str" else ""
+            hint = "; put quotes around text that looks like another type" if kind == "str" else ""
             problems.append(f"parameter {name!r} must have the type {kind}, got {value!r}{hint}")
         elif name == "scale" and value not in SCALES:
             problems.append(one_of(value, SCALES, "scale"))
@@ -307,12 +326,13 @@ def _substitutes() -> list[tuple[str, str]]:
     substitutes = {
         str(results_dir().resolve()): "results",
         str(project_root().resolve()): ".",
-        str(cache_dir()): "[cache]",
         sys.prefix: "[environment]",
         sys.base_prefix: "[python]",
-        str(Path.home()): "~",
-        tempfile.gettempdir(): "[tmp]",
+        os.path.expanduser("~"): "~",
     }
+    for find, substitute in ((cache_dir, "[cache]"), (tempfile.gettempdir, "[tmp]")):
+        with contextlib.suppress(ConfigError, OSError):  # there may be none
+            substitutes[str(find())] = substitute
     return sorted(
         (item for item in substitutes.items() if len(item[0]) > 3), key=lambda i: -len(i[0])
     )
@@ -340,13 +360,18 @@ def machine_traces(text: str) -> list[str]:
     return sorted(set(traces))
 
 
+PATH_PARAMETERS = ("PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH")
+"""The parameters that papermill's options --inject-paths etc. add. They change no result."""
+
+
 def clean_notebook(notebook: Notebook) -> Notebook:
     """Make an executed notebook reproducible; change it in place and return it.
 
     Versions, widget states, stderr, timings and paths are removed. Code cells are numbered from 1.
     """
     metadata = notebook.metadata
-    parameters = metadata.get("papermill", {}).get("parameters")
+    parameters = metadata.get("papermill", {}).get("parameters") or {}
+    parameters = {name: parameters[name] for name in parameters if name not in PATH_PARAMETERS}
     retained = {k: metadata[k] for k in ("kernelspec", "mystnb", STAMP) if k in metadata}
     metadata.clear()
     metadata.update(retained, language_info={"name": "python"})
@@ -358,6 +383,8 @@ def clean_notebook(notebook: Notebook) -> Notebook:
             cell.metadata.pop(key, None)
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell["id"] = "injected-parameters"
+            lines = cell.source.splitlines()
+            cell["source"] = "\n".join(x for x in lines if not x.startswith(PATH_PARAMETERS))
         if cell.cell_type != "code":
             continue
         count += 1

@@ -26,7 +26,13 @@ from pythia_book import notebooks
 from pythia_book.notebooks import STOP_NOTE
 from pythia_core.errors import ConfigError, DataError, PythiaError, one_of
 from pythia_core.suite import SCALES
-from pythia_core.util.files import FULL_DISK, full_disk_advice, results_dir
+from pythia_core.util.files import (
+    FULL_DISK,
+    check_results,
+    check_writable,
+    full_disk_advice,
+    results_dir,
+)
 from pythia_core.util.progress import TERMINAL, is_live
 from pythia_core.util.stopping import SIGNALS, Stopped, ignore_signals, report_stop, stop_requests
 
@@ -70,29 +76,56 @@ def parse_arguments(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 def scale_parameter(options: dict[str, Any]) -> Any:
-    """Return `scale` from parsed options, with papermill's precedence; None if it is not set."""
+    """Return `scale` from parsed options, with papermill's precedence; None if it is not set.
+
+    Raises:
+        ConfigError: a document with parameters is not a YAML mapping of names to values.
+    """
     import base64
 
     import yaml
 
-    documents = [base64.b64decode(text).decode() for text in options["parameters_base64"]]
-    files = map(Path, options["parameters_file"])
-    documents += [file.read_text(encoding="utf-8") for file in files if file.is_file()]
     values: dict[str, Any] = {}
-    for document in (*documents, *options["parameters_yaml"]):
-        loaded = yaml.safe_load(document)
-        values |= loaded if isinstance(loaded, dict) else {}
+    for option in ("parameters_base64", "parameters_file", "parameters_yaml"):
+        for given in options[option]:
+            document: Any = given
+            try:
+                if option == "parameters_base64":
+                    document = base64.b64decode(given)
+                elif option == "parameters_file":
+                    if "://" in given:  # an address, which papermill opens
+                        continue
+                    document = Path(given).read_bytes()
+                loaded = yaml.safe_load(document) or {}
+            except (ValueError, OSError, RecursionError, yaml.YAMLError) as error:
+                raise ConfigError(f"--{option} {given}: {error}") from error
+            if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):
+                raise ConfigError(
+                    f"--{option} {given}: expected names with values, such as `seeds: 3`, got "
+                    f"{str(loaded)[:80]!r}"
+                )
+            values |= loaded
     values |= dict(options["parameters"]) | dict(options["parameters_raw"])
     return values.get("scale")
 
 
+def keep_text(words: list[str], texts: set[str]) -> list[str]:
+    """Replace -p by -r before the parameters `texts`, whose values papermill must not convert."""
+    names = [*words[1:], ""]
+    return [
+        "-r" if word in ("-p", "--parameters") and name in texts else word
+        for word, name in zip(words, names, strict=True)
+    ]
+
+
 def complete_arguments(arguments: list[str]) -> list[str]:
-    """Add a missing output path and engine to papermill's arguments.
+    """Add a missing output path and engine to papermill's arguments, and keep text as it is typed.
 
     Calls for help or the version, and calls with a notebook of another project, stay unchanged.
 
     Raises:
-        PythiaError: the notebook cannot be read or the scale is unknown.
+        PythiaError: the notebook cannot be read, the scale is unknown, or nothing can be written
+            to the folder of results.
     """
     words, options = parse_arguments(arguments)
     paths = [word for word in words if not word.startswith("-") or word == "-"]
@@ -102,17 +135,20 @@ def complete_arguments(arguments: list[str]) -> list[str]:
     ours = source.parent == notebooks.notebooks_dir().resolve()
     if not ours or source.suffix != ".ipynb" or not source.is_file():
         return arguments
+    accepted = notebooks.parameters_of(notebooks.read_notebook(source))
+    texts = {name for name, parameter in accepted.items() if parameter.type == "str"}
     engine = [] if options["engine"] else ["--engine", "pythia"]
-    if len(paths) == 2:
-        return [*engine, *arguments]
+    arguments = [*engine, *keep_text(arguments, texts)]
     scale = scale_parameter(options)
+    if len(paths) == 2:
+        return arguments
     if scale is None:
-        parameter = notebooks.parameters_of(notebooks.read_notebook(source)).get("scale")
-        scale = parameter.default if parameter else "laptop"
-    if scale not in SCALES:
+        scale = accepted["scale"].default if "scale" in accepted else "laptop"
+    if not isinstance(scale, str) or scale not in SCALES:
         raise ConfigError(one_of(scale, SCALES, "scale"))
     target = notebooks.output_path(source.stem, scale)
-    return [*engine, *arguments, _escaped(os.path.relpath(target))]
+    check_results(target.parent.parent)
+    return [*arguments, _escaped(os.path.relpath(target))]
 
 
 def _escaped(path: object) -> str:
@@ -149,6 +185,28 @@ def _place_of_a_run(written: str, study: str, base: Path) -> Path | None:
                 )
             return place.absolute()
     return None
+
+
+def _check_output(target: Path | None, written: str, base: Path) -> None:
+    """Check, before cells run, that the run or the notebook can be written when they have run.
+
+    Args:
+        target: from `_place_of_a_run`.
+        written: papermill's output path, relative to `base`.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if target:
+        check_results(target.parent.parent)
+    elif written != "-" and "://" not in written:  # else not a file, but an address
+        path = base / written
+        if path.is_dir() or not path.parent.is_dir():
+            raise ConfigError(
+                f"the output path {written} is a folder, or its folder does not exist; choose the "
+                "path of a file in an existing folder"
+            )
+        check_writable(path.parent, "choose another output path")
 
 
 def _working_folder() -> Path:
@@ -407,7 +465,9 @@ class PythiaEngine:
         papermill = dict(nb.metadata.get("papermill", {}))
         study = Path(str(kwargs.get("input_path") or "")).stem
         try:
-            values = notebooks.validate_parameters(nb, dict(papermill.get("parameters", {})))
+            given = papermill.get("parameters", {})
+            given = {k: v for k, v in given.items() if k not in notebooks.PATH_PARAMETERS}
+            values = notebooks.validate_parameters(nb, given)
             notebooks.check_values(study, values)
         except PythiaError as error:
             raise click.ClickException(str(error)) from None
@@ -418,6 +478,7 @@ class PythiaEngine:
         if written := papermill.get("output_path"):
             try:
                 target = _place_of_a_run(written, study, _working_folder())
+                _check_output(target, written, _working_folder())
             except ConfigError as error:
                 raise click.ClickException(str(error)) from None
         if target:
@@ -489,6 +550,7 @@ def run_study(
     records.tidy(folder)
     if not force and records.is_current(folder, stamp):
         return target, False
+    check_results(target.parent.parent)
     if folder.exists() and (problems := records.check_whole(folder)):
         print(
             f"the run in {folder} cannot be used and will be replaced: {'; '.join(problems)}",
@@ -513,7 +575,7 @@ def run_study(
 def execute(
     source: Path, target: Path | None, failed: str = "", died: str = "", **settings: Any
 ) -> None:
-    """Execute a notebook with papermill and our engine, in the project's folder.
+    """Execute a notebook with papermill and our engine, in the working folder.
 
     Args:
         target: the output path; None: papermill writes no notebook.
@@ -535,7 +597,6 @@ def execute(
             _escaped(source),
             target and _escaped(target),
             engine_name="pythia",
-            cwd=str(notebooks.project_root()),
             **settings,
         )
     except papermill.PapermillExecutionError as error:

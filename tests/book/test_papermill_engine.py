@@ -14,7 +14,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import pythia_book
-from pythia_book import notebooks, papermill_engine
+from pythia_book import notebooks, papermill_engine, records
 from tiny_project import make_project, record_cell
 
 from pythia_core.errors import ConfigError
@@ -154,6 +154,51 @@ def test_bad_parameters_are_refused(project: Path, words: list[str], message: st
 
 
 @pytest.mark.commands
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["gone/out.ipynb"], "the output path gone/out.ipynb is a folder, or its folder does not"),
+        (["notebooks"], "the output path notebooks is a folder"),
+        (["-y", "{scale: !!python/name:os.x }"], "--parameters_yaml"),
+        (["-f", "notebooks/tiny.ipynb"], "unknown parameter 'cells'"),
+    ],
+)
+def test_what_would_fail_at_the_end_fails_at_once(
+    project: Path, words: list[str], message: str
+) -> None:
+    done = papermill(project, "notebooks/tiny.ipynb", *words)
+    assert done.returncode != 0 and message in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and "Executing" not in done.stderr
+
+
+@pytest.mark.commands
+def test_papermills_own_paths_can_be_injected(project: Path) -> None:
+    done = papermill(project, "notebooks/tiny.ipynb", "--inject-paths", "-p", "seeds", "2")
+    assert done.returncode == 0, done.stderr
+    notebook = executed(project, "laptop")
+    assert notebook.metadata[notebooks.STAMP]["parameters"] == {"scale": "laptop", "seeds": 2}
+    assert "PAPERMILL" not in nbformat.writes(notebook)
+
+
+@pytest.mark.commands
+def test_a_relative_folder_of_results_is_one_folder_everywhere(
+    project: Path, tmp_path: Path
+) -> None:
+    """Of the command, the kernel, and a second call; with a space and a link in its path."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "my link").symlink_to(tmp_path / "disk")
+    given = environment(project) | {"PYTHIA_RESULTS": "my link/out"}
+    settings = {"cwd": tmp_path, "env": given, "text": True, "timeout": 120}
+    study = [sys.executable, "-m", "pythia_core", "study", "tiny", "--scale", "smoke"]
+    subprocess.run(study, check=True, stdin=subprocess.DEVNULL, **settings)
+    folder = tmp_path / "disk" / "out" / "tiny" / "smoke"
+    assert records.check_whole(folder) == []
+    again = subprocess.run(study, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, **settings)
+    assert "is up to date" in again.stdout
+    assert not (project / "results").exists() and not (project / "my link").exists()
+
+
+@pytest.mark.commands
 def test_help_names_every_parameter(project: Path) -> None:
     done = papermill(project, "--help-notebook", "notebooks/tiny.ipynb")
     assert done.returncode == 0, done.stderr
@@ -216,6 +261,37 @@ def test_the_scale_chooses_the_folder(here: Path, words: list[str], scale: str) 
     assert completed[:3] == ["--engine", "pythia", "notebooks/tiny.ipynb"]
     before = papermill_engine.complete_arguments([*words, "notebooks/tiny.ipynb"])
     assert before[-2:] == ["notebooks/tiny.ipynb", completed[-1]]
+
+
+def test_text_is_not_converted(here: Path) -> None:
+    words = ["notebooks/tiny.ipynb", "-p", "scale", "laptop", "-p", "seeds", "2"]
+    completed = papermill_engine.complete_arguments(words)
+    assert completed[3:9] == ["-r", "scale", "laptop", "-p", "seeds", "2"]
+
+
+@pytest.mark.parametrize("scale", ["[smoke]", "{a: b}", "3", "~", "2020-01-01"])
+def test_a_scale_of_another_type_is_refused(here: Path, scale: str) -> None:
+    (here / "given.yml").write_text(f"scale: {scale}\n")
+    words = ["notebooks/tiny.ipynb", "-f", "given.yml"]
+    if scale == "~":  # null is the default
+        assert papermill_engine.complete_arguments(words)
+        return
+    with pytest.raises(ConfigError, match="unknown scale"):
+        papermill_engine.complete_arguments(words)
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_at_once(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "file").touch()
+    monkeypatch.setenv("PYTHIA_RESULTS", str(here / "file" / "results"))
+    words = ["notebooks/tiny.ipynb"]
+    for call in (
+        lambda: papermill_engine.complete_arguments(words),
+        lambda: papermill_engine.run_study("tiny"),
+    ):
+        with pytest.raises(ConfigError, match=r"file \(Not a directory\); set PYTHIA_RESULTS to"):
+            call()
 
 
 def test_an_unknown_scale_makes_no_folder(here: Path) -> None:
