@@ -57,9 +57,11 @@ def record_run(study: str, scale: str, force: bool = False) -> Path:
     for step, origin in (("measured", record), ("redrawn", record.get("redrawn"))):
         state = (origin or {}).get("commit") or {}
         if origin and not force and (not state.get("id") or state.get("dirty")):
+            why = "that is not committed; commit the code"
+            if not state.get("id"):
+                why = "whose commit is unknown; see whether `git log` works in the checkout"
             problems.append(
-                f"the run was {step} by code that is not committed; commit the code and run the "
-                "study again, or pass --force"
+                f"the run was {step} by code {why}, and run the study again, or pass --force"
             )
     raise_all(DataError, problems, f"results of {study} at scale {scale}")
     target = project_root() / "book" / "recorded" / study / scale

@@ -141,13 +141,20 @@ COMMIT_VARIABLE = "PYTHIA_COMMIT"
 
 
 def _git(*arguments: str) -> str | None:
-    """Return the output of a git command in this checkout, or None if git fails."""
-    command = ["git", "-C", str(project_root()), *arguments]
+    """Return the output of a git command in this checkout, or None if git fails.
+
+    The checkout may belong to another user, as it may in a container.
+    """
+    root = str(project_root())
+    command = ["git", "-c", f"safe.directory={root}", "-C", root, *arguments]
+    hook = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # a git hook sets these
+    others = {name: value for name, value in os.environ.items() if name not in hook}
     try:
         return subprocess.check_output(
-            command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, timeout=30
-        ).strip()
-    except (OSError, subprocess.SubprocessError):
+            command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=others,
+            encoding="utf-8", timeout=30,
+        ).strip()  # fmt: skip
+    except (OSError, ValueError, subprocess.SubprocessError):
         return None
 
 

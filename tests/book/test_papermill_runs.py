@@ -207,7 +207,7 @@ def test_a_study_is_run_again_if_its_parts_do_not_belong_together(
     assert code == 0 and why in shown, shown
     assert seeds_of(finished) == 1 and "is up to date" in run(project, *study)[1]
     code, shown = run(project, *study[:3], "record", "tiny", "--scale", "smoke")
-    assert code == 1 and "measured by code that is not committed" in shown, shown
+    assert code == 1 and "measured by code whose commit is unknown" in shown, shown
     assert not (project / "book").exists()
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
+import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -357,7 +359,7 @@ def test_good_parameters_are_merged_with_the_defaults(project: Path, given: dict
         ({"scale": "huge"}, "unknown scale 'huge'; accepted: smoke, laptop"),
         (
             {"scale": 3},
-            "'scale' must have the type str, got 3; to pass text with papermill, use -r",
+            "'scale' must have the type str, got 3; put quotes around text",
         ),
         ({"seeds": "x"}, "'seeds' must have the type int, got 'x'"),
         ({"seeds": True}, "'seeds' must have the type int, got True"),
@@ -385,10 +387,34 @@ def test_an_unknown_study_is_refused(project: Path) -> None:
 
 
 def test_words_of_a_command_line_become_parameters() -> None:
-    parsed = notebooks.parse_parameters(["a=1", "b=x=y", "c=0.5", "d=None", "e="])
+    parsed = notebooks.parse_parameters(["a=1", "b=x=y", "c=0.5", "d=None", "e="], {})
     assert parsed == {"a": 1, "b": "x=y", "c": 0.5, "d": None, "e": ""}
     with pytest.raises(ConfigError, match="NAME=VALUE, got 'a'"):
-        notebooks.parse_parameters(["a"])
+        notebooks.parse_parameters(["a"], {})
+
+
+def git(folder: Path, *words: str) -> None:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", *identity, "-C", str(folder), *words], check=True, capture_output=True)
+
+
+def test_the_commit_of_a_checkout_of_another_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container. Git itself calls such a checkout dubious and fails."""
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "a").touch()
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "a")
+    monkeypatch.setattr(records, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(records, "checkout", lambda: tmp_path)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    monkeypatch.setenv("GIT_DIR", "/nowhere")  # as in a git hook
+    found = records.commit()
+    assert re.fullmatch(r"[0-9a-f]{40}", found["id"]) and found["dirty"] is False
+    (tmp_path / "notebooks" / "a").write_text("changed")
+    assert records.commit() == found | {"dirty": True}
 
 
 def test_the_source_hash_ignores_prose_and_injected_parameters() -> None:
@@ -675,7 +701,7 @@ def test_recording_refuses_code_that_is_not_committed(
     project: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (project / "README.md").write_text("<!-- costs -->\n<!-- /costs -->\n")
-    with pytest.raises(DataError, match="measured by code that is not committed"):
+    with pytest.raises(DataError, match="measured by code whose commit is unknown"):
         recording.record_run("tiny", "laptop")
     monkeypatch.setattr(records, "commit", lambda: {"id": "c" * 40, "dirty": True})
     write(project)
