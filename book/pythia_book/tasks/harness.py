@@ -16,6 +16,7 @@ import contextlib
 import io
 import json
 import logging
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -28,10 +29,15 @@ import numpy as np
 
 from pythia_book.tasks.benchmarks import Item, task_named
 from pythia_book.tasks.metrics import BuiltTask, GeneratedTask, ScoredTask
+from pythia_book.tasks.sweep import steps_of
 from pythia_core.config import stable_hash
 from pythia_core.errors import ConfigError, DataError, FetchError, MissingDependencyError
 from pythia_core.evaluation import scoring
 from pythia_core.evaluation.generate import Sampling, generate_texts
+from pythia_core.hf import step_of
+from pythia_core.training.checkpoint import sha256_tensors
+from pythia_core.training.runs import CheckpointSource
+from pythia_core.util.files import check_writable
 
 
 def lm_eval_package() -> Any:
@@ -60,7 +66,8 @@ def register(trusted: Sequence[str | Path] = ()) -> None:
 
     The options `--model pythia --model_args run=ID,step=K` select the model. From then on, in this
     process, the harness renders templates in a sandbox and refuses Python functions in task
-    definitions outside its own folder and the folders `trusted`.
+    definitions outside its own folder and the folders `trusted`. Also, `use_cache` keeps the
+    responses of each checkpoint in a file of its own.
 
     Raises a MissingDependencyError if lm_eval is not installed.
     """
@@ -69,7 +76,30 @@ def register(trusted: Sequence[str | Path] = ()) -> None:
 
     if "pythia" not in model_registry:
         model_registry.register("pythia")(_harness_model(NamedCheckpointLM))
+    _separate_caches()
     _refuse_code(trusted)
+
+
+def _separate_caches() -> None:
+    """Make the harness cache the responses of each of our models in a file of its own.
+
+    The harness looks responses up by the request alone (its issue 2715): in one file, every later
+    checkpoint would get the scores of the first.
+    """
+    from lm_eval.api import model
+
+    if hasattr(model.CachingLM, "separate"):
+        return
+
+    class SeparateCache(model.CachingLM):
+        separate = True
+
+        def __init__(self, lm: Any, cache_db: str) -> None:
+            if isinstance(lm, CheckpointLM):
+                cache_db = f"{cache_db.removesuffix('.db')}_{lm.cache_key}.db"
+            super().__init__(lm, cache_db)
+
+    model.CachingLM = SeparateCache
 
 
 def command_line(arguments: Sequence[str]) -> None:
@@ -80,6 +110,7 @@ def command_line(arguments: Sequence[str]) -> None:
 
     Raises:
         MissingDependencyError: lm_eval is not installed.
+        ConfigError: an argument is not accepted, or a file to write cannot be written.
         DataError: a task definition has a Python function, or a task is unknown.
         FetchError: the items of a task cannot be downloaded.
     """
@@ -87,8 +118,9 @@ def command_line(arguments: Sequence[str]) -> None:
     from lm_eval.__main__ import cli_evaluate
 
     before = sys.argv
-    sys.argv = ["lm_eval", *arguments]
+    sys.argv = ["lm_eval", *(_MODEL_WITH_COMMAS.sub(r'\1"\2"', word) for word in arguments)]
     try:
+        _check_arguments()
         cli_evaluate()
     except ConnectionError as error:
         raise FetchError(
@@ -103,6 +135,44 @@ def command_line(arguments: Sequence[str]) -> None:
         ) from error
     finally:
         sys.argv = before
+
+
+_MODEL_WITH_COMMAS = re.compile(
+    r"""((?:^|,)(?:run|pretrained)=)([^"',=]+(?:,[^"',=]+)+)(?=$|,\w+=)"""
+)
+"""The argument `run` with commas in its value, at which the harness would split the value."""
+
+
+def _check_arguments() -> None:
+    """Check the arguments of the harness in sys.argv.
+
+    The harness itself fails with a traceback, or saves results last and only logs that it cannot.
+
+    Raises:
+        ConfigError: an argument is not accepted, or a file to write cannot be written.
+    """
+    from lm_eval._cli import HarnessCLI
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    parsed = HarnessCLI().parse_args()
+    if parsed.command != "run":
+        return
+    try:
+        quiet = io.StringIO()  # the harness will say it again
+        with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+            config = EvaluatorConfig.from_cli(parsed)
+    except (ValueError, TypeError, OSError) as error:
+        raise ConfigError(f"lm_eval: {error}") from error
+    import torch
+
+    if str(parsed.device).startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError("no GPU is available; omit --device or pass --device cpu")
+    for option in ("output_path", "use_cache"):
+        if path := getattr(config, option):
+            folder = Path(path)
+            is_file = option == "use_cache" or folder.suffix == ".json"
+            advice = f"choose another --{option}"
+            check_writable(folder.parent if is_file else folder, advice)
 
 
 def _refuse_code(trusted: Sequence[str | Path]) -> None:
@@ -172,6 +242,16 @@ class CheckpointLM:
         self.max_length, self.token_budget = max_seq_len, token_budget
         self._encode = scoring.encoder(tokenizer)
         self.info: dict[str, Any] = {}
+
+    @property
+    def cache_key(self) -> str:
+        """What tells this model's cached responses from those of other models.
+
+        It has the run and the step, if they are known, and ends with a hash of everything.
+        """
+        weights = sha256_tensors(self.model.state_dict())
+        identity = stable_hash([weights, self.tokenizer_name, self.max_length])
+        return "-".join([*map(str, self.info.values()), identity[:12]])
 
     def get_model_info(self) -> dict[str, Any]:
         """Return what the harness writes about the model into its results."""
@@ -258,28 +338,46 @@ class CheckpointLM:
 
 
 class NamedCheckpointLM(CheckpointLM):
-    """A harness model for the checkpoint that --model_args names. Batch sizes are ignored."""
+    """A harness model for the checkpoint that --model_args names. Batch sizes are ignored.
+
+    As in the harness's own models, `pretrained` can name the model, and `revision` ("step512") the
+    step.
+    """
 
     def __init__(
         self,
-        run: str,
-        step: int | None = None,
+        run: object = None,
+        step: object = None,
         token_budget: int = scoring.TOKEN_BUDGET,
         device: str | None = None,
         batch_size: object = None,
         max_batch_size: object = None,
+        pretrained: object = None,
+        revision: str = "main",
+        **others: object,
     ) -> None:
         import torch
 
         from pythia_book.released.resolve import find_model
 
-        if not isinstance(run, str):
+        name = run or pretrained
+        if others:
             raise ConfigError(
-                f"lm_eval read run={run!r} as a number; pass the folder of the run instead of the "
+                f"the model pythia has no argument {', '.join(others)}; --model_args accepts run "
+                "(or pretrained), step (or revision), token_budget and device"
+            )
+        if not name or (run and pretrained):
+            raise ConfigError(
+                "name one model: --model_args run=NAME, where NAME is the folder or the id of a "
+                f"run, or a released model (got run={run!r}, pretrained={pretrained!r})"
+            )
+        if not isinstance(name, str):
+            raise ConfigError(
+                f"lm_eval read run={name!r} as a number; pass the folder of the run instead of the "
                 "id"
             )
-        source = find_model(run)
-        step = source.steps[-1] if step is None and source.steps else step
+        source = find_model(name)
+        step = _step(source, step, str(revision))
         model = source.model(step)
         if not torch.cuda.is_available():  # lm_eval's default is a GPU even without one
             device = "cpu"
@@ -288,6 +386,25 @@ class NamedCheckpointLM(CheckpointLM):
             source.config.model.max_seq_len, token_budget,
         )  # fmt: skip
         self.info = {"model_run": source.id, "model_step": step}
+
+
+def _step(source: CheckpointSource, step: object, revision: str) -> int:
+    """Return the step that `step` ("last", 512) or else `revision` ("step512", "main") names.
+
+    Raises:
+        ConfigError: the words name no step, or two.
+        CheckpointError: the model has no checkpoint of this step.
+    """
+    words = [str(step)] if step is not None else []
+    if revision != "main":
+        named = step_of(revision)
+        words.append(revision if named is None else str(named))
+    if len(set(words)) > 1:
+        raise ConfigError(f"step={step} and revision={revision} are two steps; omit one of them")
+    steps = steps_of(source, words[0] if words else "last")
+    if len(steps) > 1:
+        raise ConfigError(f"a call of lm_eval measures one step, got step={step}")
+    return steps[0]
 
 
 # --- our tasks, offline ----------------------------------------------------------------------

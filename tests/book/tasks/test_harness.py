@@ -16,7 +16,7 @@ from task_items import fake_items
 
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.data.tokenizer import train_bpe
-from pythia_core.errors import ConfigError, DataError, FetchError
+from pythia_core.errors import CheckpointError, ConfigError, DataError, FetchError
 from pythia_core.evaluation import scoring
 from pythia_core.model import GPTNeoX
 from pythia_core.training.runs import Run, find_or_train
@@ -215,6 +215,131 @@ def test_the_harness_finds_a_checkpoint_by_name(run: Run, definition: Callable) 
     assert last.get_model_info()["model_step"] == 6
     with pytest.raises(ConfigError, match="as a number"):
         get_model("pythia").create_from_arg_obj({"run": 123})
+
+
+def perplexity(lm: object, folder: Path, cache: Path | None = None) -> float:
+    """Evaluate with the harness's own function, as a script does that calls `register`."""
+    from lm_eval.tasks import TaskManager
+
+    tasks = {"task_manager": TaskManager(include_path=str(folder), include_defaults=False)}
+    result = lm_eval.simple_evaluate(
+        model=lm, tasks=["theirs"], use_cache=cache and str(cache), bootstrap_iters=0, **tasks
+    )
+    return result["results"]["theirs"]["perplexity,none"]
+
+
+def test_cached_responses_are_those_of_the_checkpoint(
+    run: Run, definition: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lm_eval.api.model
+    from lm_eval.api.registry import get_model
+    from pythia_book.tasks.harness import adapter, register
+
+    monkeypatch.setattr(lm_eval.api.model, "CachingLM", lm_eval.api.model.CachingLM)
+    register()
+    register()
+
+    def named(step: int) -> object:
+        return get_model("pythia").create_from_arg_obj({"run": run.id, "step": step})
+
+    folder, cache = definition(), tmp_path / "cache of responses"
+    right = {step: perplexity(named(step), folder) for step in (6, 0)}
+    assert right[6] != right[0]
+    for _ in range(2):
+        assert {step: perplexity(named(step), folder, cache) for step in (6, 0)} == right
+    names = sorted(path.name for path in tmp_path.glob("cache of responses*"))
+    assert len(names) == 2 and all(run.id in name for name in names), names
+    for step in (6, 0):  # without names
+        lm = adapter(run.model(step), run.data.tokenizer, run.data.eod_id, LENGTH)
+        assert perplexity(lm, folder, cache) == right[step]
+    monkeypatch.setattr(type(named(6)), "loglikelihood", None)  # nothing is computed again
+    assert perplexity(named(6), folder, cache) == right[6]
+
+
+def test_the_words_of_the_harness_name_a_checkpoint(run: Run, tmp_path: Path) -> None:
+    from lm_eval.api.registry import get_model
+    from pythia_book.tasks.harness import register
+
+    register()
+    link = tmp_path / "a, b=c"
+    link.symlink_to(run.folder)
+
+    def step_of(**arguments: object) -> int:
+        lm = get_model("pythia").create_from_arg_obj(arguments)
+        return lm.get_model_info()["model_step"]
+
+    assert step_of(pretrained=run.id, revision="step3") == 3
+    assert step_of(pretrained=str(link), revision="main") == 6
+    assert step_of(run=run.id, step="last") == step_of(run=run.id) == 6
+    assert step_of(run=run.id, step="first") == 0 == step_of(run=run.id, step=0)
+    assert step_of(run=run.id, step=3, revision="step3") == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "name one model: --model_args run=NAME"),
+        ({"run": "a", "pretrained": "b"}, "name one model"),
+        ({"run": "RUN", "dtype": "float16"}, "no argument dtype; --model_args accepts run"),
+        ({"run": "RUN", "step": 3, "revision": "step6"}, "are two steps; omit one"),
+        ({"run": "RUN", "revision": "v0"}, "'v0' is not a step"),
+        ({"run": "RUN", "step": "all"}, "measures one step, got step=all"),
+        ({"run": "RUN", "step": 7}, "no checkpoint of step 7"),
+        ({"run": "RUN", "step": -1}, "'-1' is not a step"),
+    ],
+)
+def test_other_words_are_refused(run: Run, arguments: dict, message: str) -> None:
+    from lm_eval.api.registry import get_model
+    from pythia_book.tasks.harness import register
+
+    register()
+    given = {k: run.id if value == "RUN" else value for k, value in arguments.items()}
+    with pytest.raises((ConfigError, CheckpointError), match=message):
+        get_model("pythia").create_from_arg_obj(given)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--output_path", "file/out"], "file .*; choose another --output_path"),
+        (["--output_path", "file/out.json"], "file .*; choose another --output_path"),
+        (["--use_cache", "file/cache"], "file .*; choose another --use_cache"),
+        (["--log_samples"], "Specify --output_path if providing --log_samples"),
+        (["--config", "missing.yaml"], "Config file not found"),
+        (["--device", "cuda:0"], "no GPU is available; omit --device or pass --device cpu"),
+    ],
+)
+def test_arguments_are_checked_before_anything_is_measured(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lm_eval.__main__
+    from pythia_book.tasks.harness import command_line
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(lm_eval.__main__, "cli_evaluate", lambda: pytest.fail("began"))
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=message):
+        command_line(["--tasks", "x", *words])
+
+
+def test_a_run_may_have_commas_in_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    import lm_eval.__main__
+    from lm_eval._cli import HarnessCLI
+    from pythia_book.tasks.harness import command_line
+
+    seen = []
+    monkeypatch.setattr(
+        lm_eval.__main__,
+        "cli_evaluate",
+        lambda: seen.append(HarnessCLI().parse_args().model_args),
+    )
+    for words in ("run=/a, b,c,step=3", "step=3,run=/a, b,c", "pretrained=x,revision=step3"):
+        command_line(["--tasks", "x", "--model_args", words])
+    assert seen == [{"run": "/a, b,c", "step": 3}] * 2 + [{"pretrained": "x", "revision": "step3"}]
+    assert "lm_eval" not in sys.argv
 
 
 def test_code_in_other_folders_is_refused(definition: Callable, tmp_path: Path) -> None:
