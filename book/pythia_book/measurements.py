@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from pythia_core.config import stable_hash
-from pythia_core.errors import CheckpointError
+from pythia_core.errors import CheckpointError, ConfigError
 from pythia_core.evaluation import scoring
 from pythia_core.suite import size_name
 from pythia_core.training.gpu_sharing import admission_gate, limit_memory
 from pythia_core.training.memory import inference_bytes
 from pythia_core.training.runs import SHORT, Run, arm_label, run_flops
-from pythia_core.util.files import atomic_file
+from pythia_core.util.files import atomic_file, check_writable, results_dir
 from pythia_core.util.machine import on_device
 from pythia_core.util.progress import bar
 from pythia_core.util.workers import parallel_map
@@ -106,7 +106,7 @@ def measure_each(
     measured: dict[CheckpointKey, list[Any]] = {}
     jobs: list[tuple[Run, int, list[Measurement]]] = []
     for run, step in {(run.id, step): (run, step) for run, step in checkpoints}.values():
-        cached = [load_cached(_file(run, step, m), _key(run, step, m)) for m in measurements]
+        cached = [_cached(run, step, m) for m in measurements]
         measured[run.id, step] = cached
         missing = [m for m, arrays in zip(measurements, cached, strict=True) if arrays is None]
         if missing:
@@ -151,7 +151,7 @@ def _measure_checkpoint(job: tuple[Run, int, list[Measurement]]) -> list[Arrays]
             kept = _kept.setdefault((measurement.name, measurement.digest), measurement)
             arrays = kept(model, step)
             arrays = {name: np.asarray(array) for name, array in sorted(arrays.items())}
-            save_cached(_file(run, step, measurement), _key(run, step, measurement), arrays)
+            save_cached(_new_file(run, step, measurement), _key(run, step, measurement), arrays)
             results.append(arrays)
     return results
 
@@ -165,10 +165,31 @@ def _key(run: Run, step: int, measurement: Measurement) -> dict[str, Any]:
     return {"run": run.id, "step": step, **identity}
 
 
-def _file(run: Run, step: int, measurement: Measurement) -> Path:
-    """Return the path of the cached result of a measurement on one checkpoint."""
+def _files(run: Run, step: int, measurement: Measurement) -> list[Path]:
+    """Return the paths that the cached result of a measurement on one checkpoint can have.
+
+    It is in the folder of the run or, if this folder is somebody else's, in the user's own results.
+    """
     short = stable_hash(_key(run, step, measurement))[:12]
-    return run.folder / "evaluations" / f"{measurement.name}-{step:06d}-{short}.safetensors"
+    name = f"{measurement.name}-{step:06d}-{short}.safetensors"
+    return [run.folder / "evaluations" / name, results_dir() / "evaluations" / run.id / name]
+
+
+def _cached(run: Run, step: int, measurement: Measurement) -> Arrays | None:
+    """Read the cached result of a measurement on one checkpoint; None if there is none."""
+    key = _key(run, step, measurement)
+    found = (load_cached(file, key) for file in _files(run, step, measurement))
+    return next((arrays for arrays in found if arrays is not None), None)
+
+
+def _new_file(run: Run, step: int, measurement: Measurement) -> Path:
+    """Return the path to which a new result is written."""
+    beside, own = _files(run, step, measurement)
+    try:
+        check_writable(beside.parent, "")
+    except ConfigError:
+        return own
+    return beside
 
 
 def _sha256(arrays: Arrays) -> str:

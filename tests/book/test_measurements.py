@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from pythia_book.measurements import measure_all
 
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.training.runs import Run, find_or_train_all
+from pythia_core.util import files
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,38 @@ def test_a_damaged_cached_result_is_measured_again(trained: list[Run], position:
     assert len(measurement.calls) == 2
     key = (trained[0].id, 2)
     np.testing.assert_array_equal(first[key]["norm"], again[key]["norm"])
+
+
+def test_a_run_of_somebody_else_is_measured(
+    trained: list[Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its folder cannot be written to, but has what its owner has measured."""
+    run, measurement = trained[0], Norm()
+    measure_all([(run, 2)], measurement, progress=False)
+    theirs = sorted((run.folder / "evaluations").iterdir())
+    monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path / "mine"))
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse_in(run.folder))
+    measured, gaps = measure_all([(run, 2), (run, 3)], measurement, progress=False)
+    assert not gaps and len(measured) == 2 and measurement.calls == [2, 3]
+    assert sorted((run.folder / "evaluations").iterdir()) == theirs
+    assert len(list((tmp_path / "mine").rglob("norm-000003-*"))) == 1
+    measure_all([(run, 2), (run, 3)], measurement, progress=False)
+    assert measurement.calls == [2, 3]
+    theirs[0].write_bytes(b"damaged")
+    measure_all([(run, 2)], measurement, progress=False)
+    assert measurement.calls == [2, 3, 2] and theirs[0].read_bytes() == b"damaged"
+
+
+def refuse_in(folder: Path) -> Callable:
+    """Return a function that makes temporary files, except in a folder."""
+    make = tempfile.TemporaryFile
+
+    def made(dir: Path) -> object:
+        if Path(dir).is_relative_to(folder):
+            raise PermissionError(13, "Permission denied")
+        return make(dir=dir)
+
+    return made
 
 
 def test_a_lost_or_corrupt_checkpoint_is_a_gap(trained: list[Run]) -> None:
