@@ -57,10 +57,15 @@ def make_run(
     )
     path = records.save_record(result, folder)
     notebook = notebooks.read_notebook(root / "notebooks" / f"{STUDY}.ipynb")
-    for cell in notebook.cells:
-        if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", []):
-            words = {"text/plain": text}
-            cell["outputs"] = [nbformat.v4.new_output("display_data", data=words)]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell in code[1:]:  # after the parameters
+        kinds = ("text/plain", "text/html", "text/markdown", "application/javascript")
+        words = dict.fromkeys(kinds if text == HOSTILE else kinds[:1], text)
+        cell["outputs"] = [nbformat.v4.new_output("display_data", data=words)]
+    tags = {"tags": ["injected-parameters"]}
+    injected = nbformat.v4.new_code_cell(f"note = {text!r}", metadata=tags)
+    notebook.cells.insert(notebook.cells.index(code[0]) + 1, injected)
+    notebook.metadata["papermill"] = {"parameters": {"note": text}}
     stamp = notebooks.make_stamp(STUDY, {}, notebook) | {"record": file_sha256(path)}
     stamp["outputs"] = notebooks.outputs_hash(notebook)
     notebook.metadata[notebooks.STAMP] = stamp

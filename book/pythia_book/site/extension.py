@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,52 @@ from pythia_book.site.studies import (
     Scales,
     StudyTable,
 )
+from pythia_core.errors import ConfigError
+from pythia_core.util.files import check_writable
+
+
+def locate_sources(app: Sphinx, config: Config) -> None:
+    """Build from book/, whichever folder the build was called with, and with all that is in it.
+
+    `jupyter-book build .` and `sphinx-build` name the folder of _config.yml, and may name others.
+    If book/ cannot be written to, its pages are linked to from a folder of the build.
+    """
+    book = ROOT / "book"
+    static = book / "_static"
+    if "_static" not in config.html_static_path:
+        config.html_static_path.append("_static")
+    # Jupyter Book adds these if it finds _static, in an order that depends on the file system
+    for files, suffix in ((config.html_css_files, "css"), (config.html_js_files, "js")):
+        own = sorted(path.relative_to(static).as_posix() for path in static.rglob(f"*.{suffix}"))
+        files[:] = [name for name in files if name not in own] + own
+    contents = Path(config.external_toc_path)
+    contents = contents.absolute() if contents.exists() else Path(app.srcdir) / contents
+    is_stub = contents.resolve() == book / "_toc.yml"
+    config.external_toc_path = str(ROOT / "_toc.yml" if is_stub else contents)
+    try:
+        check_writable(book, "")
+    except ConfigError:
+        book = linked(book, Path(app.doctreedir) / "source")
+    app.srcdir = app.confdir = type(app.srcdir)(book)
+
+
+def linked(book: Path, place: Path) -> Path:
+    """Make a folder in `place` whose entries link to those of `book`, and return it.
+
+    Staged notebooks go to a subfolder of its own.
+    """
+    shutil.rmtree(place, ignore_errors=True)
+    folder = place / book.name
+    folder.mkdir(parents=True)
+    for entry in book.iterdir():
+        if entry.name != "studies":
+            (folder / entry.name).symlink_to(entry)
+    (place / "pythia_core").symlink_to(book.parent / "pythia_core")  # pages quote code from there
+    return folder
 
 
 def configure(app: Sphinx, config: Config) -> None:
-    """Tell Sphinx where the templates and the table of contents are, and how to show formulas."""
-    config.external_toc_path = str(ROOT / "_toc.yml")
+    """Tell Sphinx where the templates are, and how to show formulas."""
     config.html_math_renderer = mathematics.NAME
     config.templates_path.insert(0, str(ROOT / "book" / "_templates"))
 
@@ -52,6 +94,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_config_value("pythia_shown", "", "env")
     # these run before priority 900, at which sphinx-external-toc reads the table of contents
     hooks = (
+        locate_sources,
         configure,
         head.identify,
         choose_runs,

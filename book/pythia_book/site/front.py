@@ -11,6 +11,7 @@ import html
 import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from docutils import nodes
@@ -75,8 +76,9 @@ def title_of(study: str) -> str:
 
 
 def in_order(contents: str) -> list[str]:
-    """Return the studies in the order of the table of contents, given its text."""
-    return sorted(RUNS, key=lambda study: contents.find(f"studies/{study}\n"))
+    """Return the studies in a table of contents, in its order, given its text."""
+    places = {study: contents.find(f"studies/{study}\n") for study in RUNS}
+    return sorted((study for study in RUNS if places[study] >= 0), key=places.__getitem__)
 
 
 class Finding(SphinxDirective):
@@ -129,9 +131,10 @@ class PaperClaims(SphinxDirective):
     """The matrix of the paper's claims by study, in the recorded runs: released models, ours."""
 
     def run(self) -> list[nodes.Node]:
-        self.env.note_dependency(str(ROOT / "_toc.yml"))
+        contents = Path(self.config.external_toc_path)
+        self.env.note_dependency(str(contents))
         parts = []
-        for study in in_order((ROOT / "_toc.yml").read_text(encoding="utf-8")):
+        for study in in_order(contents.read_text(encoding="utf-8")):
             rows = paper_rows(study)
             href = self.env.app.builder.get_relative_uri(self.env.docname, f"studies/{study}")
             if rows:

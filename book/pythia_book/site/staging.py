@@ -31,6 +31,7 @@ from pythia_book.site.runs import (
 from pythia_book.style import TABLE_TYPE
 from pythia_core.config import stable_hash
 from pythia_core.errors import DataError
+from pythia_core.util.files import RESULTS, folder_in
 
 ROOT = Path(__file__).resolve().parents[3]
 _SUBSTITUTION = re.compile(r"\{\{\s*(\w+)\s*\}\}")
@@ -47,7 +48,7 @@ def choose_runs(app: Sphinx, config: Config) -> None:
         ExtensionError: committed runs are damaged; the message names all of them.
     """
     local = os.environ.get("PYTHIA_BOOK_RUNS") != "recorded"
-    results = Path(os.environ.get("PYTHIA_RESULTS") or ROOT / "results") if local else None
+    results = (folder_in(RESULTS) or ROOT / "results") if local else None
     RUNS.clear()
     problems = []
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
@@ -84,7 +85,7 @@ def unshown(shown: SelectedRun) -> list[str]:
 
 def stage_notebooks(app: Sphinx, config: Config) -> None:
     """For each study, write a notebook with a banner into book/studies/, which git ignores."""
-    target = ROOT / "book" / "studies"
+    target = Path(app.srcdir) / "studies"
     TABLES.clear()
     for study, runs in RUNS.items():
         source = ROOT / "notebooks" / f"{study}.ipynb"
@@ -118,12 +119,29 @@ def add_placeholders(notebook: notebooks.Notebook) -> None:
         cell["outputs"] = [nbformat.v4.new_output("display_data", data=data)]
 
 
+_ACTIVE = re.compile(
+    r"<\s*/?\s*(script|iframe|object|embed|form|base|link|meta)\b|<[^>]*[\s/\"']on\w+\s*=|javascript:",
+    re.IGNORECASE,
+)
+_SHOWN = ("text/", "image/", "application/vnd.pythia.")
+
+
+def make_passive(cell: Any) -> None:
+    """Reduce the outputs of a code cell that could run code in the page to their plain text."""
+    for output in cell.get("outputs", []):
+        data = output.get("data", {})
+        for kind in [*data]:
+            active = kind in ("text/html", "text/markdown") and _ACTIVE.search("".join(data[kind]))
+            if active or not kind.startswith(_SHOWN):
+                del data[kind]
+
+
 def as_page(notebook: notebooks.Notebook, study: str, reported: bool) -> notebooks.Notebook:
     """Turn a notebook into its page, in place: results in the text, all code in a fold at the end.
 
     - The banner that names the run follows the abstract (the first cell up to a heading).
     - A table becomes a numbered one, with the label `tab-<study>-<cell id>`.
-    - The page keeps no code; `{pythia-code}` shows it.
+    - The page keeps no code; `{pythia-code}` shows it. No output can run code in the page.
 
     Args:
         reported: whether to compare the run with the recorded one at the end of the page.
@@ -145,6 +163,7 @@ def as_page(notebook: notebooks.Notebook, study: str, reported: bool) -> noteboo
             TABLES[name] = content
             each = directive("pythia-table", name, f":name: tab-{study}-{each.id}")
         elif each.cell_type == "code":
+            make_passive(each)
             tags = {*each.metadata.get("tags", [])} - {"hide-input"}
             each.metadata["tags"] = sorted(tags | {"remove-input"})
         cells.append(each)

@@ -54,6 +54,42 @@ def test_a_page_has_its_results_in_the_text_and_its_code_at_the_end() -> None:
     assert len(set(ids)) == len(ids)
 
 
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("text/html", "<script>alert(1)</script>"),
+        ("text/html", '<b>1</b><IMG src="x"\nonerror = alert(1)>'),
+        ("text/html", "<svg/onload=alert(1)>"),
+        ("text/html", '<a href="JavaScript:alert(1)">a</a>'),
+        ("text/html", ["<scr", "ipt src=x>"]),  # files store a long output in parts
+        ("text/html", "<iframe src=x>"),
+        ("text/markdown", "[a](javascript:alert)"),
+        ("application/javascript", "alert(1)"),
+        ("application/vnd.jupyter.widget-view+json", {}),
+    ],
+)
+def test_an_output_that_could_run_code_is_shown_as_its_text(kind: str, content: Any) -> None:
+    data = {kind: content, "text/plain": "x", "text/latex": "$x$"}
+    cell = nbformat.v4.new_code_cell(
+        outputs=[nbformat.v4.new_output("display_data", data=data)], id="a"
+    )
+    staging.make_passive(cell)
+    assert sorted(cell.outputs[0].data) == ["text/latex", "text/plain"]
+
+
+def test_other_outputs_stay() -> None:
+    html = "<table><tr><td>depends on = 3, &lt;script&gt;</td></tr></table>"
+    data = {"text/html": html, "text/plain": "x", "image/png": "AA=="}
+    cell = nbformat.v4.new_code_cell(
+        outputs=[
+            nbformat.v4.new_output("display_data", data=data),
+            nbformat.v4.new_output("stream", text="printed"),
+        ]
+    )
+    staging.make_passive(cell)
+    assert cell.outputs[0].data == data and cell.outputs[1].text == "printed"
+
+
 def test_an_unexecuted_notebook_keeps_the_targets_of_references() -> None:
     notebook = a_notebook()
     for cell in notebook.cells[1:]:

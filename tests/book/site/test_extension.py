@@ -1,0 +1,109 @@
+"""The site is built from book/, whichever way and from wherever a build is started."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from places import ROOT
+from pythia_book.site import extension
+from site_build import copy_of_the_checkout
+
+from pythia_core.errors import ConfigError
+
+BOOK = ROOT / "book"
+OWN = sorted(path.name for path in (BOOK / "_static").glob("*.css"))
+
+
+def located(source: Path, contents: str, place: Path, *sheets: str) -> SimpleNamespace:
+    """What a build that was started in the folder `source` uses as its settings."""
+    config = SimpleNamespace(
+        html_static_path=["_static"] if sheets else [],
+        html_css_files=list(sheets),
+        html_js_files=[],
+        external_toc_path=contents,
+    )
+    app = SimpleNamespace(srcdir=source, confdir=source, doctreedir=place, config=config)
+    extension.locate_sources(app, config)
+    assert app.srcdir == app.confdir
+    return app
+
+
+@pytest.mark.parametrize("source", [ROOT, BOOK])
+def test_every_way_to_start_a_build_uses_the_same_sources(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jupyter Book lists the style sheets itself if it is started in book/, in any order."""
+    sheets = ["theirs.css", *reversed(OWN)] if source == BOOK else []
+    for folder, contents in ((source, "_toc.yml"), (tmp_path, str(source / "_toc.yml"))):
+        monkeypatch.chdir(folder)
+        app = located(source, contents, tmp_path, *sheets)
+        assert app.srcdir == BOOK and app.config.html_static_path == ["_static"]
+        assert [s for s in app.config.html_css_files if s != "theirs.css"] == OWN
+        assert "figures.js" in app.config.html_js_files
+        assert Path(app.config.external_toc_path).samefile(ROOT / "_toc.yml")
+
+
+def test_another_table_of_contents_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other.yml").touch()
+    monkeypatch.chdir(tmp_path)
+    for contents in ("other.yml", str(tmp_path / "other.yml")):
+        app = located(BOOK, contents, tmp_path)
+        assert app.config.external_toc_path == str(tmp_path / "other.yml")
+
+
+def test_a_book_that_cannot_be_written_to_is_linked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ConfigError("read-only")
+
+    monkeypatch.setattr(extension, "check_writable", refuse)
+    for _ in range(2):
+        folder = located(BOOK, "_toc.yml", tmp_path).srcdir
+        assert folder == tmp_path / "source" / "book" and not (folder / "studies").exists()
+        (folder / "studies").mkdir()
+        assert (folder / "index.md").read_text() == (BOOK / "index.md").read_text()
+        assert (folder / ".." / "pythia_core" / "model.py").is_file()
+
+
+def test_the_extension_is_found_without_jupyter_book() -> None:
+    """An installed checkout has the folder of the extension on Python's path."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    folders = settings["tool"]["hatch"]["build"]["dev-mode-dirs"]
+    assert set(config["sphinx"]["local_extensions"].values()) <= set(folders)
+
+
+@pytest.mark.slow
+@pytest.mark.commands
+def test_sphinx_alone_builds_some_of_the_pages(tmp_path: Path) -> None:
+    """As Read the Docs does, after `jupyter-book config sphinx book/`."""
+    (tmp_path / "a checkout").mkdir()
+    root = copy_of_the_checkout(tmp_path / "a checkout")
+    few = {"format": "jb-book", "root": "index", "chapters": [{"file": "rotary"}]}
+    (tmp_path / "few.yml").write_text(yaml.safe_dump(few))
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTHIA_")}
+    settings = {
+        "cwd": root,
+        "env": kept | {"PYTHONPATH": str(root / "book" / "_ext"), "PYTHONDONTWRITEBYTECODE": "1"},
+        "stdin": subprocess.DEVNULL,
+        "capture_output": True,
+        "text": True,
+        "timeout": 300,
+    }
+    scripts = Path(sys.executable).parent
+    subprocess.run([scripts / "jupyter-book", "config", "sphinx", "book/"], check=True, **settings)
+    contents = f"external_toc_path={tmp_path / 'few.yml'}"
+    words = ["-q", "-b", "html", "-D", contents, ".", str(tmp_path / "html")]
+    done = subprocess.run([scripts / "sphinx-build", *words], check=False, **settings)
+    assert done.returncode == 0, done.stderr
+    pages = {path.name for path in (tmp_path / "html").glob("*.html")}
+    assert {"index.html", "rotary.html"} <= pages and "method.html" not in pages
+    assert "rotary.css" in (tmp_path / "html" / "rotary.html").read_text(encoding="utf-8")
