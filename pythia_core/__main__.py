@@ -99,6 +99,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except BrokenPipeError:  # `... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
+        except MemoryError as error:
+            print(
+                f"error: there is not enough memory ({error}); close other programs, or choose "
+                "smaller numbers or a smaller model",
+                file=sys.stderr,
+            )
+            return 1
         except UnicodeEncodeError as error:
             if error.reason != "surrogates not allowed":
                 raise

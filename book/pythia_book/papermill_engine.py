@@ -28,6 +28,7 @@ from pythia_core.errors import ConfigError, DataError, PythiaError, one_of
 from pythia_core.suite import SCALES
 from pythia_core.util.files import (
     FULL_DISK,
+    cache_dir,
     check_results,
     check_writable,
     full_disk_advice,
@@ -469,6 +470,7 @@ class PythiaEngine:
             given = {k: v for k, v in given.items() if k not in notebooks.PATH_PARAMETERS}
             values = notebooks.validate_parameters(nb, given)
             notebooks.check_values(study, values)
+            cache = cache_dir()
         except PythiaError as error:
             raise click.ClickException(str(error)) from None
         nb.metadata.pop(notebooks.STAMP, None)
@@ -489,6 +491,8 @@ class PythiaEngine:
         if kwargs.get("progress_bar", True) and "scale" in values:
             print(records.start_message(study, values["scale"]), file=sys.stderr, flush=True)
         with contextlib.ExitStack() as stack:
+            if os.path.expanduser("~") == "~":  # Jupyter does not start without a home folder
+                stack.enter_context(environment("HOME", str(cache)))
             if recorded:
                 folder = stack.enter_context(records.staging(target.parent))
             recording = environment(records.RECORD_TO, str(folder or ""))

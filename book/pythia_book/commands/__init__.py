@@ -23,6 +23,17 @@ def whole(word: str) -> int:
     return int(word)
 
 
+def seed(word: str) -> int:
+    """Parse a seed of a random generator, a whole number below 2**32.
+
+    Raises:
+        argparse.ArgumentTypeError: the word is not one.
+    """
+    if (number := whole(word)) >= 2**32:
+        raise argparse.ArgumentTypeError(f"expected a seed below 2**32, got {word}")
+    return number
+
+
 COUNT: dict[str, Any] = {"type": whole, "metavar": "N"}
 STEP: dict[str, Any] = {"type": whole, "metavar": "K"}
 """Keyword arguments of `add_argument` for an option that takes a count (COUNT) or a step (STEP)."""

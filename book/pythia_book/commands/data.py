@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pythia_book.commands import COUNT, STEP, file_to_write, utf8
+from pythia_book.commands import COUNT, STEP, file_to_write, seed, utf8
 from pythia_core.commands import RUN, AddCommand
 from pythia_core.errors import ConfigError
 
@@ -72,7 +72,9 @@ def _data_arguments(p: argparse.ArgumentParser) -> None:
         choices=("<u2", "<i4"),
         help="type of token ids if there is no .idx",
     )
-    data.add_argument("--seed", type=int, default=1234, help="seed of the data order (PREFIX only)")
+    data.add_argument(
+        "--seed", type=seed, default=1234, help="seed of the data order (PREFIX only)"
+    )
     data.add_argument("--epochs", **COUNT, help="passes over the data (PREFIX only; default: 1)")
     text = "number of updates (PREFIX only, instead of --epochs; Pythia: 143000)"
     data.add_argument("--steps", **COUNT, help=text)

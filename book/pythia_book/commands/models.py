@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pythia_book.commands import COUNT, STEP, file_to_write, names, utf8
+from pythia_book.commands import COUNT, STEP, file_to_write, names, seed, utf8
 from pythia_core.commands import RUN, AddCommand
 from pythia_core.errors import CheckpointError
 from pythia_core.util.files import check_writable
@@ -65,7 +65,7 @@ def add(command: AddCommand) -> None:
     p.add_argument("--top-k", type=int, default=0, metavar="K", help=text)
     text = "sample from the likeliest tokens with total probability P (default: 1)"
     p.add_argument("--top-p", type=float, default=1.0, metavar="P", help=text)
-    p.add_argument("--seed", type=int, default=0, help="random seed for sampling (default: 0)")
+    p.add_argument("--seed", type=seed, default=0, help="random seed for sampling (default: 0)")
 
     p = command("verify", _verify, "check a run against its hashes, or audit a published model")
     p.add_argument(
