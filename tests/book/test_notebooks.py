@@ -115,9 +115,9 @@ def test_a_missing_file_of_parameters_is_named() -> None:
 
 def test_paths_that_papermill_injects_are_not_recorded() -> None:
     v = nbformat.v4
-    lines = 'PAPERMILL_INPUT_PATH = "/home/me/x.ipynb"\nPAPERMILL_OUTPUT_PATH = "y"\nseeds = 2'
+    lines = 'PAPERMILL_INPUT_PATH = "/somewhere/x.ipynb"\nPAPERMILL_OUTPUT_PATH = "y"\nseeds = 2'
     cell = v.new_code_cell(f"# Parameters\n{lines}\n", metadata={"tags": ["injected-parameters"]})
-    given = {"PAPERMILL_INPUT_PATH": "/home/me/x.ipynb", "seeds": 2}
+    given = {"PAPERMILL_INPUT_PATH": "/somewhere/x.ipynb", "seeds": 2}
     notebook = v.new_notebook(cells=[cell], metadata={"papermill": {"parameters": given}})
     notebooks.clean_notebook(notebook)
     assert notebook.cells[0].source == "# Parameters\nseeds = 2"
