@@ -367,7 +367,8 @@ PATH_PARAMETERS = ("PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH")
 def clean_notebook(notebook: Notebook) -> Notebook:
     """Make an executed notebook reproducible; change it in place and return it.
 
-    Versions, widget states, stderr, timings and paths are removed. Code cells are numbered from 1.
+    Versions, widget states, stderr, timings and paths are removed. Code cells are numbered from 1,
+    and injected parameters are sorted, as in a redraw.
     """
     metadata = notebook.metadata
     parameters = metadata.get("papermill", {}).get("parameters") or {}
@@ -383,8 +384,9 @@ def clean_notebook(notebook: Notebook) -> Notebook:
             cell.metadata.pop(key, None)
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell["id"] = "injected-parameters"
-            lines = cell.source.splitlines()
-            cell["source"] = "\n".join(x for x in lines if not x.startswith(PATH_PARAMETERS))
+            lines = cell.source.splitlines(keepends=True)
+            lines = [line for line in lines if not line.startswith(PATH_PARAMETERS)]
+            cell["source"] = "".join(sorted(lines, key=lambda x: (not x.startswith("#"), x)))
         if cell.cell_type != "code":
             continue
         count += 1

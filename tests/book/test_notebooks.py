@@ -113,14 +113,14 @@ def test_a_missing_file_of_parameters_is_named() -> None:
         papermill_engine.scale_parameter(options)
 
 
-def test_paths_that_papermill_injects_are_not_recorded() -> None:
+def test_injected_parameters_are_recorded_sorted_and_without_papermills_paths() -> None:
     v = nbformat.v4
-    lines = 'PAPERMILL_INPUT_PATH = "/somewhere/x.ipynb"\nPAPERMILL_OUTPUT_PATH = "y"\nseeds = 2'
+    lines = 'PAPERMILL_INPUT_PATH = "/somewhere/x.ipynb"\nPAPERMILL_OUTPUT_PATH = "y"\nseeds = 2\nscale = "a"'
     cell = v.new_code_cell(f"# Parameters\n{lines}\n", metadata={"tags": ["injected-parameters"]})
     given = {"PAPERMILL_INPUT_PATH": "/somewhere/x.ipynb", "seeds": 2}
     notebook = v.new_notebook(cells=[cell], metadata={"papermill": {"parameters": given}})
     notebooks.clean_notebook(notebook)
-    assert notebook.cells[0].source == "# Parameters\nseeds = 2"
+    assert notebook.cells[0].source == '# Parameters\nscale = "a"\nseeds = 2\n'
     assert notebook.metadata["papermill"] == {"parameters": {"seeds": 2}}
 
 
