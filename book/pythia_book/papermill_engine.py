@@ -492,6 +492,7 @@ class PythiaEngine:
             print(records.start_message(study, values["scale"]), file=sys.stderr, flush=True)
         with contextlib.ExitStack() as stack:
             if os.path.expanduser("~") == "~":  # Jupyter does not start without a home folder
+                cache.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(environment("HOME", str(cache)))
             if recorded:
                 folder = stack.enter_context(records.staging(target.parent))

@@ -115,8 +115,9 @@ def test_a_missing_file_of_parameters_is_named() -> None:
 
 def test_injected_parameters_are_recorded_sorted_and_without_papermills_paths() -> None:
     v = nbformat.v4
-    lines = 'PAPERMILL_INPUT_PATH = "/somewhere/x.ipynb"\nPAPERMILL_OUTPUT_PATH = "y"\nseeds = 2\nscale = "a"'
-    cell = v.new_code_cell(f"# Parameters\n{lines}\n", metadata={"tags": ["injected-parameters"]})
+    paths = 'PAPERMILL_INPUT_PATH = "/somewhere/x.ipynb"\nPAPERMILL_OUTPUT_PATH = "y"\n'
+    lines = f'# Parameters\n{paths}seeds = 2\nscale = "a"\n'
+    cell = v.new_code_cell(lines, metadata={"tags": ["injected-parameters"]})
     given = {"PAPERMILL_INPUT_PATH": "/somewhere/x.ipynb", "seeds": 2}
     notebook = v.new_notebook(cells=[cell], metadata={"papermill": {"parameters": given}})
     notebooks.clean_notebook(notebook)

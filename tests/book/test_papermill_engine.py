@@ -17,7 +17,7 @@ import pythia_book
 from pythia_book import notebooks, papermill_engine, records
 from tiny_project import make_project, record_cell
 
-from pythia_core.errors import ConfigError
+from pythia_core.errors import ConfigError, PythiaError
 
 BOOK = Path(pythia_book.__file__).resolve().parents[1]
 PAPERMILL = [sys.executable, "-m", "papermill"]
@@ -332,3 +332,19 @@ def test_a_study_is_run_once(here: Path) -> None:
     assert again and shown() == before
     with pytest.raises(ConfigError, match="'seeds' must have the type int"):
         papermill_engine.run_study("tiny", "smoke", {"seeds": "x"}, progress=False)
+
+
+def test_a_study_runs_without_a_home_folder(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container with an unknown user; Jupyter itself would not start."""
+    known = os.path.expanduser
+    monkeypatch.setattr("os.path.expanduser", lambda p: known(p) if "HOME" in os.environ else p)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setenv("PYTHIA_CACHE", str(tmp_path / "cache"))
+    path, _ = papermill_engine.run_study("tiny", "smoke", progress=False)
+    assert records.check_whole(path.parent) == [] and "HOME" not in os.environ
+    monkeypatch.delenv("PYTHIA_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with pytest.raises(PythiaError, match="set the variable PYTHIA_CACHE"):
+        papermill_engine.run_study("tiny", "smoke", force=True, progress=False)
