@@ -39,7 +39,15 @@ from pythia_core.data.tokenizer import (
     train_bpe,
 )
 from pythia_core.errors import DataError, one_of
-from pythia_core.util.files import FULL_DISK, atomic_dir, cache_dir, file_sha256, fraction
+from pythia_core.util.files import (
+    FULL_DISK,
+    atomic_dir,
+    cache_dir,
+    file_sha256,
+    fraction,
+    is_intact,
+    write_digest,
+)
 from pythia_core.util.progress import bar as progress_bar
 
 if TYPE_CHECKING:
@@ -581,8 +589,9 @@ def list_files(folder: Path) -> dict[str, dict[str, int | str]]:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write manifest.json in `folder`."""
+    """Write manifest.json in `folder`, and its sha256 next to it."""
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
+    write_digest(folder / "manifest.json")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -593,6 +602,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise damaged(folder, f"manifest.json cannot be read ({error})") from error
     if not isinstance(value, dict):
         raise damaged(folder, "manifest.json is not a JSON object")
+    if not is_intact(folder / "manifest.json"):
+        raise damaged(folder, "manifest.json does not have the sha256 in manifest.json.sha256")
     return value
 
 

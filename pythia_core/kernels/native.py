@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pythia_core.util.files import atomic_file, cache_dir
+from pythia_core.util.files import atomic_file, cache_dir, is_intact, write_digest
 from pythia_core.util.machine import cpu_flags
 
 SOURCE = Path(__file__).with_name("native.c")
@@ -62,10 +62,11 @@ def library() -> ctypes.CDLL | None:
             SOURCE.read_bytes() + version + " ".join((compiler, *FLAGS, cpu_flags())).encode()
         ).hexdigest()[:16]
         path = cache_dir() / "native" / f"kernels-{key}.so"
-        if not path.exists():
+        if not is_intact(path):
             with atomic_file(path) as temporary:
                 command = [compiler, *FLAGS, "-shared", "-o", str(temporary), str(SOURCE), "-lm"]
                 subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=True)
+            write_digest(path)
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.CalledProcessError) as error:
         detail = getattr(error, "stderr", b"") or b""

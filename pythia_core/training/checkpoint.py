@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pythia_core.config import stable_hash
 from pythia_core.errors import CheckpointError, TrainingError
 from pythia_core.util.files import FULL_DISK, atomic_dir, atomic_file, file_sha256
 
@@ -107,6 +108,11 @@ def save_checkpoint(
         TrainingError: the folder cannot be written, e.g. for lack of space. Earlier checkpoints are
             untouched.
     """
+    if not parent.is_dir():  # to make it again would split the run over two folders
+        raise TrainingError(
+            f"could not save step {step}: the folder {parent} does not exist (any more). If it was "
+            "moved, move it back; then run again: training resumes from the last state"
+        )
     target = step_folder(parent, step)
     if _is_dropped(target):
         shutil.rmtree(target)
@@ -254,6 +260,19 @@ def delete_temporaries(parent: Path) -> None:
     """Delete what killed processes left under `parent`. Lock the run before calling this."""
     for leftover in parent.glob(".*.tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def contents_hashes(parent: Path) -> dict[int, str]:
+    """Map each saved step under `parent` to a hash of its manifest, the same after `drop_weights`.
+
+    Raises:
+        CheckpointError: a manifest is damaged.
+    """
+    manifests = {step: read_manifest(step_folder(parent, step)) for step in saved_steps(parent)}
+    return {
+        step: stable_hash({key: manifest[key] for key in ("step", "meta", "files")})
+        for step, manifest in manifests.items()
+    }
 
 
 def weight_hashes(parent: Path) -> dict[int, str]:

@@ -14,12 +14,17 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from pythia_core.errors import ConfigError, TrainingError
+
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a process waits for the others, e.g. for the first one to read its data."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +53,23 @@ class World:
         return rows.chunk(self.size)[self.rank]
 
     def all_reduce_(self, *tensors: Tensor) -> None:
-        """Sum tensors over all processes, in place; every process gets the same bits."""
+        """Sum tensors over all processes, in place; every process gets the same bits.
+
+        Raises:
+            TrainingError: another process died or does not answer; so in the methods below.
+        """
         if self.size > 1:
-            for tensor in tensors:
-                dist.all_reduce(tensor)
+            with _answered(self.size):
+                for tensor in tensors:
+                    dist.all_reduce(tensor)
 
     def any_rank(self, flag: bool) -> bool:
         """Return whether `flag` is set in any process, without waiting for a GPU."""
         if self.size == 1:
             return flag
         flags = torch.tensor([int(flag)])
-        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        with _answered(self.size):
+            dist.all_reduce(flags, dist.ReduceOp.MAX)
         return bool(flags)
 
     def check_same(self, value: int, name: str) -> None:
@@ -70,7 +81,8 @@ class World:
         if self.size == 1:
             return
         gathered = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        dist.all_gather(gathered, torch.tensor([value]))
+        with _answered(self.size):
+            dist.all_gather(gathered, torch.tensor([value]))
         values = [int(each) for each in gathered]
         if len(set(values)) > 1:
             raise TrainingError(
@@ -87,6 +99,19 @@ ALONE = World()
 
 
 @contextlib.contextmanager
+def _answered(size: int) -> Iterator[None]:
+    """Raise TrainingError if one of the `size` processes died, or did not answer within TIMEOUT."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo has no class of its own
+        raise TrainingError(
+            f"one of the {size} processes that train together died, or did not answer within "
+            f"{TIMEOUT.total_seconds():g} s ({str(error).splitlines()[0][:200]}). End all "
+            "processes, and run the same command again: training resumes from the last state"
+        ) from error
+
+
+@contextlib.contextmanager
 def init_world() -> Iterator[World]:
     """Connect the processes that torchrun started, if any; yield this process's World."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -97,7 +122,7 @@ def init_world() -> Iterator[World]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend)
+    dist.init_process_group(backend, timeout=TIMEOUT)
     try:
         yield World(dist.get_rank(), size)
     finally:

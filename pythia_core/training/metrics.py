@@ -5,21 +5,24 @@ The log is `metrics.jsonl`, with one JSON object (row) per update, flushed after
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 from pythia_core.config import ModelConfig
-from pythia_core.errors import DataError
+from pythia_core.errors import DataError, TrainingError
 from pythia_core.util.files import atomic_file
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path, keys: tuple[str, ...] = ("step",)) -> list[dict[str, Any]]:
     """Return the rows of a metrics.jsonl, without a partial last line; [] if there is no file.
 
     Raises:
-        DataError: a complete line is malformed.
+        DataError: a complete line is malformed, or lacks one of the `keys`.
     """
     if not path.exists():
         return []
@@ -29,34 +32,83 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         if not line:
             continue
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
+            if not isinstance(row, dict) or (missing := [key for key in keys if key not in row]):
+                raise ValueError(f"it has no {', '.join(missing)}" if missing else "not an object")
         except ValueError as error:
             if number == len(lines):  # without a newline: an interrupted write
                 break
             raise DataError(
-                f"line {number} of {path} is not JSON ({error}); delete the run's folder and "
-                "train the run again"
+                f"line {number} of {path} is not a row of the log ({error}); delete the run's "
+                "folder and train the run again"
             ) from error
+        rows.append(row)
     return rows
 
 
 class MetricsLog:
-    """A metrics.jsonl that is open for appending rows; rows after `last_step` are deleted first."""
+    """A metrics.jsonl that is open for appending rows; rows after `last_step` are deleted first.
 
-    def __init__(self, path: Path, last_step: int) -> None:
+    Args:
+        sha256: what `sha256` was when the row of `last_step` had been written, if known.
+
+    Attributes:
+        sha256: the sha256 of all rows, in hex.
+
+    Raises:
+        DataError: the rows up to `last_step` are malformed, or do not have the given sha256.
+    """
+
+    def __init__(self, path: Path, last_step: int, sha256: str | None = None) -> None:
         rows = [row for row in read_metrics(path) if row["step"] <= last_step]
+        text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        self._digest = hashlib.sha256(text)
+        if sha256 not in (None, self.sha256):
+            raise DataError(
+                f"{path} has changed: its rows up to step {last_step} do not have the sha256 that "
+                "was saved with the state of that step. Restore the file, or delete the run's "
+                "folder and train the run again"
+            )
         with atomic_file(path) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        self._file = open(path, "a", encoding="utf-8")
+            temporary.write_bytes(text)
+        self._path = path
+        self._file = open(path, "ab", buffering=0)
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append a row, and flush the file."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        """Append a row to the file.
+
+        Raises:
+            TrainingError: the row cannot be written, e.g. for lack of space.
+        """
+        line = (json.dumps(row) + "\n").encode()
+        try:
+            if self._file.write(line) != len(line):  # a partial line is dropped when it is read
+                raise OSError(errno.ENOSPC, "no space left")
+        except OSError as error:
+            raise TrainingError(
+                f"could not write to {self._path}: {error.strerror}. Checkpoints are intact. Free "
+                "some space; then run again: training resumes from the last state"
+            ) from error
+        self._digest.update(line)
 
     def sync(self) -> None:
-        """Wait until all written rows are on the disk."""
+        """Wait until all written rows are on the disk.
+
+        Raises:
+            TrainingError: the file was moved, deleted or replaced since it was opened.
+        """
         os.fsync(self._file.fileno())
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path)):
+                return
+        raise TrainingError(
+            f"{self._path} was moved, deleted or replaced during training, so nothing more was "
+            "saved. Put the run's folder back; then run again: training resumes from the last state"
+        )
 
     def close(self) -> None:
         """Close the file."""

@@ -12,6 +12,7 @@ state at the branching step, and then reads the control's batches with the chang
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ from pythia_core.training.checkpoint import (
     load_checkpoint,
     newest_loadable,
     saved_steps,
+    sha256_tensors,
     step_folder,
     steps_with_weights,
     weight_hashes,
@@ -52,6 +54,7 @@ from pythia_core.training.memory import run_bytes
 from pythia_core.training.metrics import flops_per_token, read_metrics
 from pythia_core.training.retention import Keep, prune_during_training, prune_run
 from pythia_core.training.schedule import PAPER_FORKS, checkpoint_steps, linear_steps
+from pythia_core.training.seal import ADVICE, DONE, check_file, check_seal, read_done, write_done
 from pythia_core.training.train import Saving, Start, train
 from pythia_core.training.trainer import Trainer
 from pythia_core.util.extensions import registered
@@ -99,6 +102,8 @@ def code_identity(execution: Execution = EAGER) -> dict[str, Any]:
 # --- runs ------------------------------------------------------------------------------------
 
 Key = TypeVar("Key")
+ROW = ("step", "loss", "lr", "grad_norm", "batch_hash", "tokens_per_s")
+"""Keys of every row of a run's log."""
 CORE_FLOPS = 5e10
 """Approximate FLOP/s of one core in training; only for a warning."""
 LONG_HOURS = 12
@@ -258,13 +263,18 @@ class Run:
 
         The keys are step, loss, lr, grad_norm, batch_hash and tokens_per_s; in fp16, also
         loss_scale and skipped.
+
+        Raises:
+            DataError: a row is malformed.
+            CheckpointError: the run is finished, and the log has changed since.
         """
-        return read_metrics(self.folder / "metrics.jsonl")
+        check_file(self.folder, "metrics.jsonl")
+        return read_metrics(self.folder / "metrics.jsonl", ROW)
 
     @property
     def _done(self) -> Path:
         """The file that exists if the run is finished."""
-        return self.folder / "done.json"
+        return self.folder / DONE
 
     @property
     def finished(self) -> bool:
@@ -278,13 +288,7 @@ class Run:
         Raises:
             CheckpointError: the run is not finished, or the file that stores the hash is damaged.
         """
-        try:
-            return json.loads(self._done.read_text())["final_sha256"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"run {self.id} is not finished, or {self._done} is damaged ({error!r}); delete "
-                f"{self._done.name} if it exists, and train the run again"
-            ) from error
+        return read_done(self.folder)["final_sha256"]
 
     @property
     def seconds(self) -> float:
@@ -363,24 +367,26 @@ def open_run(folder: Path) -> Run:
     """Open the run in a folder.
 
     Raises:
-        CheckpointError: the folder does not hold a run, or its corpus has changed.
+        CheckpointError: the folder does not hold a run, its corpus has changed, or its identity
+            has changed since the run was finished.
     """
     try:
         identity = json.loads((Path(folder) / "identity.json").read_text())
+        check_file(Path(folder), "identity.json")
         for kind, opener in registered("runs").items():
             if kind in identity:
                 return opener.load()(Path(folder))
-        config = run_config_from_dict(identity["config"])
+        config, fingerprint = run_config_from_dict(identity["config"]), str(identity["data"])
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(
             f"{folder} is not the folder of a run, because its identity.json cannot be read "
             f"({error}). The folders of runs are in {results_dir() / 'runs'}."
         ) from error
     data = prepare(config.data, progress=False)
-    if data.fingerprint != identity["data"]:
+    if data.fingerprint != fingerprint:
         raise CheckpointError(
             f"the corpus {config.data.corpus!r} has changed since the run in {folder} was trained: "
-            f"the fingerprint of the data was {identity['data'][:12]} and is now "
+            f"the fingerprint of the data was {fingerprint[:12]} and is now "
             f"{data.fingerprint[:12]}. Restore the corpus, or train a new run."
         )
     return Run(Path(folder), config, data)
@@ -469,7 +475,7 @@ def find_or_train(
         label=f"training {_describe(config)}",
         execution=execution,
     )
-    write_json(run._done, {"final_sha256": sha256, "machine": device_info()})
+    write_done(run.folder, {"final_sha256": sha256, "machine": device_info()})
     prune_run(run.folder, config, keep)
     return run
 
@@ -562,18 +568,29 @@ def run_flops(config: RunConfig) -> float:
 
 
 def verify(run: Run) -> list[str]:
-    """Check every checkpoint against its hashes and every logged batch against the data.
+    """Check all that a run's folder has: checkpoints, states, log, ledger and identity.
+
+    Every logged batch is compared with the data, and the final state with the hash in done.json.
 
     Returns:
-        The lines of a report: what was checked, and which steps have equal weights.
+        The lines of a report: what was checked, what no hash covers, and which steps have equal
+        weights.
 
     Raises:
-        CheckpointError: files of a finished run are missing or corrupt, or an early step does
-            not continue from step 0.
+        CheckpointError: files are missing or corrupt, are those of another run, or were changed
+            after the run was finished, or an early step does not continue from step 0.
         DataError: a batch differs from the batch that was trained on.
     """
+    sealed = check_seal(run.folder) if run.finished else False
+    named = re.search(r"-([0-9a-f]{12})$", run.folder.name)
+    if named and named[1] != run.id:
+        raise CheckpointError(
+            f"{run.folder / 'identity.json'} was changed or damaged: its hash begins with "
+            f"{run.id}, but the folder's name ends with {named[1]}. {ADVICE}"
+        )
     first, last, scheduled = run.updates.start, run.updates.stop, run.scheduled_steps
-    logged = [row["step"] for row in run.metrics()]
+    rows = run.metrics()
+    logged = [row["step"] for row in rows]
     saved = saved_steps(run.checkpoints)  # in a large run, some without their weights
     if run.finished and (saved != scheduled or logged != list(range(first + 1, last + 1))):
         missing = sorted(set(scheduled) - set(saved))
@@ -588,9 +605,12 @@ def verify(run: Run) -> list[str]:
             "again"
         )
     initial: dict[str, torch.Tensor] = {}
+    final: dict[str, torch.Tensor] = {}
     continuing: list[int] = []
     for step in run.steps:
         weights = load_checkpoint(step_folder(run.checkpoints, step))[0]["model"]
+        if step == last and all(t.dtype == torch.float32 for t in weights.values()):
+            final = weights
         if step == 0:
             initial = weights
         elif step <= TESTED_UP_TO:
@@ -601,7 +621,15 @@ def verify(run: Run) -> list[str]:
                     "its weights agree with those of step 0 by chance only. " + REPAIR
                 )
             continuing += [step] if related else []
-    for row in run.metrics():
+    states = saved_steps(run.states)
+    for step in states:
+        state = load_checkpoint(step_folder(run.states, step))[0]
+        final = state["model"] if step == last else final
+    if run.finished and final and sha256_tensors(final) != run.final_sha256:
+        raise CheckpointError(
+            f"the final weights of run {run.id} do not have the hash in {DONE}. {ADVICE}"
+        )
+    for row in rows:
         if row["batch_hash"] != batch_hash(run.batch(row["step"] - 1)):
             raise DataError(
                 f"the data has changed since run {run.id} was trained: the hash of the batch of "
@@ -609,8 +637,14 @@ def verify(run: Run) -> list[str]:
             )
     lines = [
         f"run {run.id}: {len(run.steps)} checkpoints match their hashes, "
-        f"{len(run.metrics())} batches match the log"
+        f"{len(rows)} batches match the log",
+        f"{len(states)} training states match their hashes",
     ]
+    if sealed:
+        lines.append(f"identity, log, ledger and manifests match the hashes in {DONE}")
+    else:
+        reason = "an older version finished this run" if run.finished else "the run is unfinished"
+        lines.append(f"not covered by a hash: losses and rates in the log ({reason})")
     if continuing:
         span = f"from step {continuing[0]} to {continuing[-1]}"
         lines.append(f"{len(continuing)} checkpoints {span} continue from step 0")

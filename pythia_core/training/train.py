@@ -145,13 +145,17 @@ def _resume(
     end: int,
     start: Start | None,
     machine: dict[str, Any],
-) -> None:
+) -> str | None:
     """Set the trainer to the newest saved state up to step `end`, or else to `start`.
+
+    Returns:
+        The sha256 that the log had when the state was saved; None if it is not known.
 
     Raises:
         TrainingError: the processes that train together would resume from different steps.
     """
     saved = newest_loadable(states, at_most=end)
+    meta: dict[str, Any] = {}
     if saved:
         step, state, meta = saved
         trainer.load_state(step, state)
@@ -165,6 +169,7 @@ def _resume(
     elif start:
         trainer.load_state(start.step, start.state)
     trainer.world.check_same(trainer.step, "the step to resume from")
+    return meta.get("log")
 
 
 def _train_worker(
@@ -218,7 +223,9 @@ def train(
         sha256 of the fp32 weights at the last step.
 
     Raises:
-        TrainingError: the loss is not finite, no space is left, or another process trains the run.
+        TrainingError: the loss is not finite, no space is left, the folder was moved, or another
+            process trains the run.
+        DataError: the log of the run to resume has changed since its last state was saved.
         Stopped: SIGINT or SIGTERM arrived. The state has been saved; call again to resume.
     """
     keep_freed_memory()
@@ -234,25 +241,24 @@ def train(
         path.mkdir(parents=True, exist_ok=True)
     machine = device_info() | ({"processes": world.size} if world.size > 1 else {})
 
-    def resume() -> Trainer:
-        """Create the trainer, and load the state to resume or start from."""
+    def resume() -> tuple[Trainer, str | None]:
+        """Create the trainer and load the state to start from; return the log's sha256, too."""
         trainer = make_trainer(config, device, execution)
         trainer.world = world
-        _resume(trainer, states, end, start, machine)
-        return trainer
+        return trainer, _resume(trainer, states, end, start, machine)
 
     if not world.is_rank_zero:
         with one_thread(), stop_requests() as stop_requested:
             world.barrier()  # the first process deletes leftovers before it gets here
-            return _train_worker(resume(), batch_at, end, stop_requested)
+            return _train_worker(resume()[0], batch_at, end, stop_requested)
 
     with one_thread(), _locked(folder), stop_requests() as stop_requested:
         delete_temporaries(checkpoints)
         delete_temporaries(states)
         world.barrier()
-        trainer = resume()
+        trainer, logged = resume()
         with (
-            contextlib.closing(MetricsLog(folder / "metrics.jsonl", trainer.step)) as log,
+            contextlib.closing(MetricsLog(folder / "metrics.jsonl", trainer.step, logged)) as log,
             progress_bar(
                 progress, total=end, initial=trainer.step, desc=label, unit="step", leave=None
             ) as bar,
@@ -265,10 +271,9 @@ def train(
                 in_flight.drain()
                 log.sync()  # the log is never behind the state
                 step, state = trainer.step, trainer.state()
+                meta = {"machine": machine, "log": log.sha256}
                 trainer.wait_for_copy(
-                    writer.save(
-                        states, step, state, {"machine": machine}, lambda: prune(states, keep)
-                    )
+                    writer.save(states, step, state, meta, lambda: prune(states, keep))
                 )
 
             def save_weights() -> None:

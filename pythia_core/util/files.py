@@ -219,3 +219,25 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON to the file `path`, atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def write_digest(path: Path) -> None:
+    """Write the sha256 of the file `path` into the file `<name>.sha256` next to it."""
+    with atomic_file(_digest_of(path)) as temporary:
+        temporary.write_text(file_sha256(path) + "\n")
+
+
+def is_intact(path: Path) -> bool:
+    """Return whether the file `path` exists and is as it was when `write_digest` was called.
+
+    A file without a digest, e.g. of an older version, counts as intact.
+    """
+    digest = _digest_of(path)
+    if not path.is_file():
+        return False
+    return not digest.is_file() or digest.read_bytes() == f"{file_sha256(path)}\n".encode()
+
+
+def _digest_of(path: Path) -> Path:
+    """Return the path of the file with the sha256 of `path`."""
+    return path.with_name(path.name + ".sha256")

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from pythia_core.config import stable_hash
-from pythia_core.util.files import cache_dir, file_sha256, write_json
+from pythia_core.util.files import cache_dir, file_sha256, is_intact, write_digest, write_json
 
 
 def cached_json(folder: str, key: Any, sources: Iterable[str], make: Callable[[], Any]) -> Path:
-    """Return the path of the JSON file of what `make` returns; if it is absent, call `make`.
+    """Return the path of the JSON file of what `make` returns.
+
+    If the file is absent or damaged, it is made (again).
 
     Args:
         folder: the file's folder in the cache.
@@ -20,6 +22,7 @@ def cached_json(folder: str, key: Any, sources: Iterable[str], make: Callable[[]
     """
     name = stable_hash([key, [file_sha256(source) for source in sources]])
     path = cache_dir() / folder / f"{name[:16]}.json"
-    if not path.is_file():
+    if not is_intact(path):
         write_json(path, make())
+        write_digest(path)
     return path

@@ -38,7 +38,7 @@ def test_rows_past_the_resumed_step_are_dropped(tmp_path: Path) -> None:
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(DataError, match=r"line 2 of .*metrics\.jsonl is not JSON"):
+    with pytest.raises(DataError, match=r"line 2 of .*metrics\.jsonl is not a row of the log"):
         read_metrics(path)
     assert read_metrics(tmp_path / "absent.jsonl") == []
 

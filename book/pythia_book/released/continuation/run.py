@@ -43,6 +43,7 @@ from pythia_core.training.execution import EAGER, Execution
 from pythia_core.training.metrics import MetricsLog, read_metrics
 from pythia_core.training.runs import Run, code_identity, find_run
 from pythia_core.training.schedule import PAPER_FORKS, checkpoint_steps, linear_steps
+from pythia_core.training.seal import check_file, write_done
 from pythia_core.training.train import Saving, train
 from pythia_core.training.train import Start as TrainingStart
 from pythia_core.training.trainer import Trainer, update_lr
@@ -197,6 +198,7 @@ class Continued(Run):
     @property
     def swaps(self) -> list[dict[str, Any]]:
         """The log of a swap in token files, one `swap_row` per update; empty for any other run."""
+        check_file(self.folder, "swaps.jsonl")
         return read_metrics(self.folder / "swaps.jsonl")
 
     @property
@@ -429,8 +431,8 @@ def _train(run: Continued, start: Start, progress: bool, world: World) -> None:
             world=world,
         )
     if world.is_rank_zero:
-        done = {"final_sha256": sha256, "machine": device_info(), "processes": world.size}
-        write_json(run._done, done)
+        entries = {"final_sha256": sha256, "machine": device_info(), "processes": world.size}
+        write_done(run.folder, entries)
     world.barrier()
 
 
@@ -444,6 +446,8 @@ def open_continued(folder: Path) -> Continued:
         place = json.loads((folder / "place.json").read_text())
         continuation = Continuation(**identity["continued"])
         config = run_config_from_dict(place["config"])
+        if any(config_dict(config)[part] != identity[part] for part in ("model", "train")):
+            raise ValueError("place.json and identity.json have different settings")
         files = place["rows"]
         data: Batches = TokenFileData(**files) if files else find_run(place["run"]).data
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:

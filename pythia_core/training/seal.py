@@ -1,0 +1,118 @@
+"""Finish a run with the hashes of all its files, so that later damage to any of them is found.
+
+The file done.json exists if a run is finished. Its entries are the hash of the final weights, the
+machine, and the hash of everything else in the folder on which a study relies: identity.json, the
+logs, the ledger, and the manifest of every checkpoint and state (which holds the hashes of their
+files). The entry "sha256" is the hash of all other entries.
+
+A done.json without these hashes, from an older version, is accepted; `is_sealed` tells it apart.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pythia_core.config import stable_hash
+from pythia_core.errors import CheckpointError
+from pythia_core.training.checkpoint import contents_hashes
+from pythia_core.util.files import file_sha256, write_json
+
+DONE = "done.json"
+FILES = ("identity.json", "metrics.jsonl", "ledger.safetensors", "swaps.jsonl")
+"""The files in a run's folder that are hashed, where they exist."""
+FOLDERS = ("checkpoints", "states")
+_UNSEALED = {"final_sha256", "machine", "processes"}
+"""The entries of a done.json from a version that did not hash the run's files."""
+ADVICE = "Restore the run's folder from a copy, or delete it and train the run again"
+
+
+def write_done(folder: Path, entries: dict[str, Any]) -> None:
+    """Write done.json with `entries` and the hashes of the files in a run's folder."""
+    done = entries | {
+        "files": {name: file_sha256(folder / name) for name in FILES if (folder / name).exists()},
+        **{
+            name: {str(step): sha256 for step, sha256 in contents_hashes(folder / name).items()}
+            for name in FOLDERS
+        },
+    }
+    write_json(folder / DONE, done | {"sha256": stable_hash(done)})
+
+
+def read_done(folder: Path) -> dict[str, Any]:
+    """Read done.json.
+
+    Raises:
+        CheckpointError: the run is not finished, or the file is damaged.
+    """
+    path = folder / DONE
+    try:
+        done = json.loads(path.read_text())
+        body = {key: value for key, value in done.items() if key != "sha256"}
+        if not isinstance(done["final_sha256"], str):
+            raise ValueError("its hash of the final weights is not a text")
+        if is_sealed(done) and done["sha256"] != stable_hash(body):
+            raise ValueError("its entries do not have the sha256 that is stored with them")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"the run in {folder} is not finished, or {path} is damaged ({error!r}); delete "
+            f"{DONE} if it exists, and train the run again"
+        ) from error
+    return done
+
+
+def is_sealed(done: dict[str, Any]) -> bool:
+    """Return whether a done.json has the hashes of the run's files."""
+    return not done.keys() <= _UNSEALED
+
+
+def check_file(folder: Path, name: str) -> None:
+    """Check that a file of a finished run still has the hash in done.json, if it is there.
+
+    Raises:
+        CheckpointError: the file, or done.json itself, was changed or damaged.
+    """
+    if not (folder / DONE).exists():
+        return
+    done = read_done(folder)
+    if is_sealed(done):
+        _compare(folder / name, done["files"].get(name))
+
+
+def check_seal(folder: Path) -> bool:
+    """Check everything in a finished run's folder against done.json, without hashing tensors.
+
+    States may have been deleted to save space; weights too, but not their manifests.
+
+    Returns:
+        Whether done.json has hashes to check.
+
+    Raises:
+        CheckpointError: a file was changed, damaged, deleted or added since the run was finished.
+    """
+    done = read_done(folder)
+    if not is_sealed(done):
+        return False
+    for name in FILES:
+        _compare(folder / name, done["files"].get(name))
+    for name in FOLDERS:
+        for step, sha256 in contents_hashes(folder / name).items():
+            if done[name].get(str(step)) != sha256:
+                raise CheckpointError(
+                    f"step {step} in {folder / name} is not the one with which the run was "
+                    f"finished: {DONE} has another hash of its manifest, or none. {ADVICE}"
+                )
+    return True
+
+
+def _compare(path: Path, expected: str | None) -> None:
+    """Raise CheckpointError unless the file has the expected sha256 (None: there is no file)."""
+    actual = file_sha256(path) if path.is_file() else None
+    if actual != expected:
+        states = {None: "does not exist", actual: f"has the sha256 {str(actual)[:16]}…"}
+        wanted = {None: "no such file", expected: f"{str(expected)[:16]}…"}
+        raise CheckpointError(
+            f"{path} was changed or damaged after the run was finished: it {states[actual]}, but "
+            f"{DONE} has {wanted[expected]}. {ADVICE}"
+        )
