@@ -134,6 +134,11 @@ def outputs_hash(notebook: Notebook) -> str:
     return hashlib.sha256(json.dumps(outputs, sort_keys=True).encode()).hexdigest()
 
 
+def cells_hash(notebook: Notebook) -> str:
+    """Return the sha256 of all cells, with their metadata and outputs."""
+    return hashlib.sha256(json.dumps(notebook.cells, sort_keys=True).encode()).hexdigest()
+
+
 def library_hash() -> str:
     """Return one sha256 of all Python files of pythia_core and pythia_book."""
     import pythia_core

@@ -37,6 +37,7 @@ import numpy as np
 from pythia_book.notebooks import (
     NOTEBOOK,
     STAMP,
+    cells_hash,
     conflict,
     is_finished,
     notebook_path,
@@ -464,6 +465,8 @@ def check_whole(folder: Path, named: bool = True) -> list[str]:
         problems.append(f"{NOTEBOOK} and record.json are from different runs")
     elif notebook.metadata[STAMP].get("outputs") != outputs_hash(notebook):
         problems.append(f"the outputs in {NOTEBOOK} were edited after the run")
+    elif notebook.metadata[STAMP].get("cells") not in (None, cells_hash(notebook)):
+        problems.append(f"the text or code in {NOTEBOOK} was edited after the run")
     return problems
 
 
@@ -472,7 +475,8 @@ def is_current(folder: Path, stamp: dict[str, Any]) -> bool:
     if not folder.is_dir() or check_whole(folder):
         return False
     found = read_notebook(folder / NOTEBOOK).metadata[STAMP]
-    return {k: value for k, value in found.items() if k not in ("record", "outputs")} == stamp
+    later = ("record", "outputs", "cells")  # added to the stamp when the run has ended
+    return {k: value for k, value in found.items() if k not in later} == stamp
 
 
 def read_record(path: Path) -> dict[str, Any]:

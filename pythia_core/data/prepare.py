@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from pythia_core.config import DataConfig, InterventionConfig, stable_hash
@@ -49,6 +50,7 @@ from pythia_core.util.files import (
     write_digest,
 )
 from pythia_core.util.progress import bar as progress_bar
+from pythia_core.util.progress import print_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -257,18 +259,7 @@ class PreparedData:
             DataError: a file is absent or has changed; the message names the first such file.
         """
         for folder, part in ((self.tokens_folder, "tokens"), (self.folder, "rows")):
-            files = self.manifest[part]["files"]
-            total = sum(entry["bytes"] for entry in files.values())
-            for name, entry in files.items():
-                path = folder / name
-                size = path.stat().st_size if path.is_file() else None
-                if size != entry["bytes"]:
-                    found = "is missing" if size is None else f"has {size} bytes"
-                    raise damaged(folder, f"{name} {found}, expected {entry['bytes']} bytes")
-                if (full or total <= FULL_CHECK_BYTES) and file_sha256(path) != entry["sha256"]:
-                    raise damaged(
-                        folder, f"the sha256 of {name} is not {entry['sha256']} as recorded"
-                    )
+            _check_files(folder, self.manifest[part]["files"], full)
 
 
 def prepare(data: DataConfig, progress: bool = True) -> PreparedData:
@@ -291,11 +282,14 @@ def prepare(data: DataConfig, progress: bool = True) -> PreparedData:
     root = tokens.parent
     rows = root / f"rows-{stable_hash([settings, order])[:16]}"
     with _translate_errors(root):
-        if not rows.is_dir():
-            with atomic_dir(rows) as folder:
-                manifest = {"tokens": {"folder": tokens.name, **read_manifest(tokens)}}
-                manifest["rows"] = _make_rows(tokens, order, folder, progress)
-                write_manifest(folder, {**manifest, "fingerprint": _fingerprint(manifest)})
+
+        def make(folder: Path) -> dict[str, Any]:
+            """Write the rows into `folder`, and return their manifest."""
+            manifest = {"tokens": {"folder": tokens.name, **_intact(tokens)}}
+            manifest["rows"] = _make_rows(tokens, order, folder, progress)
+            return {**manifest, "fingerprint": _fingerprint(manifest)}
+
+        _build(rows, make)
         prepared = PreparedData(rows, data, read_manifest(rows))
         try:
             same = prepared.manifest["fingerprint"] == prepared.fingerprint
@@ -315,17 +309,42 @@ def prepare_tokens(data: DataConfig, progress: bool = True) -> Path:
     root = cache_dir() / "data"
     tokens = root / f"tokens-{stable_hash(_settings(data))[:16]}"
     with _translate_errors(root):
-        if not tokens.is_dir():
-            whole = None
-            if data.dedup != "none":
-                whole = prepare_tokens(replace(data, dedup="none"), progress)
-            with atomic_dir(tokens) as folder:
-                if whole:
-                    manifest = remove_duplicates(data, whole, folder, progress)
-                else:
-                    manifest = make_tokens(data, tokenizer_source(data), folder, progress)
-                write_manifest(folder, manifest)
+
+        def make(folder: Path) -> dict[str, Any]:
+            """Write the tokens into `folder`, and return their manifest."""
+            if data.dedup == "none":
+                return make_tokens(data, tokenizer_source(data), folder, progress)
+            whole = prepare_tokens(replace(data, dedup="none"), progress)
+            return remove_duplicates(data, whole, folder, progress)
+
+        _build(tokens, make)
     return tokens
+
+
+def _build(folder: Path, make: Callable[[Path], dict[str, Any]]) -> None:
+    """Make a folder in the cache with a manifest, if it is absent; other processes wait for it.
+
+    Args:
+        make: fills a temporary folder, and returns its manifest.
+    """
+    if folder.is_dir():
+        return
+    lock = FileLock(cache_dir() / "locks" / f"{folder.name}.lock", timeout=1)
+    lock_file = Path(lock.lock_file)
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire()
+    except Timeout:
+        print_line(f"waiting for another process, which is preparing {folder}")
+        lock.acquire(timeout=-1)
+    try:
+        for leftover in folder.parent.glob(f".{folder.name}.tmp-*"):  # of processes killed here
+            shutil.rmtree(leftover, ignore_errors=True)
+        if not folder.is_dir():
+            with atomic_dir(folder) as temporary:
+                write_manifest(temporary, make(temporary))
+    finally:
+        lock.release()
 
 
 def _settings(data: DataConfig) -> dict[str, Any]:
@@ -482,7 +501,7 @@ def remove_duplicates(
     Raises:
         DataError: the corpus has changed since it was encoded.
     """
-    manifest = read_manifest(whole)
+    manifest = _intact(whole)
     first_tally: Tally = {}
     excluded, _ = choose_heldout(data, first_tally, progress)
     counts = list(next(iter(first_tally.values())).summary())
@@ -605,6 +624,32 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not is_intact(folder / "manifest.json"):
         raise damaged(folder, "manifest.json does not have the sha256 in manifest.json.sha256")
     return value
+
+
+def _intact(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a folder with tokens, after checking every sha256 in it.
+
+    What is made from the tokens gets hashes of its own, which would hide any damage.
+    """
+    manifest = read_manifest(folder)
+    try:
+        _check_files(folder, manifest["files"], full=True)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise damaged(folder, f"manifest.json is incomplete ({error!r})") from error
+    return manifest
+
+
+def _check_files(folder: Path, files: dict[str, Any], full: bool) -> None:
+    """Check files against their entries in a manifest; arguments and errors as in `verify`."""
+    total = sum(entry["bytes"] for entry in files.values())
+    for name, entry in files.items():
+        path = folder / name
+        size = path.stat().st_size if path.is_file() else None
+        if size != entry["bytes"]:
+            found = "is missing" if size is None else f"has {size} bytes"
+            raise damaged(folder, f"{name} {found}, expected {entry['bytes']} bytes")
+        if (full or total <= FULL_CHECK_BYTES) and file_sha256(path) != entry["sha256"]:
+            raise damaged(folder, f"the sha256 of {name} is not {entry['sha256']} as recorded")
 
 
 def damaged(folder: Path, reason: str) -> DataError:

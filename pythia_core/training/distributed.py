@@ -22,7 +22,6 @@ from torch import Tensor
 
 from pythia_core.errors import ConfigError, TrainingError
 
-
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others, e.g. for the first one to read its data."""
 
