@@ -385,9 +385,10 @@ def open_run(folder: Path) -> Run:
     data = prepare(config.data, progress=False)
     if data.fingerprint != fingerprint:
         raise CheckpointError(
-            f"the corpus {config.data.corpus!r} has changed since the run in {folder} was trained: "
-            f"the fingerprint of the data was {fingerprint[:12]} and is now "
-            f"{data.fingerprint[:12]}. Restore the corpus, or train a new run."
+            f"the corpus {config.data.corpus!r} or the tokenizer {config.data.tokenizer!r} has "
+            f"changed since the run in {folder} was trained: the fingerprint of the data was "
+            f"{fingerprint[:12]} and is now {data.fingerprint[:12]}. Restore them, or train a new "
+            "run."
         )
     return Run(Path(folder), config, data)
 

@@ -67,7 +67,8 @@ def add(command: AddCommand) -> None:
     p.add_argument("--top-p", type=float, default=1.0, metavar="P", help=text)
     p.add_argument("--seed", type=seed, default=0, help="random seed for sampling (default: 0)")
 
-    p = command("verify", _verify, "check a run against its hashes, or audit a published model")
+    text = "check all files of a run against hashes and data, or audit a published model"
+    p = command("verify", _verify, text)
     p.add_argument(
         "run",
         metavar="RUN",

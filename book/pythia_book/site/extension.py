@@ -11,6 +11,7 @@ from sphinx.config import Config
 
 from pythia_book.site import assets, card, checkpoints, head, markup, mathematics
 from pythia_book.site.drawings import DrawingFigure, Source, Value
+from pythia_book.site.faults import Faults
 from pythia_book.site.figures import write_files
 from pythia_book.site.front import Cite, Finding, Outcome, PaperClaims
 from pythia_book.site.staging import ROOT, RUNS, choose_runs, fill_numbers, stage_notebooks
@@ -125,6 +126,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         "pythia-claims": PaperClaims,
         "pythia-cite": Cite,
         "pythia-costs": Costs,
+        "pythia-faults": Faults,
         "pythia-scales": Scales,
         "pythia-checkpoints": checkpoints.PromptCheckpoints,
         "drawing": DrawingFigure,

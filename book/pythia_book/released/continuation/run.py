@@ -47,7 +47,7 @@ from pythia_core.training.seal import check_file, write_done
 from pythia_core.training.train import Saving, train
 from pythia_core.training.train import Start as TrainingStart
 from pythia_core.training.trainer import Trainer, update_lr
-from pythia_core.util.files import results_dir, write_json
+from pythia_core.util.files import is_intact, results_dir, write_digest, write_json
 from pythia_core.util.machine import device_info
 
 # --- how a continuation begins ---------------------------------------------------------------
@@ -193,7 +193,7 @@ class Continued(Run):
     @property
     def place(self) -> dict[str, Any]:
         """The content of place.json: the config, and the places of source, rows and control."""
-        return json.loads((self.folder / "place.json").read_text())
+        return _read_place(self.folder)
 
     @property
     def swaps(self) -> list[dict[str, Any]]:
@@ -358,6 +358,7 @@ def locate_continued(
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "place.json", place)  # the rows may have moved
+    write_digest(folder / "place.json")
     if not (folder / "identity.json").exists():
         write_json(folder / "identity.json", identity)
     return Continued(folder, config, data, continuation)
@@ -397,6 +398,16 @@ def _continuation(start: Start, steps: int, swap: str, rewarm: Rewarm | None) ->
 def _read_identity(folder: Path) -> dict[str, Any]:
     """Read identity.json, which holds all that determines the result of a run."""
     return json.loads((folder / "identity.json").read_text())
+
+
+def _read_place(folder: Path) -> dict[str, Any]:
+    """Read place.json; raise a CheckpointError if it was changed or damaged."""
+    if not is_intact(folder / "place.json"):
+        raise CheckpointError(
+            f"{folder / 'place.json'} is missing or damaged; run the command `continue` of this "
+            "run again, which writes it anew"
+        )
+    return json.loads((folder / "place.json").read_text())
 
 
 def _folder(model: ModelConfig, continuation: Continuation, identity: dict[str, Any]) -> Path:
@@ -443,7 +454,7 @@ def open_continued(folder: Path) -> Continued:
     """
     try:
         identity = _read_identity(folder)
-        place = json.loads((folder / "place.json").read_text())
+        place = _read_place(folder)
         continuation = Continuation(**identity["continued"])
         config = run_config_from_dict(place["config"])
         if any(config_dict(config)[part] != identity[part] for part in ("model", "train")):

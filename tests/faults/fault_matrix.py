@@ -1,0 +1,329 @@
+"""The faults that the project must survive, with what is expected and the tests that show it.
+
+Expected: R, training resumes bit for bit from the last intact state; E, an error that says what is
+wrong, and nothing is changed; W, a warning, and the right result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A row of the matrix."""
+
+    number: int
+    fault: str
+    expected: str
+    tests: tuple[str, ...]
+    """Files under tests/ and functions in them, as "file::function"."""
+
+
+_TRAINING = "core/training/test_"
+_DATA = "core/data/test_"
+_FAULTS = "faults/test_training.py::"
+
+MATRIX = (
+    Fault(
+        1,
+        "SIGKILL at any moment of a save, of training, preparation or recording",
+        "R",
+        (
+            f"{_TRAINING}checkpoint.py::test_killed_while_saving",
+            f"{_TRAINING}checkpoint.py::test_a_crash_at_any_call_leaves_a_whole_folder_or_none",
+            f"{_TRAINING}train.py::test_sigkill_at_random_moments",
+            f"{_TRAINING}async_writer.py::test_a_signal_during_a_write_lets_it_finish",
+            "faults/test_kills.py::test_killed_jobs_end_with_the_same_result",
+            "book/test_killed.py::test_killed_at_a_random_moment_it_goes_on_to_the_same_tables",
+            "book/test_papermill_runs.py::test_killed_at_random_moments_there_is_one_whole_run",
+        ),
+    ),
+    Fault(
+        2,
+        "SIGKILL between two renames",
+        "R",
+        (
+            f"{_TRAINING}checkpoint.py::test_a_crash_at_any_call_leaves_a_whole_folder_or_none",
+            "book/test_papermill_runs.py::test_a_folder_is_replaced_whole_or_not_at_all",
+        ),
+    ),
+    Fault(
+        3,
+        "SIGTERM or SIGINT",
+        "R",
+        (
+            f"{_TRAINING}train.py::test_a_signal_saves_then_stops",
+            "test_terminal.py::test_one_training_is_stopped_and_goes_on",
+            "test_terminal.py::test_a_study_in_a_pipe",
+        ),
+    ),
+    Fault(
+        4,  # a run stops, because the checkpoints of a schedule must all exist
+        "full disk",
+        "E, then R",
+        (
+            f"{_FAULTS}test_a_disk_that_fills_up_stops_training_and_costs_nothing",
+            f"{_FAULTS}test_a_small_disk_that_is_really_full",
+            f"{_TRAINING}checkpoint.py::test_no_space_left",
+            f"{_DATA}prepare.py::test_full_disk",
+            f"{_DATA}indexed_dataset.py::test_full_disk_while_writing_leaves_nothing",
+        ),
+    ),
+    Fault(
+        5,
+        "folder that becomes read-only or vanishes",
+        "E, then R",
+        (
+            f"{_FAULTS}test_a_folder_that_becomes_read_only",
+            f"{_FAULTS}test_a_folder_that_vanishes_is_not_made_again",
+        ),
+    ),
+    Fault(
+        6,
+        "truncated file",
+        "E or R",
+        (
+            f"{_TRAINING}checkpoint.py::test_every_truncation_is_noticed",
+            f"{_TRAINING}checkpoint.py::test_if_the_newest_is_corrupt_the_next_is_loaded_with_a_warning",
+            f"{_DATA}prepare.py::test_damaged_files_are_reported",
+        ),
+    ),
+    Fault(
+        7,
+        "flipped bit in any file",
+        "E or R",
+        (
+            "faults/test_flips.py::test_every_flip_is_refused_by_name_repaired_or_harmless",
+            f"{_TRAINING}checkpoint.py::test_every_bit_flip_is_noticed",
+            f"{_TRAINING}seal.py::test_every_entry_of_done_is_hashed",
+            f"{_TRAINING}seal.py::test_a_changed_log_is_neither_read_nor_verified",
+        ),
+    ),
+    Fault(
+        8,
+        "missing, extra or swapped files",
+        "E",
+        (
+            f"{_TRAINING}checkpoint.py::test_missing_extra_and_swapped_files_are_noticed",
+            f"{_TRAINING}seal.py::test_a_checkpoint_of_another_run_is_found",
+            f"{_TRAINING}seal.py::test_a_missing_file_is_named",
+        ),
+    ),
+    Fault(
+        9,
+        "other configuration in the same folder",
+        "E",
+        (
+            f"{_TRAINING}runs.py::test_a_folder_of_another_run_is_refused_and_the_differing_keys_named",
+            f"{_TRAINING}runs.py::test_any_change_of_the_config_gives_another_run",
+            f"{_TRAINING}train.py::test_a_state_of_another_architecture_is_refused",
+        ),
+    ),
+    Fault(
+        10,
+        "other data, order or intervention",
+        "E",
+        (
+            f"{_TRAINING}runs.py::test_a_run_whose_corpus_changed_is_refused",
+            f"{_TRAINING}runs.py::test_any_change_of_the_config_gives_another_run",
+            f"{_DATA}interventions.py::test_a_ledger_of_other_data_is_refused",
+        ),
+    ),
+    Fault(
+        11,
+        "other tokenizer",
+        "E",
+        (
+            f"{_FAULTS}test_a_tokenizer_that_changed_is_refused",
+            f"{_TRAINING}runs.py::test_a_vocabulary_smaller_than_the_data_is_refused",
+        ),
+    ),
+    Fault(
+        12,
+        "other number of processes or threads, other machine",
+        "W",
+        (
+            f"{_TRAINING}distributed.py::test_two_processes_train_like_one",
+            f"{_FAULTS}test_a_resume_under_other_conditions_warns",
+            "core/util/test_workers.py::test_results_are_the_same_with_and_without_workers",
+        ),
+    ),
+    Fault(
+        13,
+        "loss or gradient that is not finite",
+        "E",
+        (
+            f"{_TRAINING}train.py::test_nan_never_reaches_the_weights",
+            f"{_TRAINING}train.py::test_weights_that_are_not_finite_are_never_saved",
+            f"{_TRAINING}trainer.py::test_updates_launched_after_a_failure_change_nothing",
+        ),
+    ),
+    Fault(
+        14,  # no update is skipped, because the models of the suite must stay comparable
+        "spike of the loss",
+        "logged",
+        (f"{_FAULTS}test_a_spike_is_logged_and_training_goes_on",),
+    ),
+    Fault(
+        15,
+        "overflow in fp16",
+        "R",
+        (
+            f"{_TRAINING}loss_scale.py::test_an_overflow_changes_nothing_but_the_scale",
+            f"{_TRAINING}loss_scale.py::test_resumed_equals_uninterrupted",
+            f"{_TRAINING}loss_scale.py::test_a_batch_that_overflows_at_every_scale",
+        ),
+    ),
+    Fault(
+        16,
+        "no GPU, or out of memory",
+        "E",
+        (
+            f"{_TRAINING}trainer.py::test_modes_are_checked",
+            f"{_TRAINING}trainer.py::test_out_of_memory_recommends_a_micro_batch",
+            f"{_FAULTS}test_a_worker_that_is_killed_is_an_error_not_a_hang",
+        ),
+    ),
+    Fault(
+        17,
+        "damaged or hostile index of tokens",
+        "E",
+        (
+            f"{_DATA}indexed_dataset.py::test_every_flipped_bit_of_the_index_is_found",
+            f"{_DATA}indexed_dataset.py::test_the_error_names_the_damaged_field",
+            f"{_DATA}indexed_dataset.py::test_every_dtype_of_tokens_is_read_and_every_other_one_refused",
+        ),
+    ),
+    Fault(
+        18,
+        "truncated tokens, missing or unordered shards",
+        "E",
+        (
+            f"{_DATA}indexed_dataset.py::test_truncated_and_extended_files_are_found",
+            f"{_DATA}indexed_dataset.py::test_a_shard_that_ends_inside_a_token_is_refused",
+            "book/released/test_pile.py::test_errors_name_what_is_missing",
+        ),
+    ),
+    Fault(
+        19,
+        "token id outside the vocabulary",
+        "E",
+        (
+            f"{_DATA}indexed_dataset.py::test_ids_outside_the_vocabulary_are_refused",
+            f"{_TRAINING}train.py::test_an_id_outside_the_vocabulary_is_refused",
+        ),
+    ),
+    Fault(
+        20,
+        "byte offsets above 2^31 and 2^32",
+        "right tokens",
+        (
+            f"{_DATA}indexed_dataset.py::test_beyond_four_gigabytes",
+            f"{_DATA}indexed_dataset.py::test_shards_beyond_four_gigabytes",
+        ),
+    ),
+    Fault(
+        21,
+        "text in bad UTF-8, with NUL, BOM, CRLF or lone surrogates",
+        "E",
+        (
+            f"{_DATA}corpus.py::test_bad_jsonl_is_named_by_file_and_line",
+            f"{_DATA}corpus.py::test_bad_text_files",
+        ),
+    ),
+    Fault(
+        22,
+        "empty documents, and documents of one token",
+        "counted",
+        (
+            f"{_DATA}indexed_dataset.py::test_round_trip_with_empty_documents",
+            f"{_DATA}corpus.py::test_bad_jsonl_is_named_by_file_and_line",
+        ),
+    ),
+    Fault(
+        23,
+        "giant document",
+        "right tokens",
+        (
+            f"{_DATA}prepare.py::test_giant_document",
+            f"{_DATA}order.py::test_document_longer_than_everything",
+        ),
+    ),
+    Fault(
+        24,
+        "text that contains <|endoftext|>",
+        "ordinary text",
+        (
+            f"{_DATA}tokenizer.py::test_text_never_becomes_a_special_token",
+            f"{_DATA}prepare.py::test_text_with_the_name_of_the_special_token",
+        ),
+    ),
+    Fault(
+        25,
+        "malformed JSON, truncated or inflated archives",
+        "E",
+        (
+            f"{_DATA}corpus.py::test_bad_jsonl_is_named_by_file_and_line",
+            f"{_DATA}downloads.py::test_tampered_cache_is_refused_and_left_alone",
+        ),
+    ),
+    Fault(
+        26,
+        "two processes on one run",
+        "E",
+        (
+            f"{_TRAINING}train.py::test_two_processes_on_one_run",
+            "book/test_papermill_runs.py::test_two_runs_at_once_are_kept_apart",
+        ),
+    ),
+    Fault(
+        27,
+        "clock that jumps, folder that was moved",
+        "R",
+        (
+            f"{_FAULTS}test_a_clock_that_jumps_and_a_folder_that_moves",
+            f"{_FAULTS}test_a_stopped_run_is_moved_and_goes_on",
+            f"{_TRAINING}runs.py::test_a_renamed_folder_is_still_the_run",
+        ),
+    ),
+    Fault(
+        28,
+        "log torn by a kill",
+        "R",
+        (
+            f"{_TRAINING}train.py::test_a_partial_metrics_line_is_dropped",
+            f"{_TRAINING}metrics.py::test_rows_past_the_resumed_step_are_dropped",
+            f"{_TRAINING}metrics.py::test_a_damaged_line_is_named",
+            f"{_FAULTS}test_an_edited_log_of_a_stopped_run_is_refused",
+        ),
+    ),
+    Fault(
+        29,
+        "worker process that dies",
+        "E",
+        (f"{_FAULTS}test_a_worker_that_is_killed_is_an_error_not_a_hang",),
+    ),
+    Fault(
+        30,
+        "process that hangs in a collective",
+        "E",
+        (f"{_FAULTS}test_a_process_that_hangs_or_dies_ends_the_others",),
+    ),
+    Fault(
+        31,
+        "two processes that prepare one text, cache of another text",
+        "one prepares",
+        (
+            f"{_FAULTS}test_of_processes_that_need_the_same_tokens_one_makes_them",
+            f"{_DATA}prepare.py::test_fingerprint_depends_on_the_content_only",
+            f"{_DATA}prepare.py::test_corpus_that_changes_while_read",
+        ),
+    ),
+    Fault(
+        32,
+        "notebook cell that fails",
+        "E",
+        ("book/test_papermill_runs.py::test_a_finished_run_survives_whatever_fails_or_only_looks",),
+    ),
+)
