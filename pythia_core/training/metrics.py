@@ -33,8 +33,10 @@ def read_metrics(path: Path, keys: tuple[str, ...] = ("step",)) -> list[dict[str
             continue
         try:
             row = json.loads(line)
-            if not isinstance(row, dict) or (missing := [key for key in keys if key not in row]):
-                raise ValueError(f"it has no {', '.join(missing)}" if missing else "not an object")
+            if not isinstance(row, dict):
+                raise ValueError("it is not an object")
+            if missing := [key for key in keys if key not in row]:
+                raise ValueError(f"it has no {', '.join(missing)}")
         except ValueError as error:
             if number == len(lines):  # without a newline: an interrupted write
                 break

@@ -7,7 +7,12 @@ record is full of hostile text.
 from __future__ import annotations
 
 import html.parser
+import os
 import re
+import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -273,6 +278,31 @@ def test_what_cannot_be_shown_is_named(tmp_path: Path) -> None:
     assert done.returncode != 0
     shown = " ".join((done.stdout + done.stderr).split())
     assert f"recorded/{STUDY}/laptop cannot be shown: record.json is not a record" in shown
+
+
+@pytest.mark.commands
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_after_a_killed_build_every_page_is_built_again(tmp_path: Path, fresh: Path) -> None:
+    """Killed while it writes pages, when Sphinx has already saved what it has read."""
+    root = tmp_path / "clone"
+    shutil.copytree(fresh.parents[1], root)
+    pages = {page: page.stat().st_mtime_ns for page in (root / "_build/html").rglob("*.html")}
+    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", "book/"]
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTHIA_")}
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    building = subprocess.Popen(command, cwd=root, env=kept, stderr=subprocess.DEVNULL, **quiet)
+    while building.poll() is None:
+        if sum(page.stat().st_mtime_ns > before for page, before in pages.items()) >= 2:
+            building.kill()
+            building.wait()
+        time.sleep(0.005)
+    assert building.returncode == -signal.SIGKILL
+    started = time.time_ns()
+    site = strict_build(root)
+    assert not [page for page in pages if page.stat().st_mtime_ns < started]
+    assert all(page.read_text("utf-8").rstrip().endswith("</html>") for page in pages)
+    assert not (site.parent / ".doctrees" / "unfinished-build").exists()
 
 
 @pytest.mark.commands

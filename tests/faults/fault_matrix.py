@@ -27,7 +27,7 @@ _FAULTS = "faults/test_training.py::"
 MATRIX = (
     Fault(
         1,
-        "SIGKILL at any moment of a save, of training, preparation or recording",
+        "SIGKILL at any moment of a save, of training, preparation, recording or building",
         "R",
         (
             f"{_TRAINING}checkpoint.py::test_killed_while_saving",
@@ -35,6 +35,7 @@ MATRIX = (
             f"{_TRAINING}train.py::test_sigkill_at_random_moments",
             f"{_TRAINING}async_writer.py::test_a_signal_during_a_write_lets_it_finish",
             "faults/test_kills.py::test_killed_jobs_end_with_the_same_result",
+            "book/test_book.py::test_after_a_killed_build_every_page_is_built_again",
             "book/test_killed.py::test_killed_at_a_random_moment_it_goes_on_to_the_same_tables",
             "book/test_papermill_runs.py::test_killed_at_random_moments_there_is_one_whole_run",
         ),

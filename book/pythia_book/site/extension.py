@@ -67,6 +67,29 @@ def linked(book: Path, place: Path) -> Path:
     return folder
 
 
+UNFINISHED = "unfinished-build"
+"""A file next to Sphinx's environment that exists while a build runs."""
+
+
+def begin(app: Sphinx, config: Config) -> None:
+    """If the last build was stopped, make Sphinx forget it, so that every page is written again.
+
+    Sphinx saves what it has read before it writes the pages. After a build that was stopped in
+    between, it would take pages that are half written, or show an older run, for up to date.
+    """
+    mark = Path(app.doctreedir) / UNFINISHED
+    if mark.exists():
+        (mark.parent / "environment.pickle").unlink(missing_ok=True)
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+
+
+def end(app: Sphinx, error: Exception | None) -> None:
+    """Note that the build was not stopped."""
+    if error is None:
+        (Path(app.doctreedir) / UNFINISHED).unlink(missing_ok=True)
+
+
 def configure(app: Sphinx, config: Config) -> None:
     """Tell Sphinx where the templates are, and how to show formulas."""
     config.html_math_renderer = mathematics.NAME
@@ -95,6 +118,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_config_value("pythia_shown", "", "env")
     # these run before priority 900, at which sphinx-external-toc reads the table of contents
     hooks = (
+        begin,
         locate_sources,
         configure,
         head.identify,
@@ -116,6 +140,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("html-page-context", assets.lighten, priority=910)
     app.connect("build-finished", card.draw)
     app.connect("build-finished", assets.write_sheet, priority=910)  # after the theme's own
+    app.connect("build-finished", end, priority=990)
     for name, directive in {
         "pythia-run": RunBanner,
         "pythia-report": ReproductionReport,

@@ -148,7 +148,7 @@ def test_an_older_run_with_a_damaged_identity_or_log_is_refused_by_name(fork: Ru
         with pytest.raises(DataError, match=f"line 1 of .* is not a row of the log .*no {key}"):
             fork.metrics()
     log.write_text("[1]\n" + good[1])
-    with pytest.raises(DataError, match="not an object"):
+    with pytest.raises(DataError, match="it is not an object"):
         verify(fork)
 
 
