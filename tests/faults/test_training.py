@@ -34,7 +34,7 @@ from pythia_core.training.checkpoint import (
 )
 from pythia_core.training.metrics import read_metrics
 from pythia_core.training.runs import find_or_train, find_run, verify
-from pythia_core.training.train import train
+from pythia_core.training.train import Saving, train
 from pythia_core.training.trainer import Trainer
 
 
@@ -69,16 +69,23 @@ def interrupted_at(step: int, action: Callable[[], object]) -> Callable[[int], n
     return batch
 
 
-@pytest.mark.parametrize(("size", "what"), [(30_000, "could not save step"), (900, "metrics")])
+@pytest.mark.parametrize(
+    ("size", "saving", "message"),
+    [
+        (30_000, Saving(), "could not save step"),
+        (900, Saving(weights=frozenset()), r"could not write to .*metrics\.jsonl"),
+    ],
+    ids=["checkpoint", "log"],
+)
 def test_a_disk_that_fills_up_stops_training_and_costs_nothing(
-    tmp_path: Path, straight: str, size: int, what: str
+    tmp_path: Path, straight: str, size: int, saving: Saving, message: str
 ) -> None:
-    """The limit of 900 bytes is reached by the log first, in the middle of a row."""
+    """A checkpoint or a row of the log is not written, or not as a whole."""
     folder = tmp_path / "run"
-    train(config(), batch_at, folder, stop_at=4, progress=False)
+    train(config(), batch_at, folder, stop_at=4, progress=False, saving=saving)
     before = saved_steps(folder / "states")
-    with file_limit(size), pytest.raises(TrainingError, match=what):
-        train(config(), batch_at, folder, progress=False)
+    with file_limit(size), pytest.raises(TrainingError, match=message):
+        train(config(), batch_at, folder, progress=False, saving=saving)
     assert set(before) <= set(saved_steps(folder / "states"))
     for kind in ("states", "checkpoints"):
         for step in saved_steps(folder / kind):
@@ -143,6 +150,7 @@ import os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from tiny_training import batch_at, config
+from pythia_core.errors import TrainingError
 from pythia_core.training.train import train
 folder = Path(sys.argv[1])
 if os.getuid() == 0:
@@ -152,22 +160,24 @@ train(config(), batch_at, folder, stop_at=4, progress=False)
 (folder / "states").chmod(0o555)
 try:
     train(config(), batch_at, folder, progress=False)
-finally:
-    (folder / "states").chmod(0o755)
+except TrainingError as error:
+    print(error)
+(folder / "states").chmod(0o755)
+hashes = [train(config(), batch_at, folder / name, progress=False) for name in (".", "straight")]
+print("equal" if hashes[0] == hashes[1] else "different")
 """
 
 
-def test_a_folder_that_becomes_read_only(tmp_path: Path, straight: str) -> None:
+def test_a_folder_that_becomes_read_only(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    for parent in folder.relative_to(tmp_path.parents[2]).parents:
-        (tmp_path.parents[2] / parent).chmod(0o755)
+    for parent in (tmp_path, *tmp_path.parents[:2]):  # pytest makes them private
+        parent.chmod(0o755)
     command = [sys.executable, "-c", READ_ONLY, str(folder), str(HELPERS)]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    assert "TrainingError: could not save step 12" in done.stderr
-    assert "Permission denied" in done.stderr, done.stderr[-2000:]
-    assert saved_steps(folder / "states") == [4]
-    assert train(config(), batch_at, folder, progress=False) == straight
+    refused, compared = done.stdout.splitlines() or ["", done.stderr]
+    assert "could not save step 12" in refused and "Permission denied" in refused
+    assert compared == "equal"
 
 
 def test_a_clock_that_jumps_and_a_folder_that_moves(
@@ -295,7 +305,7 @@ sys.path.insert(0, sys.argv[2])
 from tiny_training import batch_at, config
 from pythia_core.training import distributed
 from pythia_core.training.train import train
-distributed.TIMEOUT = timedelta(seconds=5)
+distributed.TIMEOUT = timedelta(seconds=20)
 def slow(step):
     time.sleep(0.05)
     return batch_at(step)
@@ -322,7 +332,7 @@ def test_a_process_that_hangs_or_dies_ends_the_others(tmp_path: Path, how: signa
         ranks[1].send_signal(how)
         started = time.monotonic()
         _, said = ranks[0].communicate(timeout=90)
-        assert time.monotonic() - started < 60 and ranks[0].returncode == 1
+        assert time.monotonic() - started < 80 and ranks[0].returncode == 1
         assert "TrainingError: one of the 2 processes that train together died, or did" in said
     finally:
         for rank in ranks:

@@ -66,7 +66,6 @@ def linked(book: Path, place: Path) -> Path:
     (place / "pythia_core").symlink_to(book.parent / "pythia_core")  # pages quote code from there
     return folder
 
-
 UNFINISHED = "unfinished-build"
 """A file next to Sphinx's environment that exists while a build runs."""
 
