@@ -214,18 +214,38 @@ def save_cached(path: Path, key: dict[str, Any], arrays: Arrays) -> None:
 
 def load_cached(path: Path, key: dict[str, Any]) -> Arrays | None:
     """Read arrays by name; None if the file is missing, damaged or saved with another key."""
+    arrays, saved_key = _read_cached(path)
+    return arrays if saved_key == json.dumps(key, sort_keys=True) else None
+
+
+def damaged_caches(run: Run) -> list[Path]:
+    """Return the cached results of a run that are damaged, and so will be measured again."""
+
+    def is_intact(file: Path) -> bool:
+        arrays, key = _read_cached(file)
+        try:
+            return arrays is not None and file.stem.endswith(stable_hash(json.loads(key))[:12])
+        except ValueError:
+            return False
+
+    files = (run.folder / "evaluations").glob("*.safetensors")
+    return sorted(file for file in files if not is_intact(file))
+
+
+def _read_cached(path: Path) -> tuple[Arrays | None, str]:
+    """Return the arrays in a file and its key as JSON; (None, "") if it is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        return None
+        return None, ""
     try:
         with safe_open(path, "np") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except (OSError, SafetensorError, ValueError):
-        return None
-    same = metadata.get("key") == json.dumps(key, sort_keys=True)
-    return arrays if same and metadata.get("sha256") == _sha256(arrays) else None
+        return None, ""
+    same = metadata.get("sha256") == _sha256(arrays)
+    return (arrays, metadata.get("key", "")) if same else (None, "")
 
 
 # --- held-out text ---------------------------------------------------------------------------

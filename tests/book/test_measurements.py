@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pythia_book import measurements
-from pythia_book.measurements import measure_all
+from pythia_book.measurements import damaged_caches, measure_all
 
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.training.runs import Run, find_or_train_all
@@ -89,7 +89,9 @@ def test_a_damaged_cached_result_is_measured_again(trained: list[Run], position:
     (file,) = (trained[0].folder / "evaluations").iterdir()
     raw = bytearray(file.read_bytes())
     raw[position] ^= 4
+    assert damaged_caches(trained[0]) == []
     file.write_bytes(raw)
+    assert damaged_caches(trained[0]) == [file]
     again, _ = measure_all([(trained[0], 2)], measurement, progress=False)
     assert len(measurement.calls) == 2
     key = (trained[0].id, 2)

@@ -134,9 +134,14 @@ def _verify(args: argparse.Namespace) -> None:
     from pythia_book.released.download import is_published
 
     if not is_published(args.run):
+        from pythia_book.measurements import damaged_caches
         from pythia_core.training.runs import find_run, verify
 
-        return print("\n".join(verify(find_run(args.run))))
+        run = find_run(args.run)
+        print("\n".join(verify(run)))
+        for path in damaged_caches(run):
+            print(f"{path} is damaged; the next study that needs it measures again")
+        return
     from pythia_book.released.audit import audit
 
     result = audit(args.run)
