@@ -420,7 +420,7 @@ def _parent_state(config: RunConfig, progress: bool, execution: Execution) -> St
     if start == 0:
         return Start(0, Trainer(config.parent, torch.device("cpu")).state())
     if start not in saved_steps(parent.states):
-        replay = parent.folder / "replays"
+        replay = parent.folder / "replays" / str(start)  # one for each, as it has its own log
         older = newest_loadable(parent.states, at_most=start)
         train(
             config.parent,

@@ -115,6 +115,16 @@ def test_a_fork_starts_from_the_exact_state_of_its_control(config: RunConfig) ->
     assert all(torch.equal(ours["model"][n], t) for n, t in theirs["model"].items())
 
 
+def test_forks_are_replayed_in_any_order(config: RunConfig) -> None:
+    control = train(config)
+    for start in (9, 6, 11):
+        shutil.rmtree(step_folder(control.states, start), ignore_errors=True)
+        fork = train(config.fork("masculine_to_feminine", start))
+        ours, _ = load_checkpoint(step_folder(fork.checkpoints, start))
+        theirs, _ = load_checkpoint(step_folder(control.checkpoints, start))
+        assert all(torch.equal(ours["model"][n], t) for n, t in theirs["model"].items())
+
+
 def test_a_swap_that_changes_nothing_reproduces_the_control(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
