@@ -327,6 +327,7 @@ def other_caches(cache: Path) -> Kind:
 def chosen_precision(cache: Path, patch: pytest.MonkeyPatch) -> Kind:
     """The stored choice of precision; a damaged one is measured again."""
     patch.setattr(precision, "measure", lambda: {"fp32": 100.0, "bf16": 200.0})
+    patch.setattr(precision, "print_line", lambda text: None)
     folder = cache / "precision"
 
     def read() -> tuple[Any, bool]:
