@@ -387,7 +387,7 @@ def record(folder: Path) -> list[Kind]:
         return [shown, arrays_hash(*arrays.values()), page, [t.to_csv() for t in tables]], False
 
     return [
-        Kind("record.json", [folder / "record.json"], read),
+        Kind("records (record.json)", [folder / "record.json"], read),
         Kind("tables and measurements", [*folder.glob("*.csv"), *folder.glob("*.npz")], read),
         Kind("executed notebooks", [folder / "notebook.ipynb"], read),
     ]
