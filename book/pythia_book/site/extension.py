@@ -26,6 +26,9 @@ from pythia_book.site.studies import (
 from pythia_core.errors import ConfigError
 from pythia_core.util.files import check_writable
 
+UNFINISHED = "unfinished-build"
+"""A file next to Sphinx's environment that exists while a build runs."""
+
 
 def locate_sources(app: Sphinx, config: Config) -> None:
     """Build from book/, whichever folder the build was called with, and with all that is in it.
@@ -65,9 +68,6 @@ def linked(book: Path, place: Path) -> Path:
             (folder / entry.name).symlink_to(entry)
     (place / "pythia_core").symlink_to(book.parent / "pythia_core")  # pages quote code from there
     return folder
-
-UNFINISHED = "unfinished-build"
-"""A file next to Sphinx's environment that exists while a build runs."""
 
 
 def begin(app: Sphinx, config: Config) -> None:
