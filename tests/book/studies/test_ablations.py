@@ -63,7 +63,7 @@ def model(arm: str, size: str = "25k") -> GPTNeoX:
         ({"arms": "pythia"}, "unknown arm 'pythia'"),
         ({"seeds": 0}, "seeds must be"),
         ({"sizes": "7m"}, "unknown size"),
-        ({"scale": "paper"}, "no model is trained from scratch"),
+        ({"scale": "paper"}, "scale must be one of smoke, laptop"),
     ],
 )
 def test_bad_parameters_are_refused(given: dict, words: str) -> None:

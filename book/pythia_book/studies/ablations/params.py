@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pythia_book.study import StudyParams, split_list
+from pythia_book.study import StudyParams, names_in
 from pythia_core.config import RunConfig
-from pythia_core.errors import ConfigError, one_of, raise_all
 from pythia_core.suite import SUITE_SEED, scale_named
 
 STUDY = "ablations"
@@ -68,20 +67,15 @@ class Params(StudyParams):
     DEFAULT_SIZES: ClassVar = {"smoke": "7k", "laptop": "25k", "gpu": "1.2m,4.7m"}
 
     def check(self) -> None:
-        """Raise ConfigError if an arm is unknown or the scale trains no models."""
-        accepted = [name for name in ARMS if name != BASELINE]
-        raise_all(
-            ConfigError,
-            [one_of(a, accepted, "arm") for a in split_list(self.arms) if a not in accepted],
-            "arms",
-        )
-        self.config(self.size_list[0], BASELINE, 0)
+        """Raise ConfigError if an arm is unknown or repeated."""
+        _ = self.arm_list
 
     @property
     def arm_list(self) -> tuple[str, ...]:
         """The names of the arms in the order of ARMS; Pythia's comes first."""
-        chosen = split_list(self.arms) or ARMS
-        return tuple(name for name in ARMS if name == BASELINE or name in chosen)
+        accepted = [name for name in ARMS if name != BASELINE]
+        chosen = names_in(self.arms, accepted, "arm", "arms") or accepted
+        return (BASELINE, *(name for name in accepted if name in chosen))
 
     @property
     def n_steps(self) -> int:
@@ -100,11 +94,7 @@ class Params(StudyParams):
         return scale_named(self.scale).data.seq_len // WINDOWS
 
     def config(self, size: str, arm: str, seed: int) -> RunConfig:
-        """Return the config of a job, in fp32; arms differ in fields of the model alone.
-
-        Raises:
-            ConfigError: no model of the scale is trained from scratch.
-        """
+        """Return the config of a job, in fp32; arms differ in fields of the model alone."""
         at = SUITE_SEED + seed
         base = scale_named(self.scale).run(size, at, at, steps=self.n_steps, precision="fp32")
         return replace(base, model=replace(base.model, **ARMS[arm].model))

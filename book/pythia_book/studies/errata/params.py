@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from pythia_book.studies.seeds.params import seed_values
-from pythia_book.study import MeasuringCost, StudyParams, kept_at, split_list
+from pythia_book.study import MeasuringCost, StudyParams, kept_at, names_in
 from pythia_core.config import RunConfig
-from pythia_core.errors import ConfigError, one_of, raise_all
 from pythia_core.suite import suite_configs
 from pythia_core.training.retention import Keep
 
@@ -69,15 +68,13 @@ class Params(StudyParams):
     DEFAULT_SIZES: ClassVar = {"smoke": "7k", "laptop": "25k", "gpu": "1.2m"}
 
     def check(self) -> None:
-        """Raise a ConfigError if `switches` has an unknown name."""
+        """Raise a ConfigError if `switches` has an unknown or repeated name."""
         _ = self.switch_list
 
     @property
     def switch_list(self) -> tuple[Switch, ...]:
         """The selected switches, in the order of SWITCHES."""
-        names = split_list(self.switches)
-        unknown = [one_of(name, SWITCHES, "switch") for name in names if name not in SWITCHES]
-        raise_all(ConfigError, unknown, "switches")
+        names = names_in(self.switches, SWITCHES, "switch", "switches")
         return tuple(s for name, s in SWITCHES.items() if name in names or not names)
 
 

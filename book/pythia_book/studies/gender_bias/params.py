@@ -100,6 +100,7 @@ class Params(StudyParams):
     flat_seeds: int = 0
     """Number of seeds of the smallest size on text that has no association to learn."""
 
+    PUBLISHED: ClassVar = True
     WHOLE: ClassVar = {"seeds": (1, 100), "crossed_seeds": (0, 100), "flat_seeds": (0, 100)}
     DEFAULT_SIZES: ClassVar = {
         "smoke": "7k",

@@ -67,8 +67,8 @@ class Params(StudyParams):
     WHOLE: ClassVar = {
         "context": (1, 4096),
         "continuation": (1, 4096),
-        "window": (1, 1_000_000),
-        "simulations": (200, 100_000),
+        "window": (8, 1_000_000),
+        "simulations": (200, 20_000),
         "seeds": (1, 50),
     }
 
@@ -78,6 +78,17 @@ class Params(StudyParams):
             raise ConfigError(
                 f"context={self.context} and continuation={self.continuation} add up to more than "
                 f"the {width} tokens of a row; lower context or continuation"
+            )
+        n_rows = scale_named(self.scale).steps * scale_named(self.scale).batch_size
+        if self.window > n_rows:
+            raise ConfigError(
+                f"window={self.window} is more than the {n_rows} rows of training at the scale "
+                f"{self.scale}; lower window"
+            )
+        if 0 < self.seed < self.seeds:
+            raise ConfigError(
+                f"seed={self.seed} is also one of the further seeds 1..{self.seeds - 1} that "
+                f"seeds={self.seeds} adds; choose a seed of at least {self.seeds}"
             )
 
     def steps(self, arm: str) -> list[int]:

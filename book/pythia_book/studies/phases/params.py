@@ -50,6 +50,7 @@ class Params(StudyParams):
     seeds: int = 2
     """Models of each depth in the laboratory, with the seeds FIRST_SEED, FIRST_SEED + 1, ..."""
 
+    PUBLISHED: ClassVar = True
     WHOLE: ClassVar = {"batches": (1, 143_000), "layers": (1, DEPTHS[-1]), "seeds": (1, 100)}
     DEFAULT_SIZES: ClassVar = {
         "smoke": "7k",
@@ -84,14 +85,23 @@ class Params(StudyParams):
                 f"{self.scale}, both must be empty, got source={self.source!r} and "
                 f"data={self.data!r}"
             )
+        if not self.released and self.batches != type(self).batches:
+            raise ConfigError(
+                f"batches is only for --scale paper, where it counts those of data; with --scale "
+                f"{self.scale}, n-grams are counted on all text, so leave batches at its default, "
+                f"{type(self).batches}; got {self.batches}"
+            )
         saved = checkpoint_steps(scale_named(self.scale).steps)
-        steps = [step for step in split_list(self.steps) if step not in ("all", "first", "last")]
-        if not split_list(self.steps) or any(
-            not step.isdecimal() or int(step) not in saved for step in steps
+        listed = split_list(self.steps)
+        numbers = [step for step in listed if step not in ("first", "last")]
+        if self.steps != "all" and (
+            not listed
+            or len(set(listed)) < len(listed)
+            or not set(numbers) <= {str(step) for step in saved}
         ):
             raise ConfigError(
-                f'steps must be "all", or a comma-separated list of checkpoints at the scale '
-                f'{self.scale}, e.g. "first,{saved[-2]},last"; got {self.steps!r}'
+                f'steps must be "all", or a comma-separated list of different checkpoints at the '
+                f'scale {self.scale}, e.g. "first,{saved[-2]},last"; got {self.steps!r}'
             )
         if self.layers not in DEPTHS:
             raise ConfigError(

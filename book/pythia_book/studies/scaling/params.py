@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pythia_book.study import MeasuringCost, StudyParams, kept_at, shot_counts, split_list
-from pythia_book.tasks.benchmarks import TASKS
+from pythia_book.study import MeasuringCost, StudyParams, kept_at, names_in, shot_counts
+from pythia_book.tasks.benchmarks import N_EXAMPLES, TASKS
 from pythia_book.tasks.metrics import LIMIT
 from pythia_core.config import RunConfig
-from pythia_core.errors import ConfigError, one_of, raise_all
 from pythia_core.suite import suite_configs
 from pythia_core.training.retention import Keep, is_large
 from pythia_core.training.schedule import checkpoint_steps, linear_step
@@ -38,19 +37,17 @@ class Params(StudyParams):
 
     def check(self) -> None:
         """Raise ConfigError if a task is unknown or `shots` is not a list of numbers up to 16."""
-        problems = [one_of(t, TASKS, "task") for t in self.task_list if t not in TASKS]
-        raise_all(ConfigError, problems, "tasks")
-        _ = self.shot_list
+        _ = self.task_list, self.shot_list
 
     @property
     def task_list(self) -> tuple[str, ...]:
-        """The names of the tasks, without duplicates; all seven tasks if `tasks` is empty."""
-        return tuple(dict.fromkeys(split_list(self.tasks))) or tuple(TASKS)
+        """The names of the tasks; all seven tasks if `tasks` is empty."""
+        return names_in(self.tasks, TASKS, "task", "tasks") or tuple(TASKS)
 
     @property
     def shot_list(self) -> tuple[int, ...]:
         """The numbers of solved examples in a prompt, ascending."""
-        return tuple(shot_counts(self.shots, 16))
+        return tuple(shot_counts(self.shots, N_EXAMPLES))
 
 
 def runs(params: Params) -> list[RunConfig]:
