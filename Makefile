@@ -79,10 +79,8 @@ $(OLD_TORCH)/.ready:
 	@$(call stoppable,$(OLD_TORCH)/bin/python -m pip install -qq --disable-pip-version-check $(OLD_PACKAGES))
 	@touch $@
 
-studies: $(STUDIES:%=study-%) ## train the suite at SCALE and run its studies (finished work is not repeated)
-
-study-%: $(READY)
-	@exec $(BIN)/python -m pythia_core study $* --scale $(SCALE) < /dev/null
+studies: $(READY) ## train the suite at SCALE and run its studies (finished work is not repeated)
+	@exec $(BIN)/python -m pythia_core study --scale $(SCALE) < /dev/null
 
 record: $(STUDIES:%=record-%) ## run every study, with the seeds of the record, and copy the results into book/recorded
 

@@ -22,11 +22,10 @@ from pathlib import Path
 import nbformat
 import pytest
 import pythia_book
-from pythia_book import notebooks, records
+from pythia_book import notebooks
 from tiny_project import make_project, record_cell
 
 import pythia_core
-from pythia_core.errors import DataError
 
 ROOT = Path(pythia_core.__file__).resolve().parents[1]
 BOOK = Path(pythia_book.__file__).resolve().parents[1]
@@ -287,20 +286,6 @@ def test_a_benchmark_says_that_it_starts_over(tmp_path: Path) -> None:
     given = {"PYTHIA_RESULTS": str(tmp_path / "results")}
     ran = run(command, tmp_path, False, (("", 4.0, signal.SIGTERM),), **given)
     assert_stopped(ran, signal.SIGTERM, "stopped: run the same command again to start over")
-
-
-def test_a_study_says_what_it_will_take_by_what_the_recorded_one_took() -> None:
-    try:
-        record = records.read_record(ROOT / "book/recorded/gender_bias/laptop")
-    except DataError as error:
-        pytest.skip(f"to be run again: {error}")
-    first, most, recorded = records.start_message("gender_bias", "laptop").splitlines()
-    assert first.startswith("== Running gender_bias at scale laptop; data, models")
-    threads = record["device"]["threads"]
-    whole = records.duration_text(record["duration_s"] + record["training_s"] / threads)
-    assert f"at most about {whole} on {records.device_text(record)}" in most
-    assert records.duration_text(record["duration_s"]) in recorded
-    assert len(records.start_message("gender_bias", "smoke").splitlines()) == 1, "nothing is known"
 
 
 def test_a_notebook_that_a_person_opened_redraws_one_line() -> None:

@@ -463,6 +463,7 @@ class PythiaEngine:
         from papermill.engines import NBClientEngine
 
         from pythia_book import records
+        from pythia_book.plan import start_message
 
         papermill = dict(nb.metadata.get("papermill", {}))
         study = Path(str(kwargs.get("input_path") or "")).stem
@@ -490,7 +491,7 @@ class PythiaEngine:
         kwargs["output_path"] = None  # papermill writes the returned notebook
         kwargs.setdefault("extra_arguments", KERNEL_ARGUMENTS)
         if kwargs.get("progress_bar", True) and "scale" in values:
-            print(records.start_message(study, values["scale"]), file=sys.stderr, flush=True)
+            print(start_message(study, values), file=sys.stderr, flush=True)
         with contextlib.ExitStack() as stack:
             if os.path.expanduser("~") == "~":  # Jupyter does not start without a home folder
                 cache.mkdir(parents=True, exist_ok=True)

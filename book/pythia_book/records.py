@@ -722,24 +722,6 @@ def device_text(record: dict[str, Any]) -> str:
     return ", ".join([str(machine.get("gpu") or cpu), *sorted(precisions)])
 
 
-def start_message(study: str, scale: str) -> str:
-    """Return the message at the start of a study, with the time that the recorded run took."""
-    text = f"== Running {study} at scale {scale}; data, models and measurements that exist are kept"
-    try:
-        record = read_record(project_root() / "book" / "recorded" / study / scale)
-    except DataError:
-        return text
-    notebook, training = (float(record.get(k) or 0) for k in ("duration_s", "training_s"))
-    threads = (record.get("device") or {}).get("threads") or 1
-    return (  # "at most": the notebook's time already includes some of the training
-        f"{text}\n"
-        f"   from scratch at most about {duration_text(notebook + training / threads)} on "
-        f"{device_text(record)}:\n"
-        f"   in the recorded run, the notebook took {duration_text(notebook)}, and training all "
-        f"models took {duration_text(training)} on one thread"
-    )
-
-
 def command(record: dict[str, Any]) -> str:
     """Return the command that repeats the run of a record."""
     study = record["study"]

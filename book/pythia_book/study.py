@@ -150,8 +150,8 @@ def shot_counts(text: str, most: int) -> list[int]:
     counts = whole_numbers(text)
     if not counts or counts[-1] > most:
         raise ConfigError(
-            f"shots must be a comma-separated list of numbers in 0..{most}, each at most once, e.g. "
-            f'"0,2"; got {text!r}'
+            f"shots must be a comma-separated list of numbers in 0..{most}, each named once, "
+            f'e.g. "0,2"; got {text!r}'
         )
     return counts
 

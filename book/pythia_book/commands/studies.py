@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from pythia_book.commands import utf8
 from pythia_book.notebooks import STOP_NOTE
@@ -12,9 +13,16 @@ from pythia_core.suite import SCALES
 
 def add(command: AddCommand) -> None:
     """Add `study`, `record`, `redraw` and `errata` to the command line."""
-    p = command("study", _study, "run a study's notebook, unless its results are up to date")
+    p = command(
+        "study", _study, "run the notebooks of studies, unless their results are up to date"
+    )
     p.set_defaults(resume_note=STOP_NOTE)
-    p.add_argument("study", metavar="STUDY", help="name of a notebook, e.g. gender_bias")
+    p.add_argument(
+        "studies",
+        nargs="*",
+        metavar="STUDY",
+        help="name of a notebook, e.g. gender_bias (default: all)",
+    )
     p.add_argument("--scale", help=f"one of {', '.join(SCALES)} (default: the notebook's)")
     p.add_argument(
         "-p",
@@ -23,7 +31,7 @@ def add(command: AddCommand) -> None:
         type=utf8,
         default=[],
         metavar="NAME=VALUE",
-        help="set a parameter of the notebook; repeatable",
+        help="set a parameter of the notebook, for one study only; repeatable",
     )
     p.add_argument("--force", action="store_true", help="run even if the results are up to date")
 
@@ -41,14 +49,53 @@ def add(command: AddCommand) -> None:
 
 
 def _study(args: argparse.Namespace) -> None:
-    """Run a study unless its results are up to date; print the path of its notebook."""
+    """Run studies unless their results are up to date; print the paths of their notebooks."""
     from pythia_book import notebooks
     from pythia_book.papermill_engine import run_study
+    from pythia_core.errors import ConfigError
 
-    notebook = notebooks.read_notebook(notebooks.notebook_path(args.study))
+    if len(args.studies) != 1:
+        if args.parameter:
+            raise ConfigError("-p sets a parameter of one study; name exactly one study with it")
+        return _studies(args)
+    (study,) = args.studies
+    notebook = notebooks.read_notebook(notebooks.notebook_path(study))
     parameters = notebooks.parse_parameters(args.parameter, notebooks.parameters_of(notebook))
-    path, ran = run_study(args.study, args.scale, parameters, args.force)
+    path, ran = run_study(study, args.scale, parameters, args.force)
     print(f"{path}" if ran else f"{path} is up to date (--force runs it again)")
+
+
+def _studies(args: argparse.Namespace) -> None:
+    """Run several studies, or all; say beforehand what is to do, and the time that each took.
+
+    A study that fails does not stop the others; at the end, one error names all that failed.
+    """
+    import time
+
+    from pythia_book.notebooks import notebooks_dir
+    from pythia_book.papermill_engine import run_study
+    from pythia_book.plan import overview, plans
+    from pythia_book.records import duration_text
+    from pythia_book.studies.registry import STUDIES
+    from pythia_core.errors import PythiaError, raise_all
+
+    known = {path.stem for path in notebooks_dir().glob("*.ipynb")}
+    in_order = [study for study in STUDIES if study in known]  # they share models
+    studies = list(dict.fromkeys(args.studies)) or [*in_order, *sorted(known - {*in_order})]
+    print(overview(plans(studies, args.scale)), flush=True)
+    problems, started = [], time.monotonic()
+    for number, study in enumerate(studies, start=1):
+        start = time.monotonic()
+        try:
+            _, ran = run_study(study, args.scale, force=args.force)
+        except PythiaError as error:
+            problems.append(f"{study}: {error}")
+            print(f"error: {problems[-1]}", file=sys.stderr, flush=True)
+            continue
+        took = f"finished in {duration_text(time.monotonic() - start)}" if ran else "up to date"
+        print(f"== {study}: {took} ({number} of {len(studies)})", flush=True)
+    raise_all(PythiaError, problems, f"{len(problems)} of {len(studies)} studies failed")
+    print(f"== All studies are finished, after {duration_text(time.monotonic() - started)}")
 
 
 def _record(args: argparse.Namespace) -> None:

@@ -1,0 +1,249 @@
+"""Says what studies have to do on this machine, and about how long that takes.
+
+The time to train is that of the models that are missing, at the speed of the models that this
+machine has trained, or else at that of a recorded run. The time to measure and draw is that of the
+last run here, or else of the recorded one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pythia_book import notebooks, records
+from pythia_book.records import device_text, duration_text
+from pythia_book.studies import registry
+from pythia_core.config import RunConfig, config_dict, run_config_from_dict, stable_hash
+from pythia_core.errors import ConfigError, DataError, PythiaError, raise_all
+from pythia_core.util.files import project_root, results_dir
+from pythia_core.util.workers import n_workers
+
+SAMPLE = 30
+"""Maximum number of finished runs from which the speed of this machine is read."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The finished runs in the results folder that this machine and code would find again."""
+
+    folders: dict[str, Path]
+    """Maps the hash of a run's config to the run's folder."""
+
+    @classmethod
+    def find(cls) -> Finished:
+        """Read the identities of all finished runs; damaged runs are left out."""
+        from pythia_core.training.execution import Execution
+        from pythia_core.training.runs import code_identity
+
+        code, folders = code_identity(Execution.from_environment()), {}
+        for done in sorted((results_dir() / "runs").glob("*/done.json")):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                identity = json.loads((done.parent / "identity.json").read_text("utf-8"))
+                if identity["code"] == code:
+                    folders[stable_hash(identity["config"])] = done.parent
+        return cls(folders)
+
+    def has(self, config: RunConfig) -> bool:
+        """Return whether the run of a config is finished."""
+        return stable_hash(config_dict(config)) in self.folders
+
+    @cached_property
+    def seconds_per_flop(self) -> float | None:
+        """The seconds that one thread of this machine takes per FLOP of training; None: unknown."""
+        from pythia_core.training.metrics import read_metrics
+        from pythia_core.training.runs import run_flops
+
+        seconds = flops = 0.0
+        for folder in [*self.folders.values()][:SAMPLE]:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, PythiaError):
+                identity = json.loads((folder / "identity.json").read_text("utf-8"))
+                config = run_config_from_dict(identity["config"])
+                tokens = config.train.batch_size * config.data.seq_len
+                rows = read_metrics(folder / "metrics.jsonl")
+                seconds += sum(tokens / row["tokens_per_s"] for row in rows)
+                flops += run_flops(config)
+        return seconds / flops if seconds and flops else None
+
+
+def runs_of(study: str, parameters: dict[str, Any]) -> list[RunConfig]:
+    """Return the configs of a study's runs, without duplicates; [] if it trains none by a config.
+
+    Raises:
+        ConfigError: a parameter is not accepted.
+    """
+    module = registry.params_of(study) if study in registry.STUDIES else None
+    if module is None:
+        return []
+    params = module.Params(**parameters)
+    return list(dict.fromkeys(module.runs(params)))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study has to do before its results are up to date."""
+
+    study: str
+    models: int
+    """Number of models that the study reads."""
+    missing: tuple[RunConfig, ...]
+    """The configs of those that are not trained yet."""
+    seconds: float | None
+    """Rough time until the study is finished, without other studies; None: unknown."""
+    source: str
+    """What `seconds` was estimated from."""
+    last: float | None = None
+    """The seconds that the last run of the study on this machine took; None: there was none."""
+    current: bool = False
+    """Whether the results are up to date, so that nothing is to do."""
+
+    def text(self) -> str:
+        """Return the plan in one line, e.g. "3 of 16 models to train, about 4 min"."""
+        if self.current:
+            return f"up to date (took {duration_text(self.last or 0)})"
+        parts = [f"{len(self.missing)} of {self.models} models to train"] if self.models else []
+        parts += [f"at most about {duration_text(self.seconds)}"] if self.seconds else []
+        parts += [f"last time {duration_text(self.last)}"] if self.last else []
+        return ", ".join(parts) or "never run before"
+
+
+def plan_of(
+    study: str,
+    parameters: dict[str, Any],
+    finished: Finished | None = None,
+    planned: Collection[RunConfig] = (),
+) -> Plan:
+    """Plan a run of a study with these values of all parameters.
+
+    Args:
+        planned: configs of runs that another study will have trained.
+
+    Raises:
+        ConfigError: a parameter is not accepted.
+    """
+    runs = runs_of(study, parameters)
+    if runs and finished is None:
+        finished = Finished.find()
+    missing = tuple(r for r in runs if finished and not finished.has(r) and r not in planned)
+    own, recorded = _records(study, parameters["scale"])
+    last = float(own["duration_s"]) if own and own.get("duration_s") else None
+    seconds, source = _estimate(study, runs, missing, own or recorded, finished)
+    if seconds and not source:
+        source = "the last run here" if own else f"the recorded run ({device_text(recorded or {})})"
+    return Plan(study, len(runs), missing, seconds, source, last)
+
+
+def _records(study: str, scale: str) -> list[dict[str, Any] | None]:
+    """Return the record of the last run here, and that in book/recorded; None for a missing one."""
+    found: list[dict[str, Any] | None] = []
+    for root in (results_dir(), project_root() / "book" / "recorded"):
+        try:
+            found.append(records.read_record(root / study / scale))
+        except DataError:
+            found.append(None)
+    return found
+
+
+def _estimate(
+    study: str,
+    runs: Sequence[RunConfig],
+    missing: Sequence[RunConfig],
+    record: dict[str, Any] | None,
+    finished: Finished | None,
+) -> tuple[float | None, str]:
+    """Return the rough seconds of a run (None: unknown); their source, if it is not `record`."""
+    if record is None:
+        return None, ""
+    measuring = float(record.get("duration_s") or 0)
+    if not runs:
+        return measuring, ""
+    from pythia_core.training.gpu_sharing import device_bytes
+    from pythia_core.training.runs import run_flops
+
+    source = ""
+    with contextlib.suppress(ConfigError, TypeError):  # the record is of an older version
+        before = runs_of(study, record["parameters"])
+        measuring *= max(1.0, len(runs) / max(1, len(before)))
+        rate = float(record.get("training_s") or 0) / max(1.0, sum(map(run_flops, before)))
+        if finished and finished.seconds_per_flop:
+            rate, source = finished.seconds_per_flop, "models trained here"
+        at_once = 1 if device_bytes() else min(n_workers(), max(1, len(missing)))
+        return measuring + rate * sum(map(run_flops, missing)) / at_once, source
+    return None, ""
+
+
+def start_message(study: str, parameters: dict[str, Any]) -> str:
+    """Return the message at the start of a study: what is to train, and about how long it takes.
+
+    Args:
+        parameters: the values of all parameters; `scale` among them.
+    """
+    scale = parameters["scale"]
+    text = f"== Running {study} at scale {scale}; data, models and measurements that exist are kept"
+    if not any(_records(study, scale)):
+        return text  # nothing to estimate from, so that torch need not be loaded
+    try:
+        plan = plan_of(study, parameters)
+    except PythiaError:  # the notebook's kernel will say it
+        return text
+    source = f"\n   (estimated from {plan.source})" if plan.source else ""
+    return f"{text}\n   {plan.text()}{source}"
+
+
+def plans(studies: Sequence[str], scale: str | None) -> list[Plan]:
+    """Plan several studies with default parameters; a missing model counts for the first study.
+
+    Raises:
+        ConfigError: a study is unknown, or does not accept the scale; the message names each one.
+    """
+    found: list[Plan] = []
+    problems: list[str] = []
+    to_plan = []
+    for study in studies:
+        source = notebooks.read_notebook(notebooks.notebook_path(study))
+        try:
+            values = notebooks.validate_parameters(source, {"scale": scale} if scale else {})
+            notebooks.check_values(study, values)
+            to_plan.append((study, source, values))
+        except ConfigError as error:
+            problems.append(f"{study}: {error}")
+    raise_all(ConfigError, problems, "studies")
+    finished, planned = None, set[RunConfig]()
+    for study, source, values in to_plan:
+        folder = notebooks.output_path(study, values["scale"]).parent
+        records.tidy(folder)
+        if records.is_current(folder, notebooks.make_stamp(study, values, source)):
+            last = records.read_record(folder).get("duration_s")
+            found.append(Plan(study, 0, (), None, "", last, current=True))
+            continue
+        finished = finished or Finished.find()
+        found.append(plan_of(study, values, finished, planned))
+        planned |= {*found[-1].missing}
+    return found
+
+
+def overview(found: Sequence[Plan]) -> str:
+    """Return what several studies will do, one line each, and how long it takes in all."""
+    width = max(len(plan.study) for plan in found)
+    lines = [f"   {plan.study:{width}}  {plan.text()}" for plan in found]
+    due = [plan for plan in found if not plan.current]
+    if not due:
+        return "\n".join(["== Every study is up to date", *lines])
+    known = [plan for plan in due if plan.seconds]
+    total = f"at most about {duration_text(sum(plan.seconds or 0 for plan in known))}"
+    unknown = f", without {', '.join(p.study for p in due if p not in known)}"
+    sources = " and ".join(dict.fromkeys(plan.source.partition(" (")[0] for plan in known))
+    return "\n".join(
+        [
+            f"== {len(due)} of {len(found)} studies to run, one after another; finished work is "
+            "not repeated",
+            *lines,
+            f"   {sum(len(plan.missing) for plan in due)} models to train in all; "
+            + (f"{total}{unknown * (len(known) < len(due))}" if known else "time unknown"),
+            *([f"   (estimated from {sources})"] if known else []),
+        ]
+    )
