@@ -25,7 +25,7 @@ from pythia_book.bundle_wheels import notebook_wheels
 from pythia_book.corpora.miniature import PROPORTIONS, survey_file
 from pythia_book.corpora.wheels import WHEELS
 from pythia_book.records import commit
-from pythia_book.studies.registry import STUDIES, texts_of, wheels_of
+from pythia_book.studies.registry import ALL, STUDIES, texts_of, wheels_of
 from pythia_core import __version__
 from pythia_core.config import DataConfig
 from pythia_core.data.downloads import member_path, wheel, wheel_bytes
@@ -95,7 +95,7 @@ def make_bundle(
             of `out`, no checkout to pack, or an archive larger than `max_size`. No archive is left.
         FetchError, DataError: a text or a wheel is not available.
     """
-    problems = [one_of(study, STUDIES, "study") for study in studies if study not in STUDIES]
+    problems = [one_of(study, ALL, "study") for study in studies if study not in ALL]
     if scale_named(scale).published:
         problems.append(
             f"scale {scale!r} needs the released models, which do not fit in a bundle; choose "

@@ -285,6 +285,21 @@ def save_record(result: Result, folder: Path) -> Path:
             for n in names
             if not _NAME.fullmatch(n)
         ]
+    names = [
+        *(f"{name}.csv" for name in result.tables),
+        *map(RELEASED.format, result.released),
+        *result.measured.files,
+        *(MEASURED, NOTEBOOK, "record.json"),
+    ]
+    problems += [
+        f"two of its files would have the name {name}"
+        for name in sorted({name for name in names if names.count(name) > 1})
+    ]
+    problems += [
+        f"the name {name!r} of a file must be without a folder"
+        for name in result.measured.files
+        if name != Path(name).name
+    ]
     raise_all(ConfigError, problems + _claim_problems(result.claims), "record")
     folder.mkdir(parents=True, exist_ok=True)
     files = {f"{name}.csv": table for name, table in sorted(result.tables.items())}
@@ -336,15 +351,15 @@ _ORIGIN += ("peak_memory_mb", "disk_mb", "runs")
 
 def _origin(result: Result) -> dict[str, Any]:
     """Return the origin of a new record: data, commit, device, versions, cost and runs."""
-    runs, facts = result.measured.runs, result.measured.facts
+    runs, stated = result.measured.runs, result.measured.origin
     return {
-        "data": sorted({*(run.data.fingerprint for run in runs), *facts.get("data", [])}),
+        "data": sorted({*(run.data.fingerprint for run in runs), *stated.get("data", [])}),
         "commit": commit(),
-        "device": device() | facts.get("device", {}),
+        "device": device() | stated.get("device", {}),
         "versions": versions(),
         "created": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "duration_s": round(time.time() - result.started, 1),
-        "training_s": round(sum(run.seconds for run in runs) + facts.get("training_s", 0), 1),
+        "training_s": round(sum(run.seconds for run in runs) + stated.get("training_s", 0), 1),
         "peak_memory_mb": _peak_memory_mb(),
         "disk_mb": _disk_mb(runs),
         "runs": [_run_entry(run) for run in runs],

@@ -34,6 +34,8 @@ def test_the_data_that_studies_need() -> None:
     kinds = [(data.dedup, "copies" in data.domains) for data in texts]
     as_in_the_pile = [(recipe, False) for recipe in DEDUP_RECIPES]
     assert sorted(kinds) == sorted([*as_in_the_pile, ("jaccard-0.87", True), ("none", True)])
+    assert needed_data("gpu", ("ablations",)) == needed_data("gpu", ("suite",))[:1]
+    assert needed_data("gpu", ("speed",)) == []
     of_phases = [data.corpus for data in needed_data("gpu", ("phases",))]
     assert sorted(set(of_phases)) == ["laboratory", "large"]
 

@@ -217,6 +217,19 @@ def test_first_and_later_analyses_read_the_same(project: Path) -> None:
     assert record["values"] == {"third": 0.333333333333, "n": 7, "sure": True}
 
 
+def test_a_study_states_what_the_origin_cannot_know_and_facts_change_nothing_of_it(
+    project: Path,
+) -> None:
+    origin = {"data": ["d" * 64], "training_s": 3.5, "device": {"threads": 7}}
+    facts = {"data": "of the study", "training_s": "long", "device": 1}
+    record = records.read_record(write(project, measured=Measurements({}, facts, origin=origin)))
+    assert record["data"] == ["d" * 64] and record["training_s"] == 3.5
+    assert record["device"]["threads"] == 7 and record["device"]["cpu"]
+    assert record["facts"] == facts
+    with pytest.raises(ConfigError, match="unknown origin 'commit'; accepted: data, training_s"):
+        Measurements({}, {}, origin={"commit": "x"})
+
+
 def test_not_a_number_becomes_null(project: Path) -> None:
     path = write(project, values={"a": float("nan"), "b": {"value": float("inf")}})
     values = json.loads(path.read_text(), parse_constant=pytest.fail)["values"]
@@ -233,6 +246,18 @@ def test_not_a_number_becomes_null(project: Path) -> None:
         ({"tables": {"../x": pd.DataFrame()}}, "the name '../x' of a table"),
         ({"values": {"a b": 1}}, "the name 'a b' of a value"),
         ({"values": {"a": object()}}, "a record cannot store .* of type object"),
+        (
+            {"tables": {"released_crows": pd.DataFrame()}},
+            r"two of its files would have the name released_crows\.csv",
+        ),
+        (
+            {"measured": Measurements({}, {}, files={"levels.csv": b"", "record.json": b""})},
+            r"(?s)2 problems.*the name levels\.csv.*the name record\.json",
+        ),
+        (
+            {"measured": Measurements({}, {}, files={"../x": b""})},
+            "'../x' of a file must be without",
+        ),
     ],
 )
 def test_invalid_records_are_refused(project: Path, changes: dict, message: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pythia_book.commands import file_to_write, names
 from pythia_core.commands import AddCommand
+from pythia_core.errors import ConfigError, one_of, raise_all
 
 
 def add(command: AddCommand) -> None:
@@ -20,7 +21,8 @@ def add(command: AddCommand) -> None:
     text = "archive to write, .tar or .tar.xz (smaller, but takes minutes)"
     p.add_argument("out", metavar="OUT", type=Path, help=text)
     p.add_argument("--scale", default="gpu", help="scale to run there (default: gpu)")
-    p.add_argument("--studies", type=names, default=(), help="comma-separated list (default: all)")
+    text = "comma-separated list (default: all but ablations and speed)"
+    p.add_argument("--studies", type=names, default=(), help=text)
     text = "refuse an archive larger than MB megabytes (default: no limit)"
     p.add_argument("--max-size", metavar="MB", type=float, help=text)
     text = "also pack the wheels of papermill, ipykernel and their dependencies, for Python X.Y on "
@@ -31,29 +33,30 @@ def add(command: AddCommand) -> None:
 def _budget(args: argparse.Namespace) -> None:
     """Print the predicted cost of a scale."""
     from pythia_book.budget import report
+    from pythia_book.studies.registry import STUDIES
 
-    print(report(args.scale, _studies(args.studies)))
+    print(report(args.scale, _studies(args.studies, STUDIES)))
 
 
-def _studies(chosen: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the chosen studies, or else all, in the order to run them.
+def _studies(chosen: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the chosen studies in the order of `known`; by default, all that have runs.
 
     Raises:
-        ConfigError: a study is unknown.
+        ConfigError: a study is not in `known`.
     """
-    from pythia_book.studies.registry import STUDIES, params_of
+    from pythia_book.studies.registry import STUDIES
 
-    for name in chosen:
-        params_of(name)
-    return tuple(name for name in STUDIES if name in chosen or not chosen)
+    raise_all(ConfigError, [one_of(n, known, "study") for n in chosen if n not in known], "studies")
+    return tuple(name for name in known if name in (chosen or STUDIES))
 
 
 def _bundle(args: argparse.Namespace) -> None:
     """Write a bundle, and print the bytes of each folder in it."""
     from pythia_book.bundle import TOP, make_bundle
+    from pythia_book.studies.registry import ALL
 
     out = file_to_write("OUT", args.out)
-    studies = _studies(args.studies)
+    studies = _studies(args.studies, ALL)
     bundle = make_bundle(out, args.scale, studies, max_size=args.max_size, wheels_for=args.wheels)
     for kind, size in bundle.sizes().items():
         print(f"{size / 1e6:9.1f} MB  {kind}")

@@ -1,8 +1,8 @@
-"""Lists the studies that train models, the runs of each study, and the checkpoints that runs keep.
+"""Lists the studies, the runs of each study, and the checkpoints that runs keep.
 
-A study is a folder next to this file. A study is listed here if its params.py defines a function
-`runs`. Studies share runs, so a run keeps every checkpoint that any study reads, whichever study
-trains the run.
+A study is a folder next to this file, with a params.py. If that defines a function `runs`, the
+study trains runs that other studies can read. So a run keeps every checkpoint that any study reads,
+whichever study trains the run.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def _load_studies() -> dict[str, ModuleType]:
-    """Map the name of every study that has runs to its params module, in the order to run them.
+    """Map the name of every study to its params module, in the order to run them.
 
     A study reads runs of the studies that its AFTER lists, and comes after these studies. Otherwise
     the order is alphabetical. So the budget counts a shared run under the study that trains it.
@@ -43,9 +43,8 @@ def _load_studies() -> dict[str, ModuleType]:
     by_name = {}
     for package in pkgutil.iter_modules(studies.__path__, f"{studies.__name__}."):
         if package.ispkg and find_spec(f"{package.name}.params"):
-            params = importlib.import_module(f"{package.name}.params")
-            if hasattr(params, "runs"):
-                by_name[package.name.rpartition(".")[2]] = params
+            name = package.name.rpartition(".")[2]
+            by_name[name] = importlib.import_module(f"{package.name}.params")
     sorter = TopologicalSorter({name: getattr(p, "AFTER", ()) for name, p in by_name.items()})
     sorter.prepare()
     order: list[str] = []
@@ -56,7 +55,9 @@ def _load_studies() -> dict[str, ModuleType]:
 
 
 _STUDIES_BY_NAME = _load_studies()
-STUDIES = tuple(_STUDIES_BY_NAME)
+ALL = tuple(_STUDIES_BY_NAME)
+"""All studies, in the order to run them."""
+STUDIES = tuple(name for name, module in _STUDIES_BY_NAME.items() if hasattr(module, "runs"))
 """The studies that have runs, in the order to run them."""
 
 
@@ -64,7 +65,7 @@ def params_of(study: str) -> Any:
     """Return the params module of a study.
 
     Raises:
-        ConfigError: no study of this name has runs.
+        ConfigError: the study is unknown.
     """
     if study not in _STUDIES_BY_NAME:
         raise ConfigError(one_of(study, _STUDIES_BY_NAME, "study"))
@@ -77,12 +78,15 @@ def params_of(study: str) -> Any:
 def runs_of(study: str, scale: str) -> list[RunConfig]:
     """Return the configs of a study's runs with default parameters, without duplicates.
 
+    A study without runs has none.
+
     Raises:
         ConfigError: the study or scale is unknown, or the default parameters do not suit the scale.
     """
     module = params_of(study)
     scale_named(scale)
-    return list(dict.fromkeys(module.runs(module.Params(scale))))
+    params = module.Params(scale)
+    return list(dict.fromkeys(module.runs(params))) if hasattr(module, "runs") else []
 
 
 def all_runs(scale: str, studies: Sequence[str] = STUDIES) -> list[RunConfig]:
@@ -126,7 +130,7 @@ def keep(scale: str, run: RunConfig, *more_params: StudyParams) -> Keep | None:
     its default parameters or with parameters in `more_params`.
     """
     params = list(more_params)
-    for module in _STUDIES_BY_NAME.values():
+    for module in (m for m in _STUDIES_BY_NAME.values() if hasattr(m, "keep")):
         with contextlib.suppress(ConfigError):  # the study does not have this scale
             params.append(module.Params(scale))
     retained = Keep(frozenset({0, run.train.steps}))

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pythia_book.study import StudyParams, names_in
-from pythia_core.config import RunConfig
+from pythia_core.config import DataConfig, RunConfig
 from pythia_core.suite import SUITE_SEED, scale_named
 
 STUDY = "ablations"
@@ -98,3 +98,8 @@ class Params(StudyParams):
         at = SUITE_SEED + seed
         base = scale_named(self.scale).run(size, at, at, steps=self.n_steps, precision="fp32")
         return replace(base, model=replace(base.model, **ARMS[arm].model))
+
+
+def texts(params: Params) -> list[DataConfig]:
+    """Return the config of the text on which all models are trained; seeds only reorder it."""
+    return [params.config(params.size_list[0], BASELINE, 0).data]

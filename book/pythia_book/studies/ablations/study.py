@@ -33,7 +33,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     seconds/<size>/<arm>: float64[rounds], of one update on one thread
 
     Facts: `parameters` of each size and arm; `heldout_rows`, their number; `init_factors`, see
-    training.init_factors; `data` and `training_s`, see Measurements.
+    training.init_factors.
     """
     from pythia_book.studies.ablations import training
     from pythia_core.data.prepare import prepare
@@ -55,9 +55,11 @@ def measure(params: Params, progress: bool = True) -> Measurements:
             arrays[name_of("loss", size, arm)] = np.array([r.mean(1, np.float64) for r in rows])
             arrays[name_of("seconds", size, arm)] = times
             parameters[name_of(size, arm)] = training.n_parameters(arm, job.config.model)
-    facts = {
+    origin = {
         "data": sorted({job.data.fingerprint for job in jobs.values()}),
         "training_s": float(sum(each["seconds"].sum() for each in trained.values())),
+    }
+    facts = {
         "parameters": parameters,
         "heldout_rows": len(training.heldout_rows(next(iter(jobs.values())).data)),
         "init_factors": {
@@ -65,7 +67,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
             for size in params.size_list
         },
     }
-    return Measurements(arrays, facts)
+    return Measurements(arrays, facts, origin=origin)
 
 
 def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:

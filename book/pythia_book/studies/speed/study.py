@@ -59,7 +59,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
     There are no arrays. The facts `steps` and `operations` (on the CPU), `gpu_steps`,
     `gpu_operations` and `gpu_attention` (on the GPU) are lists of rows from pythia_book.bench. The
-    first row of each list describes the machine. The fact `device` has the number of CPU threads.
+    first row of each list describes the machine.
     """
     from pythia_book.bench.kernels import bench_kernels
     from pythia_book.bench.train import bench_train
@@ -84,12 +84,12 @@ def measure(params: Params, progress: bool = True) -> Measurements:
                 calls=1 if smoke else 5,
             )
         )
-    facts = {"steps": steps, "operations": operations, "device": {"threads": 1}}
+    facts = {"steps": steps, "operations": operations}
     for name, kind in (("steps", "train"), ("operations", "operation"), ("attention", "attention")):
         path = gpu_folder() / f"{GPU_FILES[name]}.jsonl"
         facts[f"gpu_{name}"] = measured_rows(path, kind)
     facts["gpu_steps"][1:] = fastest_steps(facts["gpu_steps"][1:])
-    return Measurements({}, json.loads(json.dumps(facts)))
+    return Measurements({}, json.loads(json.dumps(facts)), origin={"device": {"threads": 1}})
 
 
 def analyse(measured: Measurements, released: Tables) -> Analysis:

@@ -255,7 +255,8 @@ def _on_coins(params: Params, scores: NumberScores) -> list[Claim]:
         scaled = {coin: e.times(factor) for coin, e in effects.items()}
         boost, placebo = (scaled.get(coin) for coin in ("boost", "placebo"))
         each = ", ".join(f"{coin} {signed(e.value, 2)}" for coin, e in scaled.items())
-        note = f"tested on sums, {shots}-shot, mean over {', '.join(sizes)}: {each}"
+        note = f"tested on sums, {shots}-shot, mean over {', '.join(sizes)}"
+        note += f": {each}" if each else "; no coin was measured"
         pairs = f"{boost.n_items if boost else 0} {units}"
         rows.append(
             Claim(

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -402,3 +403,10 @@ def test_released_accuracies_match_their_source() -> None:
 def test_without_released_numbers_there_is_an_empty_table() -> None:
     assert arithmetic_table(None).empty
     assert "no released numbers" in draw.released(as_result(measurements(0.1), {})).svg
+
+
+def test_claims_on_coins_that_were_not_measured_say_so() -> None:
+    scores: Any = SimpleNamespace(coins=lambda *_: {})
+    for claim in judge(c._on_coins(study.Params("smoke"), scores)):
+        note = claim["ours"]["note"]
+        assert "; no coin was measured" in note and not note.rstrip().endswith(":"), note
