@@ -90,14 +90,14 @@ def all_records(root: Path) -> list[dict[str, Any]]:
     """Read all records under book/recorded, sorted by study and scale.
 
     Raises:
-        DataError: some records cannot be read; the message names each such record.
+        DataError: some records are damaged; the message names each such record.
     """
     found, problems = [], []
     for path in sorted((root / "book" / "recorded").glob("*/*/record.json")):
-        try:
+        if damage := records.check_whole(path.parent):
+            problems.append(f"{path.parent}: {'; '.join(damage)}")
+        else:
             found.append(read_record(path))
-        except DataError as error:
-            problems.append(str(error))
     raise_all(DataError, problems, "book/recorded")
     return found
 

@@ -12,6 +12,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from killed import killed_everywhere
 from pythia_book import bundle
 from pythia_book.bundle import TOP, make_bundle, needed_data
 from pythia_book.corpora.wheels import WHEELS
@@ -154,3 +155,26 @@ def test_its_command_runs_in_an_empty_folder(
     (there / "project" / "LICENSE").write_text("changed")
     done = run()
     assert done.returncode == 1 and "project/LICENSE" in done.stdout + done.stderr
+
+
+def test_packing_that_is_killed_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = b"old"
+    monkeypatch.setattr(bundle, "project_files", lambda _: {"project/a": content, "project/b": b""})
+    monkeypatch.setattr(bundle, "_cache", lambda *_: {})
+    monkeypatch.setattr(bundle, "_published", dict)
+    monkeypatch.setattr(bundle, "_commit", lambda: "")
+    out, found = tmp_path / "b.tar", []
+
+    def pack() -> None:
+        bundle.make_bundle(out, "smoke", ("suite",), progress=False)
+
+    def check() -> None:
+        with tarfile.open(out) as archive:
+            member = archive.extractfile("pythia-bundle/project/a")
+            assert member is not None
+            found.append(member.read())
+
+    pack()
+    content = b"new"
+    kills = killed_everywhere(tmp_path, pack, check)
+    assert kills > 3 and found[0] == b"old" and found[-1] == b"new"

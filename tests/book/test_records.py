@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import shutil
 import socket
 import subprocess
@@ -16,7 +17,8 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from pythia_book import notebooks, papermill_engine, recording, records
+from killed import killed_everywhere
+from pythia_book import notebooks, papermill_engine, recording, records, redraw
 from pythia_book.site import runs as site_runs
 from pythia_book.stats import Estimate
 from pythia_book.study import Measurements, Result
@@ -753,3 +755,80 @@ def test_a_missing_block_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("no marks")
     with pytest.raises(DataError, match="no block <!-- costs -->"):
         recording.fill_block(tmp_path / "README.md", "costs", "x")
+
+
+# --- killed, and on a full disk ----------------------------------------------------------------
+
+
+def seeds_in(folder: Path) -> int:
+    """The parameter of the run in a folder, after what a killed process left was tidied up."""
+    records.tidy(folder)
+    assert records.check_whole(folder) == []
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    return records.read_record(folder)["parameters"]["seeds"]
+
+
+def a_run_of(project: Path, seeds: int) -> Path:
+    write(project, seeds=seeds, measured=Measurements({}, {}, files={"x.bin": bytes(20_000)}))
+    return finish(project).parent
+
+
+@pytest.fixture
+def recorded(project: Path, committed: None) -> Path:
+    """The folder of a recorded run with `seeds=1`; in results/, there is one with `seeds=2`."""
+    (project / "README.md").write_text("<!-- costs -->\n<!-- /costs -->\n")
+    a_run_of(project, seeds=1)
+    folder = recording.record_run("tiny", "laptop")
+    a_run_of(project, seeds=2)
+    return folder
+
+
+def test_recording_that_is_killed_anywhere(project: Path, recorded: Path) -> None:
+    found = []
+    kills = killed_everywhere(
+        project, lambda: recording.record_run("tiny", "laptop"),
+        lambda: found.append(seeds_in(recorded)),
+    )  # fmt: skip
+    assert kills > 20 and found == sorted(found), "once it is there, the new record stays"
+    assert {*found} == {1, 2} and "| tiny | laptop |" in (project / "README.md").read_text()
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+def test_a_redraw_that_is_killed_anywhere(
+    project: Path,
+    recorded: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    atomic: bool,
+) -> None:
+    def execute(folder: Path, new: Path) -> None:
+        shutil.copytree(project / "results" / "tiny" / "laptop", new, dirs_exist_ok=True)
+
+    monkeypatch.setattr(redraw, "_execute", execute)
+    monkeypatch.setattr(redraw, "differences", lambda *_: ["changed"])
+    if not atomic:
+        monkeypatch.setattr(records, "_exchange", lambda *_: False)
+    found = []
+    kills = killed_everywhere(
+        project, lambda: redraw.redraw_one(recorded), lambda: found.append(seeds_in(recorded))
+    )
+    assert kills > 20 and {*found} == {1, 2} and found == sorted(found)
+
+
+def test_recording_on_a_full_disk(recorded: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))  # large files fail, as on a full disk
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            recording.record_run("tiny", "laptop")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert seeds_in(recorded) == 1
+    recording.record_run("tiny", "laptop")
+    assert seeds_in(recorded) == 2
+
+
+def test_a_damaged_record_gives_no_costs(recorded: Path) -> None:
+    path = recorded / "record.json"
+    path.write_text(path.read_text().replace('"training_s": 0', '"training_s": 9'))
+    with pytest.raises(DataError, match=r"notebook\.ipynb and record\.json are from different"):
+        recording.all_records(recorded.parents[3])
