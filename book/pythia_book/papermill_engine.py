@@ -570,7 +570,8 @@ def run_study(
             source,
             target,
             failed=f"\nthe notebook with the error is {notebooks.unfinished_path(target)}",
-            died="Checkpoints are kept; run the study again to resume training",
+            died="Checkpoints are kept; run the study again to resume training. If the kernel dies "
+            "again, set PYTHIA_WORKERS=1 or choose smaller sizes",
             parameters=parameters,
             progress_bar=progress,
         )

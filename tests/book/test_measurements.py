@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
+import os
+import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from pythia_book import measurements
 from pythia_book.measurements import damaged_caches, measure_all
 
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from pythia_core.errors import PythiaError
 from pythia_core.training.runs import Run, find_or_train_all
 from pythia_core.util import files
 
@@ -139,3 +142,55 @@ def test_a_lost_or_corrupt_checkpoint_is_a_gap(trained: list[Run]) -> None:
     measured, gaps = measure_all([(run, 2), (run, 3), (run, 99)], Norm(), progress=False)
     assert set(measured) == {(run.id, 3)}
     assert {gap.step: "corrupt" in gap.reason for gap in gaps} == {2: True, 99: False}
+
+
+@dataclass(frozen=True)
+class Killed:
+    """Notes each call in a folder; the first call at step 3 is killed, as if memory had run out."""
+
+    folder: Path
+    name: str = "killed"
+    digest: str = "a"
+
+    def __call__(self, model, step: int) -> dict[str, np.ndarray]:
+        calls = len(list(self.folder.glob(f"{step}-*")))
+        (self.folder / f"{step}-{calls}").touch()
+        if step == 3 and not calls:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"step": np.array([step])}
+
+
+def test_a_worker_that_memory_has_killed_costs_only_its_own_work(
+    trained: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHIA_WORKERS", "2")
+    monkeypatch.setattr(measurements, "SHORT", 0)
+    (tmp_path / "calls").mkdir()
+    killed, checkpoints = Killed(tmp_path / "calls"), [(trained[0], step) for step in (0, 1, 2, 3)]
+    with pytest.raises(PythiaError, match=r"perhaps because memory ran out.*PYTHIA_WORKERS, e\.g"):
+        measure_all(checkpoints, killed, progress=False)
+    before = len(list((trained[0].folder / "evaluations").iterdir()))
+    assert before >= 1
+    measured, gaps = measure_all(checkpoints, killed, progress=False)
+    assert gaps == [] and [int(each["step"][0]) for each in measured.values()] == [0, 1, 2, 3]
+    again = [path for path in (tmp_path / "calls").iterdir() if path.name.endswith("-1")]
+    assert len(again) <= 4 - before, "what was measured is kept"
+
+
+def test_no_flip_of_a_cached_result_is_silent(tmp_path: Path) -> None:
+    path, key = tmp_path / "x.safetensors", {"step": 3}
+    arrays = {"a": np.arange(6, dtype=np.float32), "b": np.array([True, False])}
+    measurements.save_cached(path, key, arrays)
+    whole, random = path.read_bytes(), np.random.default_rng(0)
+    for number in range(1000):
+        raw = bytearray(whole[: random.integers(len(whole))] if number % 10 == 0 else whole)
+        if number % 10:
+            raw[random.integers(len(raw))] ^= 1 << random.integers(8)
+        path.write_bytes(raw)
+        found = measurements.load_cached(path, key)
+        if found is not None:
+            assert all(np.array_equal(found[name], array) for name, array in arrays.items())
+            assert {n: a.dtype for n, a in found.items()} == {n: a.dtype for n, a in arrays.items()}
+    path.write_bytes(whole)
+    assert measurements.load_cached(path, {"step": 4}) is None
+    assert measurements.load_cached(path, key) is not None

@@ -112,7 +112,8 @@ def test_a_finished_run_survives_whatever_fails_or_only_looks(
         (smoke, {"FAIL": "error"}, 1, f"did not finish; the notebook is in {kept}"),
         (study, {"FAIL": "error"}, 1, kept),
         (smoke, {"FAIL": "kill"}, 138, "Kernel died"),
-        (study, {"FAIL": "kill"}, 1, "the kernel that ran tiny.ipynb died"),
+        (study, {"FAIL": "kill"}, 1, "tiny.ipynb died, perhaps for lack of memory. Checkpoints"),
+        (study, {"FAIL": "kill"}, 1, "set PYTHIA_WORKERS=1 or choose smaller sizes"),
         ((*smoke, "-p", "seeds", "many"), {}, 1, "must have the type int"),
         ((*smoke, "--cwd", "no/such/folder"), {}, 1, ""),
     ):
