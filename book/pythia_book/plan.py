@@ -20,6 +20,7 @@ from pythia_book.records import device_text, duration_text
 from pythia_book.studies import registry
 from pythia_core.config import RunConfig, config_dict, run_config_from_dict, stable_hash
 from pythia_core.errors import ConfigError, DataError, PythiaError, raise_all
+from pythia_core.suite import scale_named
 from pythia_core.util.files import project_root, results_dir
 from pythia_core.util.workers import n_workers
 
@@ -70,17 +71,20 @@ class Finished:
         return seconds / flops if seconds and flops else None
 
 
-def runs_of(study: str, parameters: dict[str, Any]) -> list[RunConfig]:
-    """Return the configs of a study's runs, without duplicates; [] if it trains none by a config.
+def models_of(study: str, parameters: dict[str, Any]) -> list[RunConfig]:
+    """Return the configs of the models that a study trains or finds, without duplicates.
+
+    These are its runs, or else the models that it trains for itself (the function `models` of its
+    params.py); none at the scale `paper`.
 
     Raises:
         ConfigError: a parameter is not accepted.
     """
-    module = registry.params_of(study) if study in registry.STUDIES else None
-    if module is None:
+    module = registry.params_of(study) if study in registry.ALL else None
+    models = getattr(module, "runs", None) or getattr(module, "models", None)
+    if module is None or models is None or scale_named(parameters["scale"]).published:
         return []
-    params = module.Params(**parameters)
-    return list(dict.fromkeys(module.runs(params)))
+    return list(dict.fromkeys(models(module.Params(**parameters))))
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ def plan_of(
     Raises:
         ConfigError: a parameter is not accepted.
     """
-    runs = runs_of(study, parameters)
+    runs = models_of(study, parameters)
     if runs and finished is None:
         finished = Finished.find()
     missing = tuple(r for r in runs if finished and not finished.has(r) and r not in planned)
@@ -134,6 +138,8 @@ def plan_of(
     seconds, source = _estimate(study, runs, missing, own or recorded, finished)
     if seconds and not source:
         source = "the last run here" if own else f"the recorded run ({device_text(recorded or {})})"
+    if study not in registry.STUDIES:  # which of its models are kept is not known here
+        return Plan(study, 0, (), seconds, source, last)
     return Plan(study, len(runs), missing, seconds, source, last)
 
 
@@ -165,8 +171,11 @@ def _estimate(
     from pythia_core.training.runs import run_flops
 
     source = ""
+    if study not in registry.STUDIES:  # its models are no runs, so it has trained them itself
+        threads = (record.get("device") or {}).get("cores") or 1
+        measuring = max(0.0, measuring - float(record.get("training_s") or 0) / threads)
     with contextlib.suppress(ConfigError, TypeError):  # the record is of an older version
-        before = runs_of(study, record["parameters"])
+        before = models_of(study, record["parameters"])
         measuring *= max(1.0, len(runs) / max(1, len(before)))
         rate = float(record.get("training_s") or 0) / max(1.0, sum(map(run_flops, before)))
         if finished and finished.seconds_per_flop:
@@ -194,8 +203,12 @@ def start_message(study: str, parameters: dict[str, Any]) -> str:
     return f"{text}\n   {plan.text()}{source}"
 
 
-def plans(studies: Sequence[str], scale: str | None) -> list[Plan]:
+def plans(studies: Sequence[str], scale: str | None, force: bool = False) -> list[Plan]:
     """Plan several studies with default parameters; a missing model counts for the first study.
+
+    Args:
+        scale: None: the default of each study.
+        force: whether studies run even if they are up to date.
 
     Raises:
         ConfigError: a study is unknown, or does not accept the scale; the message names each one.
@@ -204,8 +217,8 @@ def plans(studies: Sequence[str], scale: str | None) -> list[Plan]:
     problems: list[str] = []
     to_plan = []
     for study in studies:
-        source = notebooks.read_notebook(notebooks.notebook_path(study))
         try:
+            source = notebooks.read_notebook(notebooks.notebook_path(study))
             values = notebooks.validate_parameters(source, {"scale": scale} if scale else {})
             notebooks.check_values(study, values)
             to_plan.append((study, source, values))
@@ -216,7 +229,8 @@ def plans(studies: Sequence[str], scale: str | None) -> list[Plan]:
     for study, source, values in to_plan:
         folder = notebooks.output_path(study, values["scale"]).parent
         records.tidy(folder)
-        if records.is_current(folder, notebooks.make_stamp(study, values, source)):
+        stamp = notebooks.make_stamp(study, values, source)
+        if not force and records.is_current(folder, stamp):
             last = records.read_record(folder).get("duration_s")
             found.append(Plan(study, 0, (), None, "", last, current=True))
             continue

@@ -118,9 +118,25 @@ def test_several_studies_share_their_models() -> None:
     assert overview([up_to_date]).endswith("suite  up to date (took 1 min 1 s)")
 
 
+def test_a_study_that_trains_models_of_its_own_is_estimated_by_their_size() -> None:
+    record = records.read_record(RECORDED.parents[1] / "ablations" / "laptop")
+    few, many = (plan_of("ablations", defaults("ablations", **given)) for given in (
+        {}, {"sizes": record["parameters"]["sizes"], "seeds": 2 * record["parameters"]["seeds"]}
+    ))  # fmt: skip
+    assert few.seconds and many.seconds and few.seconds < 0.2 * record["duration_s"]
+    assert many.seconds > record["training_s"] * 0.99, "twice the models, on two cores"
+    assert few.models == 0 and few.text().startswith("at most about ")
+
+
+def test_at_the_scale_paper_nothing_is_estimated() -> None:
+    assert plan_of("gender_bias", defaults(scale="paper"), NONE).text() == "never run before"
+
+
 def test_every_study_that_does_not_accept_the_scale_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"(?s)2 problems.*suite: .*'paper'.*speed: .*'paper'"):
-        plans(["suite", "speed"], "paper")
+    with pytest.raises(
+        ConfigError, match=r"(?s)3 problems.*suite: .*'paper'.*speed: .*'paper'.*'x'"
+    ):
+        plans(["suite", "speed", "x"], "paper")
 
 
 def arguments(*words: str) -> Any:

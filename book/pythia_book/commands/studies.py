@@ -82,7 +82,7 @@ def _studies(args: argparse.Namespace) -> None:
     known = {path.stem for path in notebooks_dir().glob("*.ipynb")}
     in_order = [study for study in STUDIES if study in known]  # they share models
     studies = list(dict.fromkeys(args.studies)) or [*in_order, *sorted(known - {*in_order})]
-    print(overview(plans(studies, args.scale)), flush=True)
+    print(overview(plans(studies, args.scale, args.force)), flush=True)
     problems, started = [], time.monotonic()
     for number, study in enumerate(studies, start=1):
         start = time.monotonic()

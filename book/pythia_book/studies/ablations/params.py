@@ -100,6 +100,16 @@ class Params(StudyParams):
         return replace(base, model=replace(base.model, **ARMS[arm].model))
 
 
+def models(params: Params) -> list[RunConfig]:
+    """Return the configs of the models that the study trains for itself, to estimate the time."""
+    return [
+        params.config(size, arm, seed)
+        for seed in range(params.seeds)
+        for size in params.size_list
+        for arm in params.arm_list
+    ]
+
+
 def texts(params: Params) -> list[DataConfig]:
     """Return the config of the text on which all models are trained; seeds only reorder it."""
     return [params.config(params.size_list[0], BASELINE, 0).data]
