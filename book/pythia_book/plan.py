@@ -1,8 +1,9 @@
 """Says what studies have to do on this machine, and about how long that takes.
 
-The time to train is that of the models that are missing, at the speed of the models that this
-machine has trained, or else at that of a recorded run. The time to measure and draw is that of the
-last run here, or else of the recorded one.
+The time to train is that of the models that are missing, at the speed at which this machine has
+trained others or, before that, the benchmark of `training.precision`. If there is neither, the
+speed is that of a recorded run. The time to measure and draw is that of the last run here, or else
+of the recorded one, times the ratio of the numbers of models.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pythia_book.studies import registry
 from pythia_core.config import RunConfig, config_dict, run_config_from_dict, stable_hash
 from pythia_core.errors import ConfigError, DataError, PythiaError, raise_all
 from pythia_core.suite import scale_named
+from pythia_core.training.precision import MODEL, measured_speed
 from pythia_core.util.files import project_root, results_dir
 from pythia_core.util.workers import n_workers
 
@@ -110,7 +112,7 @@ class Plan:
         if self.current:
             return f"up to date (took {duration_text(self.last or 0)})"
         parts = [f"{len(self.missing)} of {self.models} models to train"] if self.models else []
-        parts += [f"at most about {duration_text(self.seconds)}"] if self.seconds else []
+        parts += [f"about {duration_text(self.seconds)}"] if self.seconds else []
         parts += [f"last time {duration_text(self.last)}"] if self.last else []
         return ", ".join(parts) or "never run before"
 
@@ -168,6 +170,7 @@ def _estimate(
     if not runs:
         return measuring, ""
     from pythia_core.training.gpu_sharing import device_bytes
+    from pythia_core.training.metrics import flops_per_token
     from pythia_core.training.runs import run_flops
 
     source = ""
@@ -176,10 +179,13 @@ def _estimate(
         measuring = max(0.0, measuring - float(record.get("training_s") or 0) / threads)
     with contextlib.suppress(ConfigError, TypeError):  # the record is of an older version
         before = models_of(study, record["parameters"])
-        measuring *= max(1.0, len(runs) / max(1, len(before)))
+        measuring *= len(runs) / max(1, len(before))
         rate = float(record.get("training_s") or 0) / max(1.0, sum(map(run_flops, before)))
         if finished and finished.seconds_per_flop:
             rate, source = finished.seconds_per_flop, "models trained here"
+        elif speed := measured_speed(runs[0].train.precision):
+            rate = 1 / speed / flops_per_token(MODEL, MODEL.max_seq_len)
+            source = "the speed of this processor"
         at_once = 1 if device_bytes() else min(n_workers(), max(1, len(missing)))
         return measuring + rate * sum(map(run_flops, missing)) / at_once, source
     return None, ""
@@ -248,7 +254,7 @@ def overview(found: Sequence[Plan]) -> str:
     if not due:
         return "\n".join(["== Every study is up to date", *lines])
     known = [plan for plan in due if plan.seconds]
-    total = f"at most about {duration_text(sum(plan.seconds or 0 for plan in known))}"
+    total = f"about {duration_text(sum(plan.seconds or 0 for plan in known))}"
     unknown = f", without {', '.join(p.study for p in due if p not in known)}"
     sources = " and ".join(dict.fromkeys(plan.source.partition(" (")[0] for plan in known))
     return "\n".join(
