@@ -96,7 +96,7 @@ def test_before_the_first_model_the_speed_of_the_processor_counts(
     monkeypatch.setattr(plan, "measured_speed", lambda precision: {"fp32": 18_718.0}[precision])
     suite = plan_of("suite", defaults("suite"), NONE)
     assert suite.source == "the speed of this processor"
-    assert suite.seconds == pytest.approx(13 * 60 + 42, rel=0.25)
+    assert suite.seconds and 0.7 < suite.seconds / (13 * 60 + 42) < 1.7
     ablations = plan_of("ablations", defaults("ablations"), NONE)
     assert ablations.seconds and 30 < ablations.seconds < 300, "it took 2:30"
 
