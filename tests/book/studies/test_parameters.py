@@ -157,7 +157,7 @@ def test_no_value_causes_an_error_of_another_kind(study: str, data: st.DataObjec
         ("phases", {"steps": "0,all"}, "steps must be"),
         ("phases", {"batches": 3}, "batches is only for --scale paper"),
         ("memorization", {"window": 1_000_000}, "window=1000000 is more than the 128 rows"),
-        ("memorization", {"context": 64, "continuation": 2}, "more than the 65 tokens"),
+        ("memorization", {"context": 64, "continuation": 1}, "at most the 64 tokens"),
         ("memorization", {"seed": 2, "seeds": 3}, "seed=2 is also one of the further seeds"),
         ("gender_bias", {"crossed_seeds": 1}, "crossed_seeds=1 needs at least three sizes"),
         ("repetition", {"epochs": "1,3"}, "must divide the number of steps"),

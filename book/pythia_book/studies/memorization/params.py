@@ -73,11 +73,11 @@ class Params(StudyParams):
     }
 
     def check(self) -> None:
-        width = scale_named(self.scale).data.seq_len + 1
-        if self.context + self.continuation > width:
+        length = scale_named(self.scale).data.seq_len
+        if self.context + self.continuation > length:
             raise ConfigError(
-                f"context={self.context} and continuation={self.continuation} add up to more than "
-                f"the {width} tokens of a row; lower context or continuation"
+                f"context={self.context} and continuation={self.continuation} must add up to at "
+                f"most the {length} tokens that a model reads; lower context or continuation"
             )
         n_rows = scale_named(self.scale).steps * scale_named(self.scale).batch_size
         if self.window > n_rows:

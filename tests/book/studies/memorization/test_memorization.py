@@ -33,7 +33,7 @@ DRAWINGS = (
     ("params", "message"),
     [
         ({"context": 0}, "context must be"),
-        ({"context": 100, "continuation": 64}, "more than the 129 tokens of a row"),
+        ({"context": 100, "continuation": 64}, "must add up to at most the 128 tokens"),
         ({"sizes": "7m"}, "unknown size"),
         ({"simulations": 10}, "simulations must be"),
         ({"window": "128"}, "window must be"),
