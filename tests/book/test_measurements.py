@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Callable
 import os
 import signal
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
