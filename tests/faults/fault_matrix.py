@@ -22,6 +22,7 @@ class Fault:
 
 _TRAINING = "core/training/test_"
 _DATA = "core/data/test_"
+_RELEASED = "book/released/test_"
 _FAULTS = "faults/test_training.py::"
 
 MATRIX = (
@@ -188,12 +189,16 @@ MATRIX = (
     ),
     Fault(
         17,
-        "damaged or hostile index of tokens",
+        "damaged or hostile index, header or archive",
         "E",
         (
             f"{_DATA}indexed_dataset.py::test_every_flipped_bit_of_the_index_is_found",
             f"{_DATA}indexed_dataset.py::test_the_error_names_the_damaged_field",
             f"{_DATA}indexed_dataset.py::test_every_dtype_of_tokens_is_read_and_every_other_one_refused",
+            f"{_RELEASED}index_maps.py::test_every_flip_and_cut_of_the_index_gives_the_same_rows_or_an_error",
+            f"{_RELEASED}index_maps.py::test_hostile_headers_of_npy_files_give_an_error",
+            f"{_RELEASED}neox_format.py::test_what_a_file_of_a_rank_would_run_is_not_run",
+            "core/test_hf.py::test_every_changed_bit_of_a_safetensors_header_gives_the_model_or_an_error",
         ),
     ),
     Fault(
@@ -203,7 +208,7 @@ MATRIX = (
         (
             f"{_DATA}indexed_dataset.py::test_truncated_and_extended_files_are_found",
             f"{_DATA}indexed_dataset.py::test_a_shard_that_ends_inside_a_token_is_refused",
-            "book/released/test_pile.py::test_errors_name_what_is_missing",
+            f"{_RELEASED}pile.py::test_errors_name_what_is_missing",
         ),
     ),
     Fault(
@@ -222,13 +227,17 @@ MATRIX = (
         (
             f"{_DATA}indexed_dataset.py::test_beyond_four_gigabytes",
             f"{_DATA}indexed_dataset.py::test_shards_beyond_four_gigabytes",
+            f"{_RELEASED}index_maps.py::test_documents_beyond_four_gigabytes",
+            f"{_RELEASED}pile.py::test_the_released_document_index",
         ),
     ),
     Fault(
         21,
-        "text in bad UTF-8, with NUL, BOM, CRLF or lone surrogates",
-        "E",
+        "text in bad UTF-8, with lone surrogates, NUL, BOM, CRLF or U+2028",
+        "E, or right text",
         (
+            f"{_DATA}corpus.py::test_files_and_folders",
+            f"{_DATA}corpus.py::test_a_nul_is_a_character",
             f"{_DATA}corpus.py::test_bad_jsonl_is_named_by_file_and_line",
             f"{_DATA}corpus.py::test_bad_text_files",
         ),
@@ -239,7 +248,7 @@ MATRIX = (
         "counted",
         (
             f"{_DATA}indexed_dataset.py::test_round_trip_with_empty_documents",
-            f"{_DATA}corpus.py::test_bad_jsonl_is_named_by_file_and_line",
+            f"{_DATA}corpus.py::test_files_and_folders",
         ),
     ),
     Fault(
@@ -249,6 +258,7 @@ MATRIX = (
         (
             f"{_DATA}prepare.py::test_giant_document",
             f"{_DATA}order.py::test_document_longer_than_everything",
+            f"{_DATA}indexed_dataset.py::test_a_document_that_is_too_long_for_the_format_is_refused",
         ),
     ),
     Fault(
@@ -266,6 +276,8 @@ MATRIX = (
         "E",
         (
             f"{_DATA}corpus.py::test_bad_jsonl_is_named_by_file_and_line",
+            f"{_DATA}corpus.py::test_bad_text_files",
+            f"{_DATA}corpus.py::test_zstandard_files",
             f"{_DATA}downloads.py::test_tampered_cache_is_refused_and_left_alone",
         ),
     ),
@@ -325,6 +337,9 @@ MATRIX = (
         32,
         "notebook cell that fails",
         "E",
-        ("book/test_papermill_runs.py::test_a_finished_run_survives_whatever_fails_or_only_looks",),
+        (
+            "book/test_papermill_runs.py::test_a_finished_run_survives_whatever_fails_or_only_looks",
+            "book/test_records.py::test_a_failed_run_is_never_shown",
+        ),
     ),
 )
