@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
 import resource
 import shutil
 import signal
@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -341,21 +341,19 @@ def test_a_process_that_hangs_or_dies_ends_the_others(tmp_path: Path, how: signa
 
 
 PREPARE = """
-import pickle, sys
-from pathlib import Path
+import json, sys
+from pythia_core.config import DataConfig
 from pythia_core.data import prepare as module
 made, make = [], module.make_tokens
 module.make_tokens = lambda *arguments: (made.append(1), make(*arguments))[1]
-wanted = pickle.loads(Path(sys.argv[1]).read_bytes())  # noqa: S301
-data = module.prepare(wanted, progress=False)
+data = module.prepare(DataConfig(**json.loads(sys.argv[1])), progress=False)
 print(len(made), data.fingerprint)
 """
 
 
 def test_of_processes_that_need_the_same_tokens_one_makes_them(tmp_path: Path) -> None:
-    (tmp_path / "wanted").write_bytes(pickle.dumps(control(tmp_path).data))
     environment = {**os.environ, "PYTHIA_CACHE": str(tmp_path / "cache")}
-    command = [sys.executable, "-c", PREPARE, str(tmp_path / "wanted")]
+    command = [sys.executable, "-c", PREPARE, json.dumps(asdict(control(tmp_path).data))]
     running = [
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(3)

@@ -1,4 +1,4 @@
-"""A tiny control run on a made-up corpus."""
+"""A tiny control run on a made-up corpus, and runs as older versions left them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from pythia_core.training.runs import Run
+from pythia_core.training.seal import read_done
 
 SENTENCES = (
     "The nurse said that he would come, and his friend saw him.",
@@ -31,3 +33,10 @@ def control(folder: Path) -> RunConfig:
         data=DataConfig(corpus=str(corpus), tokenizer="bpe-384", seq_len=16),
         train=TrainConfig(steps=20, batch_size=4, lr_max=1e-2),
     )
+
+
+def unseal(run: Run) -> None:
+    """Make done.json one of the version that did not hash the files of a run."""
+    done = read_done(run.folder)
+    kept = {name: done[name] for name in ("final_sha256", "machine")}
+    (run.folder / "done.json").write_text(json.dumps(kept))

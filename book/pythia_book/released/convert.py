@@ -163,6 +163,7 @@ def convert(
     state = {name: hf.cast(name, t, cast_to) for name, t in origin.model.state_dict().items()}
     meta = {"kind": WEIGHTS_ONLY, "source": origin.about, "model": config_dict(origin.model.config)}
     meta["settings"] = origin.settings or {}
+    parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(parent, origin.step, {"model": state}, meta)
     if origin.tokenizer is not None:
         origin.tokenizer.save(str(parent / TOKENIZER))

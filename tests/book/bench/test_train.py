@@ -451,6 +451,9 @@ def test_the_text_is_prepared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert train.text_tokens().tolist() == text.ravel().tolist() == train.text_tokens().tolist()
     assert [data.tokenizer for data in prepared] == ["neox-20b"]
     np.save(train.text_file(), text)
+    assert train.text_tokens().ndim == 1 and len(prepared) == 2, "a changed file is made again"
+    np.save(train.text_file(), text)
+    train.text_file().with_name("tokens.npy.sha256").unlink()  # from a version without hashes
     with pytest.raises(DataError, match=r"uint16 and shape \(3, 2049\)"):
         train.text_tokens()
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_runs import control
+from tiny_runs import control, unseal
 
 from pythia_core.config import RunConfig, stable_hash
 from pythia_core.errors import CheckpointError, DataError
@@ -111,13 +111,6 @@ def test_states_and_weights_may_be_deleted_but_not_added(fork: Run) -> None:
     extra.rename(step_folder(fork.states, 99))
     with pytest.raises(CheckpointError, match=r"step 99 in .*states is not the one with which"):
         verify(fork)
-
-
-def unseal(run: Run) -> None:
-    """Make done.json one of the version that did not hash the files of a run."""
-    done = read_done(run.folder)
-    kept = {name: done[name] for name in ("final_sha256", "machine")}
-    (run.folder / "done.json").write_text(json.dumps(kept))
 
 
 def test_a_run_of_an_older_version_loads_and_is_checked_as_far_as_possible(fork: Run) -> None:

@@ -58,7 +58,7 @@ def test_defaults() -> None:
     assert params.task_list == tuple(TASKS)
     assert params.shot_list == (0, 1)
     assert len(params.size_list) == 8
-    assert Params(tasks=" sciq, piqa ,sciq", shots="5,0").task_list == ("sciq", "piqa")
+    assert Params(tasks=" sciq, piqa ", shots="5,0").task_list == ("sciq", "piqa")
 
 
 # --- claims ----------------------------------------------------------------------------------
