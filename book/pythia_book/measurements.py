@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from pythia_core.config import stable_hash
-from pythia_core.errors import CheckpointError, ConfigError
+from pythia_core.errors import CheckpointError
 from pythia_core.evaluation import scoring
 from pythia_core.suite import size_name
 from pythia_core.training.gpu_sharing import admission_gate, limit_memory
 from pythia_core.training.memory import inference_bytes
 from pythia_core.training.runs import SHORT, Run, arm_label, run_flops
-from pythia_core.util.files import atomic_file, check_writable, results_dir
+from pythia_core.util.files import atomic_file, is_writable, results_dir
 from pythia_core.util.machine import on_device
 from pythia_core.util.progress import bar
 from pythia_core.util.workers import parallel_map
@@ -166,13 +166,16 @@ def _key(run: Run, step: int, measurement: Measurement) -> dict[str, Any]:
 
 
 def _files(run: Run, step: int, measurement: Measurement) -> list[Path]:
-    """Return the paths that the cached result of a measurement on one checkpoint can have.
-
-    It is in the folder of the run or, if this folder is somebody else's, in the user's own results.
-    """
+    """Return the paths that the cached result of a measurement on one checkpoint can have."""
     short = stable_hash(_key(run, step, measurement))[:12]
     name = f"{measurement.name}-{step:06d}-{short}.safetensors"
-    return [run.folder / "evaluations" / name, results_dir() / "evaluations" / run.id / name]
+    return [folder / name for folder in _folders(run)]
+
+
+def _folders(run: Run) -> tuple[Path, Path]:
+    """Return the folder of cached results in the run's folder, and the one to use if it is not
+    writable, e.g. because another user trained the run."""
+    return run.folder / "evaluations", results_dir() / "evaluations" / run.id
 
 
 def _cached(run: Run, step: int, measurement: Measurement) -> Arrays | None:
@@ -184,12 +187,8 @@ def _cached(run: Run, step: int, measurement: Measurement) -> Arrays | None:
 
 def _new_file(run: Run, step: int, measurement: Measurement) -> Path:
     """Return the path to which a new result is written."""
-    beside, own = _files(run, step, measurement)
-    try:
-        check_writable(beside.parent, "")
-    except ConfigError:
-        return own
-    return beside
+    in_run, in_results = _files(run, step, measurement)
+    return in_run if is_writable(in_run.parent) else in_results
 
 
 def _sha256(arrays: Arrays) -> str:
@@ -221,15 +220,15 @@ def load_cached(path: Path, key: dict[str, Any]) -> Arrays | None:
 def damaged_caches(run: Run) -> list[Path]:
     """Return the cached results of a run that are damaged, and so will be measured again."""
 
-    def is_intact(file: Path) -> bool:
+    def is_damaged(file: Path) -> bool:
         arrays, key = _read_cached(file)
         try:
-            return arrays is not None and file.stem.endswith(stable_hash(json.loads(key))[:12])
+            return arrays is None or not file.stem.endswith(stable_hash(json.loads(key))[:12])
         except ValueError:
-            return False
+            return True
 
-    files = (run.folder / "evaluations").glob("*.safetensors")
-    return sorted(file for file in files if not is_intact(file))
+    files = [file for folder in _folders(run) for file in folder.glob("*.safetensors")]
+    return sorted(filter(is_damaged, files))
 
 
 def _read_cached(path: Path) -> tuple[Arrays | None, str]:

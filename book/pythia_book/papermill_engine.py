@@ -148,7 +148,6 @@ def complete_arguments(arguments: list[str]) -> list[str]:
     if not isinstance(scale, str) or scale not in SCALES:
         raise ConfigError(one_of(scale, SCALES, "scale"))
     target = notebooks.output_path(source.stem, scale)
-    check_results(target.parent.parent)
     return [*arguments, _escaped(os.path.relpath(target))]
 
 
@@ -557,7 +556,6 @@ def run_study(
     records.tidy(folder)
     if not force and records.is_current(folder, stamp):
         return target, False
-    check_results(target.parent.parent)
     if folder.exists() and (problems := records.check_whole(folder)):
         print(
             f"the run in {folder} cannot be used and will be replaced: {'; '.join(problems)}",

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pythia_core.util.files import atomic_file, cache_dir, is_intact, write_digest
+from pythia_core.util.files import cache_dir, cached_file
 from pythia_core.util.machine import cpu_flags
 
 SOURCE = Path(__file__).with_name("native.c")
@@ -61,12 +61,12 @@ def library() -> ctypes.CDLL | None:
         key = hashlib.sha256(
             SOURCE.read_bytes() + version + " ".join((compiler, *FLAGS, cpu_flags())).encode()
         ).hexdigest()[:16]
-        path = cache_dir() / "native" / f"kernels-{key}.so"
-        if not is_intact(path):
-            with atomic_file(path) as temporary:
-                command = [compiler, *FLAGS, "-shared", "-o", str(temporary), str(SOURCE), "-lm"]
-                subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=True)
-            write_digest(path)
+
+        def compile_to(path: Path) -> None:
+            command = [compiler, *FLAGS, "-shared", "-o", str(path), str(SOURCE), "-lm"]
+            subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=True)
+
+        path = cached_file(cache_dir() / "native" / f"kernels-{key}.so", compile_to)
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.CalledProcessError) as error:
         detail = getattr(error, "stderr", b"") or b""

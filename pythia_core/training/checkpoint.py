@@ -110,7 +110,7 @@ def save_checkpoint(
     """
     if not parent.is_dir():  # to make it again would split the run over two folders
         raise TrainingError(
-            f"could not save step {step}: the folder {parent} does not exist (any more). If it was "
+            f"could not save step {step}: the folder {parent} no longer exists. If it was "
             "moved, move it back; then run again: training resumes from the last state"
         )
     target = step_folder(parent, step)

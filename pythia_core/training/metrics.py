@@ -15,7 +15,7 @@ from typing import Any
 
 from pythia_core.config import ModelConfig
 from pythia_core.errors import DataError, TrainingError
-from pythia_core.util.files import atomic_file
+from pythia_core.util.files import FULL_DISK, atomic_file
 
 
 def read_metrics(path: Path, keys: tuple[str, ...] = ("step",)) -> list[dict[str, Any]]:
@@ -91,9 +91,10 @@ class MetricsLog:
             if self._file.write(line) != len(line):  # a partial line is dropped when it is read
                 raise OSError(errno.ENOSPC, "no space left")
         except OSError as error:
+            advice = "Free some space" if error.errno in FULL_DISK else "Make the file writable"
             raise TrainingError(
-                f"could not write to {self._path}: {error.strerror}. Checkpoints are intact. Free "
-                "some space; then run again: training resumes from the last state"
+                f"could not write to {self._path}: {error.strerror}. Checkpoints are intact. "
+                f"{advice}; then run again: training resumes from the last state"
             ) from error
         self._digest.update(line)
 

@@ -9,7 +9,7 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,12 @@ def folder_in(variable: str) -> Path | None:
 
 
 def _absolute(text: str, variable: str) -> Path:
-    """Return `text` as an absolute path; `variable` is what to change if there is no home."""
+    """Return `text` as an absolute path; errors tell the user to set `variable`."""
     path = os.path.expanduser(text)
     if path.startswith("~"):
         raise ConfigError(
-            f"{text} has no meaning here, because this user has no home folder; set the variable "
-            f"{variable} to the absolute path of a folder"
+            f"cannot expand {text}: this user has no home folder; set {variable} to an absolute "
+            "path"
         )
     return Path(os.path.abspath(path))
 
@@ -100,10 +100,17 @@ def check_writable(folder: Path, advice: str) -> None:
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
-        where = folder if place == folder else f"{folder}, because of {place}"
-        raise ConfigError(
-            f"nothing can be written to {where} ({error.strerror}); {advice}"
-        ) from error
+        problem = error.strerror if place == folder else f"{place}: {error.strerror}"
+        raise ConfigError(f"cannot write to {folder} ({problem}); {advice}") from error
+
+
+def is_writable(folder: Path) -> bool:
+    """Return whether files can be written to a folder, which need not exist yet."""
+    try:
+        check_writable(folder, "")
+    except ConfigError:
+        return False
+    return True
 
 
 def check_results(folder: Path) -> None:
@@ -137,7 +144,7 @@ def fsync_dir(folder: Path) -> None:
         os.close(handle)
 
 
-def _beside(target: Path) -> Path:
+def _temporary_path(target: Path) -> Path:
     """Return the path of a new temporary file or folder in the folder of `target`.
 
     (Those of `tempfile` are private to the user, whatever the umask.)
@@ -159,7 +166,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
         return
     target = target.resolve()  # a link stays, and the file that it names is replaced
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(target)
+    temporary = _temporary_path(target)
     try:
         temporary.touch(exist_ok=False)  # with the permissions of the user's umask
         yield temporary
@@ -184,7 +191,7 @@ def atomic_dir(target: Path) -> Iterator[Path]:
     import shutil
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(target)
+    temporary = _temporary_path(target)
     try:
         temporary.mkdir()
         yield temporary
@@ -219,6 +226,18 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON to the file `path`, atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def cached_file(path: Path, write: Callable[[Path], object], anew: bool = False) -> Path:
+    """Return `path`; first call `write`, with a path to write to, if the file is not intact.
+
+    With `anew`, `write` is always called.
+    """
+    if anew or not is_intact(path):
+        with atomic_file(path) as temporary:
+            write(temporary)
+        write_digest(path)
+    return path
 
 
 def write_digest(path: Path) -> None:

@@ -65,7 +65,7 @@ from pythia_core.training.optimizer import is_decayed
 from pythia_core.training.precision import best_precision
 from pythia_core.training.train import LAG
 from pythia_core.training.trainer import DTYPES, PendingUpdate, Trainer
-from pythia_core.util.files import atomic_file, is_intact, results_dir, write_digest
+from pythia_core.util.files import cached_file, results_dir
 from pythia_core.util.machine import cpu_flags, keep_freed_memory
 from pythia_core.util.workers import exit_with_parent
 
@@ -846,20 +846,20 @@ def text_tokens(progress: bool = True) -> np.ndarray:
     """
     from pythia_core.data.prepare import prepare
 
-    path = text_file()
-    if not is_intact(path):
+    def write(path: Path) -> None:
         try:
             rows = prepare(DATA, progress).rows
         except FetchError as error:
             raise FetchError(
                 f"{error}\nIf this machine has no network, run `python -m pythia_core bench train "
                 f"--device cuda --dry-run` on a machine with a network, and copy the file "
-                f"results/bench/{path.name} from there to {path} on this machine"
+                f"results/bench/{text_file().name} from there to {text_file()} on this machine"
             ) from error
         tokens = np.asarray(rows.rows(0, min(rows.n_rows, TEXT_ROWS))).astype(np.uint16).ravel()
-        with atomic_file(path) as temporary, open(temporary, "wb") as file:
+        with open(path, "wb") as file:
             np.save(file, tokens)
-        write_digest(path)
+
+    path = cached_file(text_file(), write)
     try:
         tokens = np.load(path, allow_pickle=False)
     except (ValueError, OSError) as error:

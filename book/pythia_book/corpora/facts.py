@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from pythia_core.config import stable_hash
-from pythia_core.util.files import cache_dir, file_sha256, is_intact, write_digest, write_json
+from pythia_core.util.files import cache_dir, cached_file, file_sha256, write_json
 
 
 def cached_json(folder: str, key: Any, sources: Iterable[str], make: Callable[[], Any]) -> Path:
-    """Return the path of the JSON file of what `make` returns.
-
-    If the file is absent or damaged, it is made (again).
+    """Return the path of the JSON file of what `make` returns, which is called if there is none.
 
     Args:
         folder: the file's folder in the cache.
@@ -22,7 +20,4 @@ def cached_json(folder: str, key: Any, sources: Iterable[str], make: Callable[[]
     """
     name = stable_hash([key, [file_sha256(source) for source in sources]])
     path = cache_dir() / folder / f"{name[:16]}.json"
-    if not is_intact(path):
-        write_json(path, make())
-        write_digest(path)
-    return path
+    return cached_file(path, lambda temporary: write_json(temporary, make()))

@@ -23,18 +23,17 @@ from pythia_book.site.studies import (
     Scales,
     StudyTable,
 )
-from pythia_core.errors import ConfigError
-from pythia_core.util.files import check_writable
+from pythia_core.util.files import is_writable
 
 UNFINISHED = "unfinished-build"
 """A file next to Sphinx's environment that exists while a build runs."""
 
 
 def locate_sources(app: Sphinx, config: Config) -> None:
-    """Build from book/, whichever folder the build was called with, and with all that is in it.
+    """Always build from book/, whatever folder the build was started in.
 
-    `jupyter-book build .` and `sphinx-build` name the folder of _config.yml, and may name others.
-    If book/ cannot be written to, its pages are linked to from a folder of the build.
+    `jupyter-book build .` and `sphinx-build` may name other folders. If book/ is not writable, the
+    build uses a folder of links to its files.
     """
     book = ROOT / "book"
     static = book / "_static"
@@ -48,17 +47,15 @@ def locate_sources(app: Sphinx, config: Config) -> None:
     contents = contents.absolute() if contents.exists() else Path(app.srcdir) / contents
     is_stub = contents.resolve() == book / "_toc.yml"
     config.external_toc_path = str(ROOT / "_toc.yml" if is_stub else contents)
-    try:
-        check_writable(book, "")
-    except ConfigError:
+    if not is_writable(book):
         book = linked(book, Path(app.doctreedir) / "source")
-    app.srcdir = app.confdir = type(app.srcdir)(book)
+    app.srcdir = app.confdir = type(app.srcdir)(book)  # Sphinx has its own class of paths
 
 
 def linked(book: Path, place: Path) -> Path:
     """Make a folder in `place` whose entries link to those of `book`, and return it.
 
-    Staged notebooks go to a subfolder of its own.
+    Staged notebooks go to its subfolder studies/.
     """
     shutil.rmtree(place, ignore_errors=True)
     folder = place / book.name
@@ -70,11 +67,11 @@ def linked(book: Path, place: Path) -> Path:
     return folder
 
 
-def begin(app: Sphinx, config: Config) -> None:
-    """If the last build was stopped, make Sphinx forget it, so that every page is written again.
+def mark_unfinished(app: Sphinx, config: Config) -> None:
+    """After an interrupted build, drop Sphinx's environment, so that every page is written again.
 
-    Sphinx saves what it has read before it writes the pages. After a build that was stopped in
-    between, it would take pages that are half written, or show an older run, for up to date.
+    Sphinx saves its environment before it writes the pages, so it would consider unwritten pages up
+    to date.
     """
     mark = Path(app.doctreedir) / UNFINISHED
     if mark.exists():
@@ -83,8 +80,8 @@ def begin(app: Sphinx, config: Config) -> None:
     mark.touch()
 
 
-def end(app: Sphinx, error: Exception | None) -> None:
-    """Note that the build was not stopped."""
+def mark_finished(app: Sphinx, error: Exception | None) -> None:
+    """Record that the build finished."""
     if error is None:
         (Path(app.doctreedir) / UNFINISHED).unlink(missing_ok=True)
 
@@ -117,7 +114,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_config_value("pythia_shown", "", "env")
     # these run before priority 900, at which sphinx-external-toc reads the table of contents
     hooks = (
-        begin,
+        mark_unfinished,
         locate_sources,
         configure,
         head.identify,
@@ -139,7 +136,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("html-page-context", assets.lighten, priority=910)
     app.connect("build-finished", card.draw)
     app.connect("build-finished", assets.write_sheet, priority=910)  # after the theme's own
-    app.connect("build-finished", end, priority=990)
+    app.connect("build-finished", mark_finished, priority=990)
     for name, directive in {
         "pythia-run": RunBanner,
         "pythia-report": ReproductionReport,

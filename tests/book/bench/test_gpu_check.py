@@ -118,7 +118,7 @@ def test_unknown_parts_sizes_and_budgets_are_refused(
 def test_results_need_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "out").write_text("")
     assert main(["gpu-check", "--dry-run", "--out", str(tmp_path / "out")]) == 1
-    assert "nothing can be written to" in (said := capsys.readouterr().err) and "--out" in said
+    assert "cannot write to" in (said := capsys.readouterr().err) and "--out" in said
 
 
 @WITHOUT_GPU

@@ -20,7 +20,7 @@ from pythia_book.studies.phases.probes import N_ROWS
 from pythia_core.config import stable_hash
 from pythia_core.errors import ConfigError, one_of
 from pythia_core.suite import SIZES, Scale
-from pythia_core.util.files import atomic_file, cache_dir, is_intact, write_digest
+from pythia_core.util.files import cache_dir, cached_file
 
 
 def released_models(source: str) -> dict[str, PublishedModel]:
@@ -88,12 +88,14 @@ def released_text(data: str, batches: int, scale: Scale, eod_id: int) -> Release
     n_read, last = batches * scale.batch_size, scale.steps * scale.batch_size
     wanted = [data, n_read, last, rows.seq_len]
     path = cache_dir() / "released_rows" / f"{stable_hash(wanted)[:16]}.npy"
-    if released_order(data) is None or not is_intact(path):
+
+    def write(path: Path) -> None:
         first = last - min(scale.batch_size, 2 * N_ROWS)
         heldout = rows.rows.rows(first, last)  # first, as its error names missing shards
         training = [rows.batch(step, scale.batch_size) for step in range(batches)]
-        with atomic_file(path) as target, open(target, "wb") as file:
+        with open(path, "wb") as file:
             np.save(file, np.concatenate([*training, heldout]))
-        write_digest(path)
+
+    cached_file(path, write, anew=released_order(data) is None)  # other files may have changed
     fingerprint = sha256(path.read_bytes()).hexdigest()
     return ReleasedText(path, fingerprint, n_read, rows.seq_len, eod_id)
