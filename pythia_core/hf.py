@@ -1,6 +1,6 @@
 """Read and write models as `transformers` folders for GPT-NeoX: config.json and safetensors.
 
-A checkpoint that `convert` wrote in the format of this library is read too: its manifest replaces
+A checkpoint with weights only, in the format of this library, is read too: its manifest replaces
 config.json. Pickled weights are rejected. A model that is saved and loaded in fp32 is unchanged.
 The released models were trained differently from what their config.json declares, in two ways:
 
@@ -47,7 +47,7 @@ INDEX = "model.safetensors.index.json"
 SETTINGS = (CONFIG, "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 """The JSON files with the settings of a model and its tokenizer."""
 WEIGHTS_ONLY = "weights only"
-"""The value of "kind" in the manifest of a checkpoint that `convert` wrote."""
+"""The value of "kind" in the manifest of a checkpoint without the state of the optimizer."""
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.-]*\.(json|safetensors)")
 """Matches the file names that may be fetched: .json or .safetensors, without a folder."""
 ROTARY_CHOICES = ("fp32", "as_trained")
@@ -610,7 +610,7 @@ def model_config(declared: dict[str, Any], gelu: str = "as_trained") -> ModelCon
 
 
 def _without_null(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the entries that are not null, which stands for a default."""
+    """Return the entries that are not null; null means the default."""
     return {key: value for key, value in values.items() if value is not None}
 
 
@@ -679,7 +679,10 @@ def local_folder(source: str | Path) -> Path | None:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Return whether a folder is a checkpoint; other tools write a manifest beside config.json."""
+    """Return whether a folder is a checkpoint.
+
+    Other tools write a manifest.json, too, but next to config.json.
+    """
     return (folder / MANIFEST).is_file() and not (folder / CONFIG).is_file()
 
 
@@ -688,8 +691,8 @@ def has_model(folder: Path) -> bool:
     return (folder / CONFIG).is_file() or is_checkpoint(folder)
 
 
-def subfolders(folder: Path) -> list[str]:
-    """Return the names of the subfolders that `has_model` accepts: the revisions, sorted."""
+def local_revisions(folder: Path) -> list[str]:
+    """Return the names of the local_revisions that `has_model` accepts: the revisions, sorted."""
     names = {path.parent.name for name in (CONFIG, MANIFEST) for path in folder.glob(f"*/{name}")}
     return sorted(names)
 
@@ -706,7 +709,7 @@ def locate_folder(source: str | Path, revision: str = "main") -> ModelFolder:
     folder = local_folder(source)
     if folder is None:
         raise CheckpointError(f"{source} is not an existing folder; name the folder of a model")
-    revisions, step = subfolders(folder), step_of(revision)
+    revisions, step = local_revisions(folder), step_of(revision)
     for name in [revision, *(n for n in revisions if step is not None and step_of(n) == step)]:
         if has_model(folder / name):
             return ModelFolder(folder / name)

@@ -18,7 +18,7 @@ import signal
 import stat
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,17 +87,17 @@ def scale_parameter(options: dict[str, Any]) -> Any:
     import yaml
 
     values: dict[str, Any] = {}
-    for option in ("parameters_base64", "parameters_file", "parameters_yaml"):
+    readers: dict[str, Callable[[str], str | bytes]] = {
+        "parameters_base64": base64.b64decode,
+        "parameters_file": lambda path: Path(path).read_bytes(),
+        "parameters_yaml": str,
+    }
+    for option, read in readers.items():
         for given in options[option]:
-            document: Any = given
+            if option == "parameters_file" and "://" in given:  # papermill opens addresses
+                continue
             try:
-                if option == "parameters_base64":
-                    document = base64.b64decode(given)
-                elif option == "parameters_file":
-                    if "://" in given:  # an address, which papermill opens
-                        continue
-                    document = Path(given).read_bytes()
-                loaded = yaml.safe_load(document) or {}
+                loaded = yaml.safe_load(read(given)) or {}
             except (ValueError, OSError, RecursionError, yaml.YAMLError) as error:
                 raise ConfigError(f"--{option} {given}: {error}") from error
             if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 LIMITS = {"seed": (0, 2**32 - 1), "bootstrap": (100, 20_000), "limit": (5, 100_000)}
 """Maps integer fields that most studies have to their smallest and largest accepted values. More
-resamples than the limit would need more memory than a laptop has, and only after all training."""
+resamples would exceed a laptop's memory, after all the training."""
 
 
 @dataclass(frozen=True)
@@ -61,27 +61,25 @@ class StudyParams:
         if not problems:
             problems = self._scale_problems()
         if not problems:
-            for prefix, check in ((f"sizes={self.sizes!r}: ", self._sizes), ("", self.check)):
+            for check in (lambda: self.size_list, self.check):
                 try:
                     check()
                 except ConfigError as error:
-                    if not any(str(error) in problem for problem in problems):
-                        problems.append(f"{prefix}{error}")
+                    if str(error) not in problems:
+                        problems.append(str(error))
         raise_all(ConfigError, problems, "parameters")
 
     def _scale_problems(self) -> list[str]:
+        """Return why the study does not have this scale; [] if it does."""
         if self.scale not in SCALES:
             return [one_of(self.scale, SCALES, "scale")]
         if SCALES[self.scale].published and not self.PUBLISHED:
             trained = ", ".join(name for name, scale in SCALES.items() if not scale.published)
             return [
-                f"scale must be one of {trained} for this study, which trains its own models; got "
-                f"{self.scale!r}, where released models are used"
+                "this study trains its own models, so scale must be one of "
+                f"{trained}; got {self.scale!r}"
             ]
         return []
-
-    def _sizes(self) -> tuple[str, ...]:
-        return self.size_list
 
     def check(self) -> None:
         """Raise ConfigError if this study cannot use the parameters; for subclasses to override."""
@@ -112,7 +110,7 @@ def split_list(text: str) -> list[str]:
     return [entry.strip() for entry in text.split(",") if entry.strip()]
 
 
-def names_in(text: str, accepted: Collection[str], kind: str, plural: str) -> tuple[str, ...]:
+def parse_names(text: str, accepted: Collection[str], kind: str, plural: str) -> tuple[str, ...]:
     """Parse a comma-separated list of names, the value of the parameter `plural`; () for "".
 
     Raises:
@@ -129,7 +127,7 @@ def names_in(text: str, accepted: Collection[str], kind: str, plural: str) -> tu
 
 
 MOST_DIGITS = 9
-"""Longer numbers are no count of anything here, and `int` rejects the longest of them."""
+"""Enough for any count, and below the limit of `int`."""
 
 
 def whole_numbers(text: str) -> list[int]:

@@ -64,7 +64,7 @@ def identity(corpus: str) -> list[list[str]]:
 def _files(corpus: str) -> list[tuple[Path, str]]:
     """Return (path, name relative to `corpus`) of each visible text file, sorted by name.
 
-    Warn of other visible files, so that a corpus is never read in part without a word.
+    Warn about visible files of other types, so that no part of a corpus is skipped silently.
     """
     root = Path(corpus).expanduser()
     if root.is_file():

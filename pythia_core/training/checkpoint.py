@@ -262,7 +262,7 @@ def delete_temporaries(parent: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def contents_hashes(parent: Path) -> dict[int, str]:
+def manifest_hashes(parent: Path) -> dict[int, str]:
     """Map each saved step under `parent` to a hash of its manifest, the same after `drop_weights`.
 
     Raises:

@@ -5,7 +5,7 @@ machine, and the hash of everything else in the folder on which a study relies: 
 logs, the ledger, and the manifest of every checkpoint and state (which holds the hashes of their
 files). The entry "sha256" is the hash of all other entries.
 
-A done.json without these hashes, from an older version, is accepted; `is_sealed` tells it apart.
+A done.json without these hashes, from an older version, is accepted; `has_hashes` tells it apart.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any
 
 from pythia_core.config import stable_hash
 from pythia_core.errors import CheckpointError
-from pythia_core.training.checkpoint import contents_hashes
+from pythia_core.training.checkpoint import manifest_hashes
 from pythia_core.util.files import file_sha256, write_json
 
 DONE = "done.json"
 FILES = ("identity.json", "metrics.jsonl", "ledger.safetensors", "swaps.jsonl")
 """The files in a run's folder that are hashed, where they exist."""
 FOLDERS = ("checkpoints", "states")
-_UNSEALED = {"final_sha256", "machine", "processes"}
+_WITHOUT_HASHES = {"final_sha256", "machine", "processes"}
 """The entries of a done.json from a version that did not hash the run's files."""
-ADVICE = "Restore the run's folder from a copy, or delete it and train the run again"
+RESTORE_ADVICE = "Restore the run's folder from a copy, or delete it and train the run again"
 
 
 def write_done(folder: Path, entries: dict[str, Any]) -> None:
@@ -33,7 +33,7 @@ def write_done(folder: Path, entries: dict[str, Any]) -> None:
     done = entries | {
         "files": {name: file_sha256(folder / name) for name in FILES if (folder / name).exists()},
         **{
-            name: {str(step): sha256 for step, sha256 in contents_hashes(folder / name).items()}
+            name: {str(step): sha256 for step, sha256 in manifest_hashes(folder / name).items()}
             for name in FOLDERS
         },
     }
@@ -51,8 +51,8 @@ def read_done(folder: Path) -> dict[str, Any]:
         done = json.loads(path.read_text())
         body = {key: value for key, value in done.items() if key != "sha256"}
         if not isinstance(done["final_sha256"], str):
-            raise ValueError("its hash of the final weights is not a text")
-        if is_sealed(done) and done["sha256"] != stable_hash(body):
+            raise ValueError("its hash of the final weights is not a string")
+        if has_hashes(done) and done["sha256"] != stable_hash(body):
             raise ValueError("its entries do not have the sha256 that is stored with them")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
@@ -62,9 +62,9 @@ def read_done(folder: Path) -> dict[str, Any]:
     return done
 
 
-def is_sealed(done: dict[str, Any]) -> bool:
+def has_hashes(done: dict[str, Any]) -> bool:
     """Return whether a done.json has the hashes of the run's files."""
-    return not done.keys() <= _UNSEALED
+    return not done.keys() <= _WITHOUT_HASHES
 
 
 def check_file(folder: Path, name: str) -> None:
@@ -76,11 +76,11 @@ def check_file(folder: Path, name: str) -> None:
     if not (folder / DONE).exists():
         return
     done = read_done(folder)
-    if is_sealed(done):
+    if has_hashes(done):
         _compare(folder / name, done["files"].get(name))
 
 
-def check_seal(folder: Path) -> bool:
+def check_run_files(folder: Path) -> bool:
     """Check everything in a finished run's folder against done.json, without hashing tensors.
 
     States may have been deleted to save space; weights too, but not their manifests.
@@ -92,16 +92,16 @@ def check_seal(folder: Path) -> bool:
         CheckpointError: a file was changed, damaged, deleted or added since the run was finished.
     """
     done = read_done(folder)
-    if not is_sealed(done):
+    if not has_hashes(done):
         return False
     for name in FILES:
         _compare(folder / name, done["files"].get(name))
     for name in FOLDERS:
-        for step, sha256 in contents_hashes(folder / name).items():
+        for step, sha256 in manifest_hashes(folder / name).items():
             if done[name].get(str(step)) != sha256:
                 raise CheckpointError(
                     f"step {step} in {folder / name} is not the one with which the run was "
-                    f"finished: {DONE} has another hash of its manifest, or none. {ADVICE}"
+                    f"finished: {DONE} has another hash of its manifest, or none. {RESTORE_ADVICE}"
                 )
     return True
 
@@ -110,9 +110,7 @@ def _compare(path: Path, expected: str | None) -> None:
     """Raise CheckpointError unless the file has the expected sha256 (None: there is no file)."""
     actual = file_sha256(path) if path.is_file() else None
     if actual != expected:
-        states = {None: "does not exist", actual: f"has the sha256 {str(actual)[:16]}…"}
-        wanted = {None: "no such file", expected: f"{str(expected)[:16]}…"}
         raise CheckpointError(
-            f"{path} was changed or damaged after the run was finished: it {states[actual]}, but "
-            f"{DONE} has {wanted[expected]}. {ADVICE}"
+            f"{path} has changed since the run was finished: its sha256 is {actual or 'missing'}, "
+            f"but {DONE} has {expected or 'none'}. {RESTORE_ADVICE}"
         )

@@ -47,6 +47,14 @@ from pythia_core.training.checkpoint import (
     steps_with_weights,
     weight_hashes,
 )
+from pythia_core.training.completion import (
+    DONE,
+    RESTORE_ADVICE,
+    check_file,
+    check_run_files,
+    read_done,
+    write_done,
+)
 from pythia_core.training.execution import EAGER, Execution
 from pythia_core.training.gpu_sharing import admission_gate, limit_memory
 from pythia_core.training.lineage import TESTED_UP_TO, continues
@@ -54,7 +62,6 @@ from pythia_core.training.memory import run_bytes
 from pythia_core.training.metrics import flops_per_token, read_metrics
 from pythia_core.training.retention import Keep, prune_during_training, prune_run
 from pythia_core.training.schedule import PAPER_FORKS, checkpoint_steps, linear_steps
-from pythia_core.training.seal import ADVICE, DONE, check_file, check_seal, read_done, write_done
 from pythia_core.training.train import Saving, Start, train
 from pythia_core.training.trainer import Trainer
 from pythia_core.util.extensions import registered
@@ -582,12 +589,12 @@ def verify(run: Run) -> list[str]:
             after the run was finished, or an early step does not continue from step 0.
         DataError: a batch differs from the batch that was trained on.
     """
-    sealed = check_seal(run.folder) if run.finished else False
+    hashed = check_run_files(run.folder) if run.finished else False
     named = re.search(r"-([0-9a-f]{12})$", run.folder.name)
     if named and named[1] != run.id:
         raise CheckpointError(
             f"{run.folder / 'identity.json'} was changed or damaged: its hash begins with "
-            f"{run.id}, but the folder's name ends with {named[1]}. {ADVICE}"
+            f"{run.id}, but the folder's name ends with {named[1]}. {RESTORE_ADVICE}"
         )
     first, last, scheduled = run.updates.start, run.updates.stop, run.scheduled_steps
     rows = run.metrics()
@@ -628,7 +635,7 @@ def verify(run: Run) -> list[str]:
         final = state["model"] if step == last else final
     if run.finished and final and sha256_tensors(final) != run.final_sha256:
         raise CheckpointError(
-            f"the final weights of run {run.id} do not have the hash in {DONE}. {ADVICE}"
+            f"the final weights of run {run.id} do not have the hash in {DONE}. {RESTORE_ADVICE}"
         )
     for row in rows:
         if row["batch_hash"] != batch_hash(run.batch(row["step"] - 1)):
@@ -641,7 +648,7 @@ def verify(run: Run) -> list[str]:
         f"{len(rows)} batches match the log",
         f"{len(states)} training states match their hashes",
     ]
-    if sealed:
+    if hashed:
         lines.append(f"identity, log, ledger and manifests match the hashes in {DONE}")
     else:
         reason = "an older version finished this run" if run.finished else "the run is unfinished"

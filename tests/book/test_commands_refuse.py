@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import pythia_book
-from pythia_book.commands import utf8
+from pythia_book.commands import utf8_text
 
 from pythia_core.__main__ import main
 from pythia_core.util import files
@@ -103,7 +103,7 @@ def test_bytes_that_are_no_text_are_refused(
 
 def test_text_is_utf8_in_every_locale(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.fsencode", lambda word: word.encode("ascii", "surrogateescape"))
-    assert utf8("Garc\udcc3\udcada") == "García"
+    assert utf8_text("Garc\udcc3\udcada") == "García"
 
 
 @pytest.mark.parametrize("word", ["-1", "1.5", "", "1e3", "²", "9" * 400, "x"])

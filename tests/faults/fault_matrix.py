@@ -98,8 +98,8 @@ MATRIX = (
         (
             "faults/test_flips.py::test_every_flip_is_refused_by_name_repaired_or_harmless",
             f"{_TRAINING}checkpoint.py::test_every_bit_flip_is_noticed",
-            f"{_TRAINING}seal.py::test_every_entry_of_done_is_hashed",
-            f"{_TRAINING}seal.py::test_a_changed_log_is_neither_read_nor_verified",
+            f"{_TRAINING}completion.py::test_every_entry_of_done_is_hashed",
+            f"{_TRAINING}completion.py::test_a_changed_log_is_neither_read_nor_verified",
         ),
     ),
     Fault(
@@ -108,8 +108,8 @@ MATRIX = (
         "E",
         (
             f"{_TRAINING}checkpoint.py::test_missing_extra_and_swapped_files_are_noticed",
-            f"{_TRAINING}seal.py::test_a_checkpoint_of_another_run_is_found",
-            f"{_TRAINING}seal.py::test_a_missing_file_is_named",
+            f"{_TRAINING}completion.py::test_a_checkpoint_of_another_run_is_found",
+            f"{_TRAINING}completion.py::test_a_missing_file_is_named",
         ),
     ),
     Fault(

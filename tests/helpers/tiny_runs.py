@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from pythia_core.training.completion import read_done
 from pythia_core.training.runs import Run
-from pythia_core.training.seal import read_done
 
 SENTENCES = (
     "The nurse said that he would come, and his friend saw him.",
@@ -35,7 +35,7 @@ def control(folder: Path) -> RunConfig:
     )
 
 
-def unseal(run: Run) -> None:
+def remove_hashes(run: Run) -> None:
     """Make done.json one of the version that did not hash the files of a run."""
     done = read_done(run.folder)
     kept = {name: done[name] for name in ("final_sha256", "machine")}

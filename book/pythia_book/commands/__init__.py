@@ -12,7 +12,7 @@ from pythia_core.errors import ConfigError, MissingDependencyError
 from pythia_core.util.files import check_writable
 
 
-def whole(word: str) -> int:
+def whole_number(word: str) -> int:
     """Parse a whole number of at least 0, such as a count or a step.
 
     Raises:
@@ -23,19 +23,19 @@ def whole(word: str) -> int:
     return int(word)
 
 
-def seed(word: str) -> int:
+def seed_number(word: str) -> int:
     """Parse a seed of a random generator, a whole number below 2**32.
 
     Raises:
         argparse.ArgumentTypeError: the word is not one.
     """
-    if (number := whole(word)) >= 2**32:
+    if (number := whole_number(word)) >= 2**32:
         raise argparse.ArgumentTypeError(f"expected a seed below 2**32, got {word}")
     return number
 
 
-COUNT: dict[str, Any] = {"type": whole, "metavar": "N"}
-STEP: dict[str, Any] = {"type": whole, "metavar": "K"}
+COUNT: dict[str, Any] = {"type": whole_number, "metavar": "N"}
+STEP: dict[str, Any] = {"type": whole_number, "metavar": "K"}
 """Keyword arguments of `add_argument` for an option that takes a count (COUNT) or a step (STEP)."""
 
 
@@ -44,7 +44,7 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(filter(None, text.split(",")))
 
 
-def utf8(word: str) -> str:
+def utf8_text(word: str) -> str:
     """Return a word of the command line as text. It must be UTF-8, whatever the locale is.
 
     Raises:
@@ -67,7 +67,7 @@ def file_to_write(option: str, name: str | Path, parquet: bool = False) -> Path:
         ConfigError: `name` is a folder or not UTF-8, or the file is not writable.
         MissingDependencyError: pyarrow is needed but not installed.
     """
-    utf8(str(name))  # some libraries cannot write to other names
+    utf8_text(str(name))  # some libraries cannot write to other names
     path = Path(name).expanduser()
     if path.is_dir():
         raise ConfigError(f"{option} must be the name of a file, but {name} is a folder")

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pythia_book.commands import COUNT, STEP, file_to_write, seed, utf8
+from pythia_book.commands import COUNT, STEP, file_to_write, seed_number, utf8_text
 from pythia_core.commands import RUN, AddCommand
 from pythia_core.errors import ConfigError
 
@@ -47,7 +47,7 @@ def add(command: AddCommand) -> None:
         'one or more words, e.g. "Parliament" "New York"; a word is a run of letters, marks and '
         "numbers"
     )
-    p.add_argument("terms", nargs="+", type=utf8, metavar="TERM", help=text)
+    p.add_argument("terms", nargs="+", type=utf8_text, metavar="TERM", help=text)
     p.add_argument("--ignore-case", action="store_true", help="ignore the case of ASCII letters")
     p.add_argument("--all", action="store_true", help="print all checkpoints, not about twelve")
     p.add_argument("--parquet", metavar="FILE", help="also write term, step and count to FILE")
@@ -73,7 +73,7 @@ def _data_arguments(p: argparse.ArgumentParser) -> None:
         help="type of token ids if there is no .idx",
     )
     data.add_argument(
-        "--seed", type=seed, default=1234, help="seed of the data order (PREFIX only)"
+        "--seed", type=seed_number, default=1234, help="seed of the data order (PREFIX only)"
     )
     data.add_argument("--epochs", **COUNT, help="passes over the data (PREFIX only; default: 1)")
     text = "number of updates (PREFIX only, instead of --epochs; Pythia: 143000)"
@@ -156,7 +156,7 @@ def _find(args: argparse.Namespace) -> None:
     from pythia_book.search import SurfaceMatcher, TokenMatcher, find_text, quote
     from pythia_core.data.tokenizer import token_bytes
 
-    text = utf8(args.words[-1])
+    text = utf8_text(args.words[-1])
     if len(args.words) != (2 if args.data is None else 1):
         raise ConfigError(
             "pass a RUN and a TEXT, or --data and a TEXT; put quotes around a TEXT with spaces"

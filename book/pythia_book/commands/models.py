@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pythia_book.commands import COUNT, STEP, file_to_write, names, seed, utf8
+from pythia_book.commands import COUNT, STEP, file_to_write, names, seed_number, utf8_text
 from pythia_core.commands import RUN, AddCommand
 from pythia_core.errors import CheckpointError
 from pythia_core.util.files import check_writable
 
-TEXT: dict[str, Any] = {"action": "append", "type": utf8, "metavar": "TEXT"}
+TEXT: dict[str, Any] = {"action": "append", "type": utf8_text, "metavar": "TEXT"}
 MODEL = f"{RUN}; or the folder or the hub name of a published model"
 
 
@@ -23,7 +23,7 @@ def add(command: AddCommand) -> None:
     text = "target format (default: the other format)"
     p.add_argument("--to", default="", choices=("hf", "pythia"), help=text)
     p.add_argument("--revision", default="main", help="revision of a repository, e.g. step3000")
-    text = "step of a run (default: the last), or of a model without a step in its name"
+    text = "step of a run or folder of checkpoints (default: the last), or of another model"
     p.add_argument("--step", **STEP, help=text)
     dtypes = ("fp32", "fp16", "bf16")
     p.add_argument("--dtype", default="", choices=dtypes, help="number format (default: unchanged)")
@@ -65,7 +65,9 @@ def add(command: AddCommand) -> None:
     p.add_argument("--top-k", type=int, default=0, metavar="K", help=text)
     text = "sample from the likeliest tokens with total probability P (default: 1)"
     p.add_argument("--top-p", type=float, default=1.0, metavar="P", help=text)
-    p.add_argument("--seed", type=seed, default=0, help="random seed for sampling (default: 0)")
+    p.add_argument(
+        "--seed", type=seed_number, default=0, help="random seed for sampling (default: 0)"
+    )
 
     text = "check all files of a run against hashes and data, or audit a published model"
     p = command("verify", _verify, text)
@@ -81,7 +83,7 @@ def _convert(args: argparse.Namespace) -> None:
     """Convert a model to another format, and print the new folder."""
     from pythia_book.released.convert import convert
 
-    utf8(args.target)
+    utf8_text(args.target)
     target = Path(args.target).expanduser()
     check_writable(target, "choose another DST")
     settings = {name: getattr(args, name) for name in ("revision", "step", "dtype", "size")}
@@ -140,7 +142,9 @@ def _verify(args: argparse.Namespace) -> None:
         run = find_run(args.run)
         print("\n".join(verify(run)))
         for path in damaged_caches(run):
-            print(f"{path} is damaged; the next study that needs it measures again")
+            print(
+                f"the cached measurement {path} is damaged; it will be repeated when it is needed"
+            )
         return
     from pythia_book.released.audit import audit
 

@@ -46,7 +46,9 @@ def _studies(chosen: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]
     """
     from pythia_book.studies.registry import STUDIES
 
-    raise_all(ConfigError, [one_of(n, known, "study") for n in chosen if n not in known], "studies")
+    raise_all(
+        ConfigError, [one_of(n, known, "study") for n in chosen if n not in known], "--studies"
+    )
     return tuple(name for name in known if name in (chosen or STUDIES))
 
 

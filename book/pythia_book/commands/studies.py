@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pythia_book.commands import utf8
+from pythia_book.commands import utf8_text
 from pythia_book.notebooks import STOP_NOTE
 from pythia_core.commands import AddCommand
 from pythia_core.suite import SCALES
@@ -28,7 +28,7 @@ def add(command: AddCommand) -> None:
         "-p",
         "--parameter",
         action="append",
-        type=utf8,
+        type=utf8_text,
         default=[],
         metavar="NAME=VALUE",
         help="set a parameter of the notebook, for one study only; repeatable",
@@ -56,7 +56,7 @@ def _study(args: argparse.Namespace) -> None:
 
     if len(args.studies) != 1:
         if args.parameter:
-            raise ConfigError("-p sets a parameter of one study; name exactly one study with it")
+            raise ConfigError("-p needs exactly one study")
         return _studies(args)
     (study,) = args.studies
     notebook = notebooks.read_notebook(notebooks.notebook_path(study))

@@ -129,7 +129,7 @@ def why_local(name: str) -> str:
     if Path(name).expanduser().is_file():
         return " (it is a file; pass the folder of the model)"
     if os.path.lexists(owner) and owner != name:
-        return f" (it is a path, because {owner} exists here; pass an existing folder in it)"
+        return f" ({owner} exists here, so this name is read as a path; pass an existing folder)"
     return ""
 
 

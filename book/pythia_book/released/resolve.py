@@ -71,7 +71,7 @@ class PublishedModel:
             step = step_of(folder.resolve().name)
             return {LAST if step is None else step: "main"}
         else:
-            names = hf.subfolders(folder)
+            names = hf.local_revisions(folder)
         steps = {step_of(name): name for name in names}
         steps.pop(None, None)
         return steps or {LAST: "main"}

@@ -126,7 +126,7 @@ _ACTIVE = re.compile(
 _SHOWN = ("text/", "image/", "application/vnd.pythia.")
 
 
-def make_passive(cell: Any) -> None:
+def sanitize_outputs(cell: Any) -> None:
     """Reduce the outputs of a code cell that could run code in the page to their plain text."""
     for output in cell.get("outputs", []):
         data = output.get("data", {})
@@ -163,7 +163,7 @@ def as_page(notebook: notebooks.Notebook, study: str, reported: bool) -> noteboo
             TABLES[name] = content
             each = directive("pythia-table", name, f":name: tab-{study}-{each.id}")
         elif each.cell_type == "code":
-            make_passive(each)
+            sanitize_outputs(each)
             tags = {*each.metadata.get("tags", [])} - {"hide-input"}
             each.metadata["tags"] = sorted(tags | {"remove-input"})
         cells.append(each)

@@ -16,7 +16,6 @@ import contextlib
 import io
 import json
 import logging
-import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -83,8 +82,8 @@ def register(trusted: Sequence[str | Path] = ()) -> None:
 def _separate_caches() -> None:
     """Make the harness cache the responses of each of our models in a file of its own.
 
-    The harness looks responses up by the request alone (its issue 2715): in one file, every later
-    checkpoint would get the scores of the first.
+    The harness looks responses up by the request alone (EleutherAI/lm-evaluation-harness#2715), so
+    in one file every later checkpoint would get the scores of the first.
     """
     from lm_eval.api import model
 
@@ -118,7 +117,7 @@ def command_line(arguments: Sequence[str]) -> None:
     from lm_eval.__main__ import cli_evaluate
 
     before = sys.argv
-    sys.argv = ["lm_eval", *(_MODEL_WITH_COMMAS.sub(r'\1"\2"', word) for word in arguments)]
+    sys.argv = ["lm_eval", *arguments]
     try:
         _check_arguments()
         cli_evaluate()
@@ -135,12 +134,6 @@ def command_line(arguments: Sequence[str]) -> None:
         ) from error
     finally:
         sys.argv = before
-
-
-_MODEL_WITH_COMMAS = re.compile(
-    r"""((?:^|,)(?:run|pretrained)=)([^"',=]+(?:,[^"',=]+)+)(?=$|,\w+=)"""
-)
-"""The argument `run` with commas in its value, at which the harness would split the value."""
 
 
 def _check_arguments() -> None:
@@ -245,7 +238,7 @@ class CheckpointLM:
 
     @property
     def cache_key(self) -> str:
-        """What tells this model's cached responses from those of other models.
+        """The key of this model's cached responses.
 
         It has the run and the step, if they are known, and ends with a hash of everything.
         """
@@ -403,7 +396,7 @@ def _step(source: CheckpointSource, step: object, revision: str) -> int:
         raise ConfigError(f"step={step} and revision={revision} are two steps; omit one of them")
     steps = steps_of(source, words[0] if words else "last")
     if len(steps) > 1:
-        raise ConfigError(f"a call of lm_eval measures one step, got step={step}")
+        raise ConfigError(f"lm_eval evaluates one step per call, got step={step}")
     return steps[0]
 
 

@@ -73,7 +73,7 @@ def test_an_output_that_could_run_code_is_shown_as_its_text(kind: str, content: 
     cell = nbformat.v4.new_code_cell(
         outputs=[nbformat.v4.new_output("display_data", data=data)], id="a"
     )
-    staging.make_passive(cell)
+    staging.sanitize_outputs(cell)
     assert sorted(cell.outputs[0].data) == ["text/latex", "text/plain"]
 
 
@@ -86,7 +86,7 @@ def test_other_outputs_stay() -> None:
             nbformat.v4.new_output("stream", text="printed"),
         ]
     )
-    staging.make_passive(cell)
+    staging.sanitize_outputs(cell)
     assert cell.outputs[0].data == data and cell.outputs[1].text == "printed"
 
 

@@ -21,7 +21,7 @@ from pythia_book.studies.suite.read_counts import pile_reads
 from pythia_book.study import Result
 from pythia_book.tasks.associations import AssociationMeasurement
 from pythia_book.verdicts import Claim, judge
-from tiny_runs import unseal
+from tiny_runs import remove_hashes
 
 from pythia_core.config import PLANTED_DOMAINS, DataConfig
 from pythia_core.data.corpus import open_corpus
@@ -252,7 +252,7 @@ def test_checks_find_planted_errors(smoke: Result) -> None:
 
     assert not any(failures().values())
     last = runs["25k", "standard"]
-    unseal(last)
+    remove_hashes(last)
     copied, lost = (last.checkpoints / f"step-{step:06d}" for step in (5, 9))
     original = copied.with_name("original")
     copied.rename(original)

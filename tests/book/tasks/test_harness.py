@@ -323,25 +323,6 @@ def test_arguments_are_checked_before_anything_is_measured(
         command_line(["--tasks", "x", *words])
 
 
-def test_a_run_may_have_commas_in_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    import lm_eval.__main__
-    from lm_eval._cli import HarnessCLI
-    from pythia_book.tasks.harness import command_line
-
-    seen = []
-    monkeypatch.setattr(
-        lm_eval.__main__,
-        "cli_evaluate",
-        lambda: seen.append(HarnessCLI().parse_args().model_args),
-    )
-    for words in ("run=/a, b,c,step=3", "step=3,run=/a, b,c", "pretrained=x,revision=step3"):
-        command_line(["--tasks", "x", "--model_args", words])
-    assert seen == [{"run": "/a, b,c", "step": 3}] * 2 + [{"pretrained": "x", "revision": "step3"}]
-    assert "lm_eval" not in sys.argv
-
-
 def test_code_in_other_folders_is_refused(definition: Callable, tmp_path: Path) -> None:
     from pythia_book.tasks.harness import register
 

@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_runs import control, unseal
+from tiny_runs import control, remove_hashes
 
 from pythia_core.config import RunConfig, stable_hash
 from pythia_core.errors import CheckpointError, DataError
 from pythia_core.training.checkpoint import drop_weights, saved_steps, step_folder
+from pythia_core.training.completion import has_hashes, read_done
 from pythia_core.training.runs import Run, find_or_train, find_run, verify
-from pythia_core.training.seal import is_sealed, read_done
 
 
 @pytest.fixture
@@ -114,8 +114,8 @@ def test_states_and_weights_may_be_deleted_but_not_added(fork: Run) -> None:
 
 
 def test_a_run_of_an_older_version_loads_and_is_checked_as_far_as_possible(fork: Run) -> None:
-    unseal(fork)
-    assert not is_sealed(read_done(fork.folder))
+    remove_hashes(fork)
+    assert not has_hashes(read_done(fork.folder))
     found = find_run(str(fork.folder))
     assert found.finished and found.metrics() and found.final_sha256
     report = "\n".join(verify(found))
@@ -126,7 +126,7 @@ def test_a_run_of_an_older_version_loads_and_is_checked_as_far_as_possible(fork:
 
 
 def test_an_older_run_with_a_damaged_identity_or_log_is_refused_by_name(fork: Run) -> None:
-    unseal(fork)
+    remove_hashes(fork)
     identity, log = fork.folder / "identity.json", fork.folder / "metrics.jsonl"
     good = identity.read_text(), log.read_text()
     edit(identity, '"trajectory": ', '"trajectory": 1')
@@ -149,5 +149,5 @@ def test_an_unfinished_run_says_what_is_not_covered(config: RunConfig, fork: Run
     (fork.folder / "done.json").unlink()
     assert "(the run is unfinished)" in "\n".join(verify(fork))
     again = find_or_train(replace(fork.config), progress=False)
-    assert is_sealed(read_done(again.folder)), "a call finishes it, without training again"
+    assert has_hashes(read_done(again.folder)), "a call finishes it, without training again"
     assert read_done(again.folder)["sha256"] != stable_hash({})

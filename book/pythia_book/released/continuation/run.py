@@ -38,12 +38,12 @@ from pythia_core.data.interventions import Ledger
 from pythia_core.data.prepare import Batches
 from pythia_core.errors import CheckpointError, ConfigError, DataError, one_of
 from pythia_core.training.checkpoint import sha256_tensors
+from pythia_core.training.completion import check_file, write_done
 from pythia_core.training.distributed import ALONE, World
 from pythia_core.training.execution import EAGER, Execution
 from pythia_core.training.metrics import MetricsLog, read_metrics
 from pythia_core.training.runs import Run, code_identity, find_run
 from pythia_core.training.schedule import PAPER_FORKS, checkpoint_steps, linear_steps
-from pythia_core.training.seal import check_file, write_done
 from pythia_core.training.train import Saving, train
 from pythia_core.training.train import Start as TrainingStart
 from pythia_core.training.trainer import Trainer, update_lr

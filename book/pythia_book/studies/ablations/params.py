@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pythia_book.study import StudyParams, names_in
+from pythia_book.study import StudyParams, parse_names
 from pythia_core.config import DataConfig, RunConfig
 from pythia_core.suite import SUITE_SEED, scale_named
 
@@ -74,7 +74,7 @@ class Params(StudyParams):
     def arm_list(self) -> tuple[str, ...]:
         """The names of the arms in the order of ARMS; Pythia's comes first."""
         accepted = [name for name in ARMS if name != BASELINE]
-        chosen = names_in(self.arms, accepted, "arm", "arms") or accepted
+        chosen = parse_names(self.arms, accepted, "arm", "arms") or accepted
         return (BASELINE, *(name for name in accepted if name in chosen))
 
     @property

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from pythia_book.studies.seeds.params import seed_values
-from pythia_book.study import MeasuringCost, StudyParams, kept_at, names_in
+from pythia_book.study import MeasuringCost, StudyParams, kept_at, parse_names
 from pythia_core.config import RunConfig
 from pythia_core.suite import suite_configs
 from pythia_core.training.retention import Keep
@@ -74,7 +74,7 @@ class Params(StudyParams):
     @property
     def switch_list(self) -> tuple[Switch, ...]:
         """The selected switches, in the order of SWITCHES."""
-        names = names_in(self.switches, SWITCHES, "switch", "switches")
+        names = parse_names(self.switches, SWITCHES, "switch", "switches")
         return tuple(s for name, s in SWITCHES.items() if name in names or not names)
 
 

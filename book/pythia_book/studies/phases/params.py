@@ -87,9 +87,8 @@ class Params(StudyParams):
             )
         if not self.released and self.batches != type(self).batches:
             raise ConfigError(
-                f"batches is only for --scale paper, where it counts those of data; with --scale "
-                f"{self.scale}, n-grams are counted on all text, so leave batches at its default, "
-                f"{type(self).batches}; got {self.batches}"
+                f"batches applies only to --scale paper; with --scale {self.scale}, n-grams are "
+                f"counted on all text, so leave it at {type(self).batches}, got {self.batches}"
             )
         saved = checkpoint_steps(scale_named(self.scale).steps)
         listed = split_list(self.steps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pythia_book.study import MeasuringCost, StudyParams, kept_at, names_in, shot_counts
+from pythia_book.study import MeasuringCost, StudyParams, kept_at, parse_names, shot_counts
 from pythia_book.tasks.benchmarks import N_EXAMPLES, TASKS
 from pythia_book.tasks.metrics import LIMIT
 from pythia_core.config import RunConfig
@@ -42,7 +42,7 @@ class Params(StudyParams):
     @property
     def task_list(self) -> tuple[str, ...]:
         """The names of the tasks; all seven tasks if `tasks` is empty."""
-        return names_in(self.tasks, TASKS, "task", "tasks") or tuple(TASKS)
+        return parse_names(self.tasks, TASKS, "task", "tasks") or tuple(TASKS)
 
     @property
     def shot_list(self) -> tuple[int, ...]:

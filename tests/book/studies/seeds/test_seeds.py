@@ -20,7 +20,7 @@ from pythia_book.studies.seeds.params import BOTH, KINDS, LARGEST, ORDER, WEIGHT
 from pythia_book.studies.seeds.tables import ITEMS, MEASURES
 from pythia_book.study import Measurements, Result, name_of
 from pythia_book.verdicts import judge
-from tiny_runs import unseal
+from tiny_runs import remove_hashes
 
 from pythia_core.errors import CheckpointError, ConfigError
 from pythia_core.suite import suite_configs
@@ -280,7 +280,7 @@ def test_runs_share_weights_and_batches_and_a_lost_checkpoint_is_a_gap(
         assert "<svg" in getattr(figures, name)(again).svg
 
     swapped = runs["7k", 2, 1234]  # a step from a run of other initial weights is found
-    unseal(swapped)
+    remove_hashes(swapped)
     folder = swapped.checkpoints / "step-000008"
     lines = verify(swapped)
     assert any(line.endswith("continue from step 0") for line in lines)
