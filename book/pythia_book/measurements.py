@@ -100,8 +100,8 @@ def measure_each(
     Each checkpoint is loaded at most once. `title` names the measurements in the progress bar.
 
     Returns:
-        The arrays of each measured (run id, step), in the order of `measurements`, and a Gap for
-        each missing or corrupt checkpoint.
+        The arrays of each measured (run id, step), in the order of `checkpoints` and of
+        `measurements`, and a Gap for each missing or corrupt checkpoint.
     """
     measured: dict[CheckpointKey, list[Any]] = {}
     jobs: list[tuple[Run, int, list[Measurement]]] = []
@@ -124,12 +124,13 @@ def measure_each(
     )
     gaps = []
     for (run, step, _), result in zip(jobs, results, strict=True):
-        cached = measured.pop((run.id, step))
+        key = run.id, step
         if isinstance(result, str):
-            gaps.append(Gap(run.id, step, result))
+            gaps.append(Gap(*key, result))
+            del measured[key]
         else:
             new = iter(result)
-            measured[run.id, step] = [next(new) if arrays is None else arrays for arrays in cached]
+            measured[key] = [next(new) if arrays is None else arrays for arrays in measured[key]]
     return measured, gaps
 
 

@@ -128,12 +128,6 @@ def source_hash(notebook: Notebook) -> str:
     return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
 
 
-def outputs_hash(notebook: Notebook) -> str:
-    """Return the sha256 of the outputs of all cells, in order."""
-    outputs = [cell.get("outputs", []) for cell in notebook.cells]
-    return hashlib.sha256(json.dumps(outputs, sort_keys=True).encode()).hexdigest()
-
-
 def cells_hash(notebook: Notebook) -> str:
     """Return the sha256 of all cells, with their metadata and outputs."""
     return hashlib.sha256(json.dumps(notebook.cells, sort_keys=True).encode()).hexdigest()

@@ -274,8 +274,7 @@ def finish(notebook: Any, stamp: dict[str, Any], folder: Path) -> None:
         )
     notebook.metadata[notebooks.STAMP] = stamp | {"record": file_sha256(record)}
     notebooks.clean_notebook(notebook)
-    hashes = {"outputs": notebooks.outputs_hash(notebook), "cells": notebooks.cells_hash(notebook)}
-    notebook.metadata[notebooks.STAMP] |= hashes
+    notebook.metadata[notebooks.STAMP]["cells"] = notebooks.cells_hash(notebook)
     notebooks.write_notebook(notebook, folder / notebooks.NOTEBOOK)
     if problems := records.check_whole(folder, named=False):
         del notebook.metadata[notebooks.STAMP]

@@ -42,7 +42,6 @@ from pythia_book.notebooks import (
     is_finished,
     notebook_path,
     notebooks_dir,
-    outputs_hash,
     parameters_of,
     read_notebook,
     source_hash,
@@ -478,10 +477,8 @@ def check_whole(folder: Path, named: bool = True) -> list[str]:
         problems.append(f"{NOTEBOOK} did not run to its end, or a cell in it failed")
     elif notebook.metadata[STAMP].get("record") != file_sha256(folder / "record.json"):
         problems.append(f"{NOTEBOOK} and record.json are from different runs")
-    elif notebook.metadata[STAMP].get("outputs") != outputs_hash(notebook):
-        problems.append(f"the outputs in {NOTEBOOK} were edited after the run")
-    elif notebook.metadata[STAMP].get("cells") not in (None, cells_hash(notebook)):
-        problems.append(f"the text or code in {NOTEBOOK} was edited after the run")
+    elif notebook.metadata[STAMP].get("cells") != cells_hash(notebook):
+        problems.append(f"{NOTEBOOK} was edited after the run")
     return problems
 
 
@@ -490,7 +487,7 @@ def is_current(folder: Path, stamp: dict[str, Any]) -> bool:
     if not folder.is_dir() or check_whole(folder):
         return False
     found = read_notebook(folder / NOTEBOOK).metadata[STAMP]
-    later = ("record", "outputs", "cells")  # added to the stamp when the run has ended
+    later = ("record", "cells")  # added to the stamp when the run has ended
     return {k: value for k, value in found.items() if k not in later} == stamp
 
 

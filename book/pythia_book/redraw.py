@@ -21,7 +21,7 @@ from pythia_core.suite import SCALES
 from pythia_core.util.files import project_root, results_dir
 from pythia_core.util.workers import parallel_map
 
-UNCHANGED_BY = ("library_hash", "published_numbers", "record", "outputs", "cells")
+UNCHANGED_BY = ("library_hash", "published_numbers", "record", "cells")
 """Keys of a stamp that are ignored when the notebooks before and after a redraw are compared."""
 
 

@@ -61,12 +61,12 @@ class StudyParams:
         if not problems:
             problems = self._scale_problems()
         if not problems:
-            for check in (lambda: self.size_list, self.check):
+            for prefix, check in (("sizes: ", lambda: self.size_list), ("", self.check)):
                 try:
                     check()
                 except ConfigError as error:
-                    if str(error) not in problems:
-                        problems.append(str(error))
+                    if not any(str(error) in problem for problem in problems):
+                        problems.append(f"{prefix}{error}")
         raise_all(ConfigError, problems, "parameters")
 
     def _scale_problems(self) -> list[str]:

@@ -72,7 +72,7 @@ def make_run(
     notebook.cells.insert(notebook.cells.index(code[0]) + 1, injected)
     notebook.metadata["papermill"] = {"parameters": {"note": text}}
     stamp = notebooks.make_stamp(STUDY, {}, notebook) | {"record": file_sha256(path)}
-    stamp["outputs"] = notebooks.outputs_hash(notebook)
+    stamp["cells"] = notebooks.cells_hash(notebook)
     notebook.metadata[notebooks.STAMP] = stamp
     notebooks.write_notebook(notebook, folder / notebooks.NOTEBOOK)
     assert records.check_whole(folder) == []

@@ -119,6 +119,17 @@ def test_a_run_of_somebody_else_is_measured(
     theirs[0].write_bytes(b"damaged")
     measure_all([(run, 2)], measurement, progress=False)
     assert measurement.calls == [2, 3, 2] and theirs[0].read_bytes() == b"damaged"
+    (mine,) = (tmp_path / "mine").rglob("norm-000003-*")
+    mine.write_bytes(b"damaged")
+    assert damaged_caches(run) == sorted([*theirs, mine])
+
+
+def test_results_are_in_the_order_of_the_checkpoints_whatever_is_cached(trained: list[Run]) -> None:
+    measurement, checkpoints = Norm(), [(run, step) for run in trained[:2] for step in (3, 0, 2)]
+    keys = [(run.id, step) for run, step in checkpoints]
+    measure_all([checkpoints[1], checkpoints[4]], measurement, progress=False)
+    for _ in range(2):
+        assert [*measure_all(checkpoints, measurement, progress=False)[0]] == keys
 
 
 def refuse_in(folder: Path) -> Callable:

@@ -120,7 +120,7 @@ def finish(project: Path, scale: str = "laptop", output: str = "2") -> Path:
     stamp = notebooks.make_stamp("tiny", {"scale": scale}, notebook)
     folder = project / "results" / "tiny" / scale
     stamp["record"] = file_sha256(folder / "record.json")
-    stamp["outputs"] = notebooks.outputs_hash(notebook)
+    stamp["cells"] = notebooks.cells_hash(notebook)
     notebook.metadata[notebooks.STAMP] = stamp
     notebooks.write_notebook(notebook, folder / "notebook.ipynb")
     return folder / "notebook.ipynb"

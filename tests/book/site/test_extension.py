@@ -15,8 +15,6 @@ from places import ROOT
 from pythia_book.site import extension
 from site_build import copy_of_the_checkout
 
-from pythia_core.errors import ConfigError
-
 BOOK = ROOT / "book"
 OWN = sorted(path.name for path in (BOOK / "_static").glob("*.css"))
 
@@ -61,10 +59,7 @@ def test_another_table_of_contents_is_used(tmp_path: Path, monkeypatch: pytest.M
 def test_a_book_that_cannot_be_written_to_is_linked_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise ConfigError("read-only")
-
-    monkeypatch.setattr(extension, "check_writable", refuse)
+    monkeypatch.setattr(extension, "is_writable", lambda _: False)
     for _ in range(2):
         folder = located(BOOK, "_toc.yml", tmp_path).srcdir
         assert folder == tmp_path / "source" / "book" and not (folder / "studies").exists()

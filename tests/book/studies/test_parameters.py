@@ -155,7 +155,7 @@ def test_no_value_causes_an_error_of_another_kind(study: str, data: st.DataObjec
     ("study", "values", "words"),
     [
         ("phases", {"steps": "0,all"}, "steps must be"),
-        ("phases", {"batches": 3}, "batches is only for --scale paper"),
+        ("phases", {"batches": 3}, "batches applies only to --scale paper"),
         ("memorization", {"window": 1_000_000}, "window=1000000 is more than the 128 rows"),
         ("memorization", {"context": 64, "continuation": 1}, "at most the 64 tokens"),
         ("memorization", {"seed": 2, "seeds": 3}, "seed=2 is also one of the further seeds"),

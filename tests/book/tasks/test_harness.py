@@ -283,7 +283,7 @@ def test_the_words_of_the_harness_name_a_checkpoint(run: Run, tmp_path: Path) ->
         ({"run": "RUN", "dtype": "float16"}, "no argument dtype; --model_args accepts run"),
         ({"run": "RUN", "step": 3, "revision": "step6"}, "are two steps; omit one"),
         ({"run": "RUN", "revision": "v0"}, "'v0' is not a step"),
-        ({"run": "RUN", "step": "all"}, "measures one step, got step=all"),
+        ({"run": "RUN", "step": "all"}, "one step per call, got step=all"),
         ({"run": "RUN", "step": 7}, "no checkpoint of step 7"),
         ({"run": "RUN", "step": -1}, "'-1' is not a step"),
     ],
@@ -301,7 +301,7 @@ def test_other_words_are_refused(run: Run, arguments: dict, message: str) -> Non
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--output_path", "file/out"], "file .*; choose another --output_path"),
+        (["--output_path", "file/out"], r"file/out \(file: .*; choose another --output_path"),
         (["--output_path", "file/out.json"], "file .*; choose another --output_path"),
         (["--use_cache", "file/cache"], "file .*; choose another --use_cache"),
         (["--log_samples"], "Specify --output_path if providing --log_samples"),

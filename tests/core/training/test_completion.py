@@ -52,7 +52,7 @@ def test_a_changed_log_is_neither_read_nor_verified(fork: Run) -> None:
     rate = fork.metrics()[0]["tokens_per_s"]
     edit(fork.folder / "metrics.jsonl", str(rate), str(rate + 1))
     for read in (fork.metrics, lambda: fork.seconds, lambda: verify(fork)):
-        with pytest.raises(CheckpointError, match=r"metrics\.jsonl was changed or damaged after"):
+        with pytest.raises(CheckpointError, match=r"metrics\.jsonl has changed since"):
             read()
 
 
@@ -65,7 +65,7 @@ def test_a_missing_file_is_named(fork: Run, name: str) -> None:
 
 def test_an_identity_that_changed_is_refused(fork: Run) -> None:
     edit(fork.folder / "identity.json", '"trajectory": ', '"trajectory": 1')
-    with pytest.raises(CheckpointError, match=r"identity\.json was changed or damaged"):
+    with pytest.raises(CheckpointError, match=r"identity\.json has changed since"):
         find_run(str(fork.folder))
 
 
