@@ -10,7 +10,6 @@ import hashlib
 import json
 import shutil
 import subprocess
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -19,18 +18,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import nbformat
 import numpy as np
-import pandas as pd
 import pytest
 from continued_fakes import publish
 from pythia_book import bundle, measurements, notebooks, records
 from pythia_book.corpora.facts import cached_json
 from pythia_book.measurements import measure_all
-from pythia_book.papermill_engine import finish
 from pythia_book.released.continuation.run import find_or_continue
-from pythia_book.study import Measurements, Result
 from tiny_runs import control
+from tiny_study import arrays_hash, save_study
 from tiny_training import batch_at, config
 from tiny_wheel import write_tiny_wheel
 
@@ -49,10 +45,12 @@ from pythia_core.training.metrics import read_metrics
 from pythia_core.training.runs import Run, find_or_train, find_run, verify
 from pythia_core.training.train import train
 
-OUTCOMES = ("refused", "repaired", "harmless", "unnamed", "silent")
+OUTCOMES = ("refused", "repaired", "harmless", "unnamed", "traceback", "silent")
 """What can follow a flip: an error that names the file; the file is made anew, or the run goes back
-to an older state, with the right result; all values that are read are the same; a traceback
-instead of a message; another result without a word."""
+to an older state, with the right result; all values that are read are the same; an error that does
+not name the file; a traceback instead of a message; another result without a word."""
+BAD = OUTCOMES[3:]
+"""Those that must not occur."""
 
 
 class Unnoticed(Exception):
@@ -96,10 +94,10 @@ def count(kind: Kind, flips: int, seed: int = 0) -> tuple[Counter[str], list[str
         file = files[random.integers(len(files))]
         with _Kept(file.parent) as restore:
             place = flip(file, random)
-            outcome, detail = _outcome(kind, expected)
+            outcome, detail = _outcome(kind, file, expected)
             restore()
         outcomes[outcome] += 1
-        if outcome in ("unnamed", "silent"):
+        if outcome in BAD:
             bad.append(f"{kind.name}: {outcome}: {place}: {detail}")
     return outcomes, bad
 
@@ -126,21 +124,31 @@ class _Kept:
         shutil.rmtree(self._copy, ignore_errors=True)
 
 
-def _outcome(kind: Kind, expected: Any) -> tuple[str, str]:
-    """Read the files of a kind, and return the outcome with a detail for the report."""
+def _outcome(kind: Kind, file: Path, expected: Any) -> tuple[str, str]:
+    """Read the files of a kind, and return the outcome with a detail for the report.
+
+    Args:
+        file: the one that is damaged.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             found, repaired = kind.read()
         except (PythiaError, *kind.named) as error:
-            return "refused", str(error)
+            return "refused" if _names(str(error), file, kind) else "unnamed", str(error)
         except Unnoticed as error:
             return "silent", str(error)
         except Exception as error:
-            return "unnamed", f"{type(error).__name__}: {error}"
+            return "traceback", f"{type(error).__name__}: {error}"
     if found != expected:
         return "silent", "another value was read"
     return ("repaired" if repaired else "harmless"), ""
+
+
+def _names(message: str, file: Path, kind: Kind) -> bool:
+    """Return whether a message names a file, and its folder if another has the same name."""
+    alike = [other for other in kind.files if other.name == file.name]
+    return file.name in message and (len(alike) == 1 or file.parent.name in message)
 
 
 # --- the kinds -------------------------------------------------------------------------------
@@ -157,22 +165,13 @@ def all_kinds(root: Path, patch: pytest.MonkeyPatch) -> list[Kind]:
         *unfinished_run(root / "unfinished"),
         *prepared_text(fork),
         measured(run, patch),
-        other_caches(root / "cache"),
+        other_caches(),
         chosen_precision(root / "cache", patch),
         *record(root / "record"),
         downloaded(root / "cache"),
         packed(root / "bundle"),
         *continued(root / "continued"),
     ]
-
-
-def arrays_hash(*arrays: Any) -> str:
-    """Return one sha256 of some arrays."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(f"{np.asarray(array).dtype} {np.shape(array)}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
 
 
 def finished_run(run: Run) -> list[Kind]:
@@ -196,23 +195,18 @@ def finished_run(run: Run) -> list[Kind]:
         ]
 
     def read() -> tuple[Any, bool]:
-        found = True
         try:
             verify(find_run(str(run.folder)))
-            found = False
+            clean = True
         except PythiaError:
-            pass
+            clean = False
         try:
-            values = studied()
+            return studied(), False
         except PythiaError:
-            if not found:
+            if clean:
                 raise Unnoticed("verify reports a clean run") from None
             raise
-        if found and values == first:
-            raise PythiaError("only verify noticed")
-        return values, False
 
-    first = studied()
     names = {
         "weights": "checkpoints/*/model.safetensors",
         "training states": "states/*/*.safetensors",
@@ -306,7 +300,7 @@ def measured(run: Run, patch: pytest.MonkeyPatch) -> Kind:
     return Kind("cached measurements", sorted((run.folder / "evaluations").glob("*")), read)
 
 
-def other_caches(cache: Path) -> Kind:
+def other_caches() -> Kind:
     """Facts about a text, cached as JSON with a hash; damaged ones are made again."""
     facts = {"counts": {f"word{i}": i * i for i in range(50)}}
     made: list[int] = []
@@ -337,38 +331,6 @@ def chosen_precision(cache: Path, patch: pytest.MonkeyPatch) -> Kind:
 
     read()
     return Kind("choice of precision", sorted(folder.glob("*.json")), read)
-
-
-@dataclass
-class Params:
-    """The parameters of a made-up study."""
-
-    scale: str = "smoke"
-    seeds: int = 2
-
-
-def save_study(folder: Path, seed: int = 0) -> Path:
-    """Write the record and the executed notebook of a made-up study into a folder; return it."""
-    random = np.random.default_rng(seed)
-    table = pd.DataFrame({"size": ["7k", "13k"], "value": random.normal(size=2)})
-    values = {"share": {"value": 0.7012, "low": 0.69, "high": 0.712}, "n": 1584}
-    arrays = {"loss/7k": random.normal(size=400).astype(np.float32)}
-    done = Measurements(arrays, {"n": 4})
-    released = {"crows": pd.DataFrame({"model": ["70m"], "value": [0.5]})}
-    records.save_record(
-        Result("tiny", Params(), {"levels": table}, values, [], done, released, time.time()), folder
-    )
-    v4 = nbformat.v4
-    parameters = v4.new_code_cell("seeds: int = 2", metadata={"tags": ["parameters"]}, id="p")
-    injected = v4.new_code_cell("seeds = 2", metadata={"tags": ["injected-parameters"]}, id="i")
-    output = v4.new_output("stream", name="stdout", text=str(values))
-    shown = v4.new_code_cell("print(values)", outputs=[output], id="shown")
-    cells = [v4.new_markdown_cell("# Tiny\n\nA study.", id="title"), parameters, injected, shown]
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    notebook = v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
-    stamp = notebooks.make_stamp("tiny", {"scale": "smoke", "seeds": 2}, notebook)
-    finish(notebook, stamp, folder)
-    return folder
 
 
 def record(folder: Path) -> list[Kind]:

@@ -15,13 +15,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from flips import arrays_hash, save_study
 from pythia_book import notebooks, records
 from tiny_runs import control
+from tiny_study import arrays_hash, save_study
 
 from pythia_core.data.prepare import prepare
 from pythia_core.kernels import native
@@ -79,8 +79,6 @@ def train_twice(folder: Path) -> str:
 def prepare_text(folder: Path) -> str:
     """Prepare the tokens of a corpus, without duplicates, and its rows."""
     places(folder)
-    from dataclasses import replace
-
     data = prepare(replace(control(folder).data, dedup="exact"), progress=False)
     data.verify()
     leftovers = [path.name for path in data.folder.parent.glob(".*")]

@@ -6,6 +6,7 @@ The counts are in book/faults.json, which tests/faults/run.py writes.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from docutils import nodes
@@ -15,14 +16,16 @@ from pythia_book.site.staging import ROOT
 from pythia_book.site.studies import table
 
 FILE = ROOT / "book" / "faults.json"
+KILLS = {"kills": "Kills", "finished": "Results", "equal": "Equal results"}
 OUTCOMES = {
     "refused": "Error names it",
     "repaired": "Repaired",
     "harmless": "No effect",
-    "unnamed": "Traceback",
+    "unnamed": "Other error",
+    "traceback": "Traceback",
     "silent": "Unnoticed",
 }
-"""The headings of the columns, by the names of the outcomes in the file."""
+"""The headings of columns, by their names in the file."""
 
 
 class Faults(SphinxDirective):
@@ -30,35 +33,22 @@ class Faults(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         self.env.note_dependency(str(FILE))
-        if not FILE.is_file():
-            return [nodes.paragraph("", "Not counted yet.")]
         counts = json.loads(FILE.read_text(encoding="utf-8"))
+        flips = {kind: {**row, "flips": sum(row.values())} for kind, row in counts["flips"].items()}
         origin = (
             f"Counted on {counts['date']} on {counts['machine']}, commit {counts['commit'][:10]}."
         )
         return [
-            table(["Job", "Kills", "Results", "Equal results"], killed(counts["kills"]), "costs"),
-            table(["File", "Flips", *OUTCOMES.values()], flipped(counts["flips"]), "costs"),
+            table(["Job", *KILLS.values()], rows(counts["kills"], KILLS), "costs"),
+            table(
+                ["File", "Flips", *OUTCOMES.values()], rows(flips, ["flips", *OUTCOMES]), "costs"
+            ),
             nodes.paragraph("", origin, classes=["pythia-note"]),
         ]
 
 
-def killed(kills: dict[str, dict[str, int]]) -> list[list[Any]]:
-    """Return a row per job, and their sum."""
-    columns = ("kills", "finished", "equal")
-    rows = [[job.capitalize(), *(str(row[name]) for name in columns)] for job, row in kills.items()]
-    return [*rows, ["All", *(str(sum(row[name] for row in kills.values())) for name in columns)]]
-
-
-def flipped(flips: dict[str, dict[str, int]]) -> list[list[Any]]:
-    """Return a row per kind of file, and their sum."""
-    rows = [
-        [
-            kind[:1].upper() + kind[1:],
-            str(sum(row.values())),
-            *(str(row[name]) for name in OUTCOMES),
-        ]
-        for kind, row in flips.items()
-    ]
-    sums = [sum(row[name] for row in flips.values()) for name in OUTCOMES]
-    return [*rows, ["All", str(sum(sums)), *map(str, sums)]]
+def rows(counts: dict[str, dict[str, int]], columns: Iterable[str]) -> list[list[Any]]:
+    """Return a row for each job or kind of file, and one of their sums; a missing count is 0."""
+    numbers = {name: [row.get(column, 0) for column in columns] for name, row in counts.items()}
+    numbers["all"] = [sum(column) for column in zip(*numbers.values(), strict=True)]
+    return [[name[:1].upper() + name[1:], *map(str, row)] for name, row in numbers.items()]
