@@ -65,7 +65,7 @@ MATRIX = (
         "full disk",
         "E, then R",
         (
-            f"{_FAULTS}test_a_disk_that_fills_up_stops_training_and_costs_nothing",
+            f"{_FAULTS}test_a_disk_that_fills_up_stops_training_and_loses_nothing",
             f"{_FAULTS}test_a_small_disk_that_is_really_full",
             f"{_TRAINING}checkpoint.py::test_no_space_left",
             f"{_DATA}prepare.py::test_full_disk",

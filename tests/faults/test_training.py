@@ -77,7 +77,7 @@ def interrupted_at(step: int, action: Callable[[], object]) -> Callable[[int], n
     ],
     ids=["checkpoint", "log"],
 )
-def test_a_disk_that_fills_up_stops_training_and_costs_nothing(
+def test_a_disk_that_fills_up_stops_training_and_loses_nothing(
     tmp_path: Path, straight: str, size: int, saving: Saving, message: str
 ) -> None:
     """A checkpoint or a row of the log is not written, or not as a whole."""
@@ -111,10 +111,8 @@ def test_a_small_disk_that_is_really_full(tmp_path: Path, straight: str) -> None
     command = ["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh", *words]
     try:
         subprocess.run([*command[:5], "mount -t tmpfs none /mnt"], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        with file_limit(30_000), pytest.raises(TrainingError):  # the next best thing
-            train(config(), batch_at, tmp_path / "limited", progress=False)
-        return
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"this machine allows no file system of its own to a test: {error}")
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 1 and straight not in done.stdout
     assert (

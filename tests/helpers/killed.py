@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ def killed_everywhere(
 
     Returns:
         The number of kills.
+
+    Raises:
+        AssertionError: the action failed.
     """
     for number in range(10_000):
         child = os.fork()
@@ -29,11 +33,15 @@ def killed_everywhere(
             _kill_at(number, folder)
             try:
                 action()
-            finally:
                 os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
         _, status = os.waitpid(child, 0)
         check()
         if not os.WIFSIGNALED(status):
+            assert status == 0, "the action failed (see the traceback above)"
             return number
     raise AssertionError("the action has no end")
 

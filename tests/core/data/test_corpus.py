@@ -149,7 +149,7 @@ def test_zstandard_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         texts(tmp_path)
 
 
-def test_no_file_is_left_out_without_a_word(tmp_path: Path) -> None:
+def test_no_file_is_left_out_silently(tmp_path: Path) -> None:
     (tmp_path / "A.JSONL").write_text('{"text": "upper case"}\n')
     (tmp_path / "b.Txt.GZ").write_bytes(gzip.compress(b"packed"))
     assert texts(tmp_path) == [("A", "upper case"), ("text", "packed")]
