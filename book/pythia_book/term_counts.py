@@ -220,38 +220,21 @@ class SurfaceTerms:
 
 @cache
 def _word_characters() -> NDArray[np.bool_]:
-    """Return, for each code point below 2^21, whether the character belongs to words."""
-    table = np.zeros(1 << 21, bool)
-    table[: sys.maxunicode + 1] = [
-        unicodedata.category(chr(code))[0] in "LMN" for code in range(sys.maxunicode + 1)
-    ]
-    return table
+    """Return, for each code point, whether the character belongs to words."""
+    points = map(chr, range(sys.maxunicode + 1))
+    return np.array([unicodedata.category(point)[0] in "LMN" for point in points])
 
 
 def _in_words(text: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Return bool[bytes], whether each byte of UTF-8 text belongs to a word.
 
-    Bytes that are not UTF-8, e.g. of a character that the start of a row cuts, separate words. The
-    last byte must be ASCII.
+    Bytes that are not UTF-8, e.g. of a character that the start of a row cuts, separate words.
     """
-    is_word = _word_characters()
-    inside = is_word[text]
-    inside[text >= 0x80] = False
-    lead = np.flatnonzero(text >= 0xC2)  # few: most characters are ASCII
-    if lead.size:
-        first = text[lead].astype(np.int64)
-        size = 2 + (first >= 0xE0) + (first >= 0xF0)
-        code = first & (0x7F >> size)
-        valid = first < 0xF5
-        for offset in range(1, 4):
-            part = offset < size
-            byte = text[np.minimum(lead + offset, len(text) - 1)]
-            valid &= ~part | (byte & 0xC0 == 0x80)
-            code = np.where(part, code << 6 | byte & 0x3F, code)
-        chosen = valid & is_word[code]
-        for offset in range(4):
-            inside[lead[chosen & (offset < size)] + offset] = True
-    return inside
+    decoded = text.tobytes().decode("utf-8", "surrogateescape")
+    codes = np.frombuffer(decoded.encode("utf-32-le", "surrogatepass"), "<u4")
+    size = 1 + (codes >= 0x80).astype(np.int8) + (codes >= 0x800) + (codes >= 0x10000)
+    size[(codes >= 0xDC80) & (codes <= 0xDCFF)] = 1  # stands for a byte that is not UTF-8
+    return np.repeat(_word_characters()[codes], size)
 
 
 def _words(term: bytes) -> list[bytes]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pythia_book.term_counts import SurfaceTerms, TermCounts, count_terms
+from pythia_book.term_counts import SurfaceTerms, TermCounts, _in_words, count_terms
 
 from pythia_core.data.order import PreshuffledRows
 from pythia_core.errors import ConfigError, DataError
@@ -109,6 +109,33 @@ def test_terms_are_read_in_nfc_like_the_data() -> None:
         both = f"the terms {word!r}, {typed!r} have the same words"
         with pytest.raises(ConfigError, match=both):
             SurfaceTerms([word, typed], PIECES)
+
+
+DAMAGES = (b"\xc1\xa1", b"\xe0\x81\xa1", b"\xf0\x80\x81\xa1", b"\xed\xa0\x80", b"\xf4\x90\x80\x80")
+"""Too long forms of "a", a surrogate, and a code point that is too high: none of it is UTF-8."""
+damaged = st.lists(
+    st.one_of(
+        st.text(max_size=3).map(lambda text: text.encode("utf-8", "replace")),
+        st.sampled_from([*DAMAGES, "\u00e9\u4f60\U00020000a".encode()]),
+        st.binary(max_size=3),
+    )
+).map(b"".join)
+
+
+@settings(max_examples=500, deadline=None)
+@given(raw=damaged, start=st.integers(0, 3), end=st.integers(0, 3))
+def test_bytes_that_are_not_text_separate_words(raw: bytes, start: int, end: int) -> None:
+    raw = raw[start : max(start, len(raw) - end)]  # may cut a character
+    expected = []
+    for character in raw.decode("utf-8", "surrogateescape"):
+        is_word = unicodedata.category(character)[0] in "LMN"
+        expected += [is_word] * len(character.encode("utf-8", "surrogateescape"))
+    assert _in_words(np.frombuffer(raw, np.uint8)).tolist() == expected
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_too_long_forms_are_no_letters(damage: bytes) -> None:
+    assert not _in_words(np.frombuffer(damage, np.uint8)).any()
 
 
 def test_counts_do_not_depend_on_how_rows_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,11 +25,6 @@ from pythia_core.suite import scale_named
 from pythia_core.util.machine import device_info
 from pythia_core.util.progress import bar as progress_bar
 
-_MARKS = "".join(
-    c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c)[0] == "M"
-)
-_WORD = re.compile(rf"(?:[^\W_]|[{_MARKS}])+")
-
 
 def bench_terms(n_terms: int = 1000, rounds: int = 5, progress: bool = True) -> dict[str, Any]:
     """Measure how fast SurfaceTerms and the baseline count terms, in alternating rounds.
@@ -53,10 +48,13 @@ def bench_terms(n_terms: int = 1000, rounds: int = 5, progress: bool = True) -> 
     data = prepare(scale_named("laptop").data, progress)
     rows = data.rows.rows(0, min(data.rows.n_rows, 4096))[:, :-1]
     pieces = token_bytes(data.tokenizer)
+    characters = map(chr, range(sys.maxunicode + 1))
+    marks = "".join(c for c in characters if unicodedata.category(c)[0] == "M")
+    pattern = re.compile(rf"(?:[^\W_]|[{marks}])+")
 
     def words(row: np.ndarray) -> list[str]:
         raw = b"".join(pieces[i] or b"\n" for i in row.tolist())
-        return _WORD.findall(raw.decode("utf-8", "replace"))
+        return pattern.findall(raw.decode("utf-8", "replace"))
 
     frequent: Counter[tuple[str, ...]] = Counter()
     for row in rows[:1024]:
