@@ -4,342 +4,169 @@ Expected: R, training resumes bit for bit from the last intact state; E, an erro
 wrong, and nothing is changed; W, a warning, and the right result.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A row of the matrix."""
-
-    number: int
-    fault: str
-    expected: str
-    tests: tuple[str, ...]
-    """Files under tests/ and functions in them, as "file::function"."""
-
-
-_TRAINING = "core/training/test_"
-_DATA = "core/data/test_"
-_RELEASED = "book/released/test_"
-_FAULTS = "faults/test_training.py::"
-
-MATRIX = (
-    Fault(
-        1,
-        "SIGKILL at any moment of a save, of training, preparation, recording or building",
-        "R",
-        (
-            f"{_TRAINING}checkpoint.py::test_killed_while_saving",
-            f"{_TRAINING}checkpoint.py::test_a_crash_at_any_call_leaves_a_whole_folder_or_none",
-            f"{_TRAINING}train.py::test_sigkill_at_random_moments",
-            f"{_TRAINING}async_writer.py::test_a_signal_during_a_write_lets_it_finish",
-            "faults/test_kills.py::test_killed_jobs_end_with_the_same_result",
-            "book/test_book.py::test_after_a_killed_build_every_page_is_built_again",
-            "book/test_killed.py::test_killed_at_a_random_moment_it_goes_on_to_the_same_tables",
-            "book/test_papermill_runs.py::test_killed_at_random_moments_there_is_one_whole_run",
-        ),
-    ),
-    Fault(
-        2,
-        "SIGKILL between two renames",
-        "R",
-        (
-            f"{_TRAINING}checkpoint.py::test_a_crash_at_any_call_leaves_a_whole_folder_or_none",
-            "book/test_papermill_runs.py::test_a_folder_is_replaced_whole_or_not_at_all",
-        ),
-    ),
-    Fault(
-        3,
-        "SIGTERM or SIGINT",
-        "R",
-        (
-            f"{_TRAINING}train.py::test_a_signal_saves_then_stops",
-            "test_terminal.py::test_one_training_is_stopped_and_goes_on",
-            "test_terminal.py::test_a_study_in_a_pipe",
-        ),
-    ),
-    Fault(
-        4,  # a run stops, because the checkpoints of a schedule must all exist
-        "full disk",
-        "E, then R",
-        (
-            f"{_FAULTS}test_a_disk_that_fills_up_stops_training_and_loses_nothing",
-            f"{_FAULTS}test_a_small_disk_that_is_really_full",
-            f"{_TRAINING}checkpoint.py::test_no_space_left",
-            f"{_DATA}prepare.py::test_full_disk",
-            f"{_DATA}indexed_dataset.py::test_full_disk_while_writing_leaves_nothing",
-        ),
-    ),
-    Fault(
-        5,
-        "folder that becomes read-only or vanishes",
-        "E, then R",
-        (
-            f"{_FAULTS}test_a_folder_that_becomes_read_only",
-            f"{_FAULTS}test_a_folder_that_vanishes_is_not_made_again",
-        ),
-    ),
-    Fault(
-        6,
-        "truncated file",
-        "E or R",
-        (
-            f"{_TRAINING}checkpoint.py::test_every_truncation_is_noticed",
-            f"{_TRAINING}checkpoint.py::test_if_the_newest_is_corrupt_the_next_is_loaded_with_a_warning",
-            f"{_DATA}prepare.py::test_damaged_files_are_reported",
-        ),
-    ),
-    Fault(
-        7,
-        "flipped bit in any file",
-        "E or R",
-        (
-            "faults/test_flips.py::test_every_flip_is_refused_by_name_repaired_or_harmless",
-            f"{_TRAINING}checkpoint.py::test_every_bit_flip_is_noticed",
-            f"{_TRAINING}completion.py::test_every_entry_of_done_is_hashed",
-            f"{_TRAINING}completion.py::test_a_changed_log_is_neither_read_nor_verified",
-        ),
-    ),
-    Fault(
-        8,
-        "missing, extra or swapped files",
-        "E",
-        (
-            f"{_TRAINING}checkpoint.py::test_missing_extra_and_swapped_files_are_noticed",
-            f"{_TRAINING}completion.py::test_a_checkpoint_of_another_run_is_found",
-            f"{_TRAINING}completion.py::test_a_missing_file_is_named",
-        ),
-    ),
-    Fault(
-        9,
-        "other configuration in the same folder",
-        "E",
-        (
-            f"{_TRAINING}runs.py::test_a_folder_of_another_run_is_refused_and_the_differing_keys_named",
-            f"{_TRAINING}runs.py::test_any_change_of_the_config_gives_another_run",
-            f"{_TRAINING}train.py::test_a_state_of_another_architecture_is_refused",
-        ),
-    ),
-    Fault(
-        10,
-        "other data, order or intervention",
-        "E",
-        (
-            f"{_TRAINING}runs.py::test_a_run_whose_corpus_changed_is_refused",
-            f"{_TRAINING}runs.py::test_any_change_of_the_config_gives_another_run",
-            f"{_DATA}interventions.py::test_a_ledger_of_other_data_is_refused",
-        ),
-    ),
-    Fault(
-        11,
-        "other tokenizer",
-        "E",
-        (
-            f"{_FAULTS}test_a_tokenizer_that_changed_is_refused",
-            f"{_TRAINING}runs.py::test_a_vocabulary_smaller_than_the_data_is_refused",
-        ),
-    ),
-    Fault(
-        12,
-        "other number of processes or threads, other machine",
-        "W",
-        (
-            f"{_TRAINING}distributed.py::test_two_processes_train_like_one",
-            f"{_FAULTS}test_a_resume_under_other_conditions_warns",
-            "core/util/test_workers.py::test_results_are_the_same_with_and_without_workers",
-        ),
-    ),
-    Fault(
-        13,
-        "loss or gradient that is not finite",
-        "E",
-        (
-            f"{_TRAINING}train.py::test_nan_never_reaches_the_weights",
-            f"{_TRAINING}train.py::test_weights_that_are_not_finite_are_never_saved",
-            f"{_TRAINING}trainer.py::test_updates_launched_after_a_failure_change_nothing",
-        ),
-    ),
-    Fault(
-        14,  # no update is skipped, because the models of the suite must stay comparable
-        "spike of the loss",
-        "logged",
-        (f"{_FAULTS}test_a_spike_is_logged_and_training_goes_on",),
-    ),
-    Fault(
-        15,
-        "overflow in fp16",
-        "R",
-        (
-            f"{_TRAINING}loss_scale.py::test_an_overflow_changes_nothing_but_the_scale",
-            f"{_TRAINING}loss_scale.py::test_resumed_equals_uninterrupted",
-            f"{_TRAINING}loss_scale.py::test_a_batch_that_overflows_at_every_scale",
-        ),
-    ),
-    Fault(
-        16,
-        "no GPU, or out of memory",
-        "E",
-        (
-            f"{_TRAINING}trainer.py::test_modes_are_checked",
-            f"{_TRAINING}trainer.py::test_out_of_memory_recommends_a_micro_batch",
-            f"{_FAULTS}test_a_worker_that_is_killed_is_an_error_not_a_hang",
-        ),
-    ),
-    Fault(
-        17,
-        "damaged or hostile index, header or archive",
-        "E",
-        (
-            f"{_DATA}indexed_dataset.py::test_every_flipped_bit_of_the_index_is_found",
-            f"{_DATA}indexed_dataset.py::test_the_error_names_the_damaged_field",
-            f"{_DATA}indexed_dataset.py::test_every_dtype_of_tokens_is_read_and_every_other_one_refused",
-            f"{_RELEASED}index_maps.py::test_every_flip_and_cut_of_the_index_gives_the_same_rows_or_an_error",
-            f"{_RELEASED}index_maps.py::test_hostile_headers_of_npy_files_give_an_error",
-            f"{_RELEASED}neox_format.py::test_what_a_file_of_a_rank_would_run_is_not_run",
-            "core/test_hf.py::test_every_changed_bit_of_a_safetensors_header_gives_the_model_or_an_error",
-        ),
-    ),
-    Fault(
-        18,
-        "truncated tokens, missing or unordered shards",
-        "E",
-        (
-            f"{_DATA}indexed_dataset.py::test_truncated_and_extended_files_are_found",
-            f"{_DATA}indexed_dataset.py::test_a_shard_that_ends_inside_a_token_is_refused",
-            f"{_RELEASED}pile.py::test_errors_name_what_is_missing",
-        ),
-    ),
-    Fault(
-        19,
-        "token id outside the vocabulary",
-        "E",
-        (
-            f"{_DATA}indexed_dataset.py::test_ids_outside_the_vocabulary_are_refused",
-            f"{_TRAINING}train.py::test_an_id_outside_the_vocabulary_is_refused",
-        ),
-    ),
-    Fault(
-        20,
-        "byte offsets above 2^31 and 2^32",
-        "right tokens",
-        (
-            f"{_DATA}indexed_dataset.py::test_beyond_four_gigabytes",
-            f"{_DATA}indexed_dataset.py::test_shards_beyond_four_gigabytes",
-            f"{_RELEASED}index_maps.py::test_documents_beyond_four_gigabytes",
-            f"{_RELEASED}pile.py::test_the_released_document_index",
-        ),
-    ),
-    Fault(
-        21,
-        "text in bad UTF-8, with lone surrogates, NUL, BOM, CRLF or U+2028",
-        "E, or right text",
-        (
-            f"{_DATA}corpus.py::test_files_and_folders",
-            f"{_DATA}corpus.py::test_a_nul_is_a_character",
-            f"{_DATA}corpus.py::test_bad_jsonl_is_named_by_file_and_line",
-            f"{_DATA}corpus.py::test_bad_text_files",
-        ),
-    ),
-    Fault(
-        22,
-        "empty documents, and documents of one token",
-        "counted",
-        (
-            f"{_DATA}indexed_dataset.py::test_round_trip_with_empty_documents",
-            f"{_DATA}corpus.py::test_files_and_folders",
-        ),
-    ),
-    Fault(
-        23,
-        "giant document",
-        "right tokens",
-        (
-            f"{_DATA}prepare.py::test_giant_document",
-            f"{_DATA}order.py::test_document_longer_than_everything",
-            f"{_DATA}indexed_dataset.py::test_a_document_that_is_too_long_for_the_format_is_refused",
-        ),
-    ),
-    Fault(
-        24,
-        "text that contains <|endoftext|>",
-        "ordinary text",
-        (
-            f"{_DATA}tokenizer.py::test_text_never_becomes_a_special_token",
-            f"{_DATA}prepare.py::test_text_with_the_name_of_the_special_token",
-        ),
-    ),
-    Fault(
-        25,
-        "malformed JSON, truncated or inflated archives",
-        "E",
-        (
-            f"{_DATA}corpus.py::test_bad_jsonl_is_named_by_file_and_line",
-            f"{_DATA}corpus.py::test_bad_text_files",
-            f"{_DATA}corpus.py::test_zstandard_files",
-            f"{_DATA}downloads.py::test_tampered_cache_is_refused_and_left_alone",
-        ),
-    ),
-    Fault(
-        26,
-        "two processes on one run",
-        "E",
-        (
-            f"{_TRAINING}train.py::test_two_processes_on_one_run",
-            "book/test_papermill_runs.py::test_two_runs_at_once_are_kept_apart",
-        ),
-    ),
-    Fault(
-        27,
-        "clock that jumps, folder that was moved",
-        "R",
-        (
-            f"{_FAULTS}test_a_clock_that_jumps_and_a_folder_that_moves",
-            f"{_FAULTS}test_a_stopped_run_is_moved_and_goes_on",
-            f"{_TRAINING}runs.py::test_a_renamed_folder_is_still_the_run",
-        ),
-    ),
-    Fault(
-        28,
-        "log torn by a kill",
-        "R",
-        (
-            f"{_TRAINING}train.py::test_a_partial_metrics_line_is_dropped",
-            f"{_TRAINING}metrics.py::test_rows_past_the_resumed_step_are_dropped",
-            f"{_TRAINING}metrics.py::test_a_damaged_line_is_named",
-            f"{_FAULTS}test_an_edited_log_of_a_stopped_run_is_refused",
-        ),
-    ),
-    Fault(
-        29,
-        "worker process that dies",
-        "E",
-        (f"{_FAULTS}test_a_worker_that_is_killed_is_an_error_not_a_hang",),
-    ),
-    Fault(
-        30,
-        "process that hangs in a collective",
-        "E",
-        (f"{_FAULTS}test_a_process_that_hangs_or_dies_ends_the_others",),
-    ),
-    Fault(
-        31,
-        "two processes that prepare one text, cache of another text",
-        "one prepares",
-        (
-            f"{_FAULTS}test_of_processes_that_need_the_same_tokens_one_makes_them",
-            f"{_DATA}prepare.py::test_fingerprint_depends_on_the_content_only",
-            f"{_DATA}prepare.py::test_corpus_that_changes_while_read",
-        ),
-    ),
-    Fault(
-        32,
-        "notebook cell that fails",
-        "E",
-        (
-            "book/test_papermill_runs.py::test_a_finished_run_survives_whatever_fails_or_only_looks",
-            "book/test_records.py::test_a_failed_run_is_never_shown",
-        ),
-    ),
-)
+MATRIX = {
+    "SIGKILL at any moment of a save, of training, preparation, recording or building: R": """
+        core/training/test_checkpoint.py test_killed_while_saving
+            test_a_crash_at_any_call_leaves_a_whole_folder_or_none
+        core/training/test_train.py test_sigkill_at_random_moments
+        core/training/test_async_writer.py test_a_signal_during_a_write_lets_it_finish
+        faults/test_kills.py test_killed_jobs_end_with_the_same_result
+        book/test_book.py test_after_a_killed_build_every_page_is_built_again
+        book/test_killed.py test_killed_at_a_random_moment_it_goes_on_to_the_same_tables
+        book/test_papermill_runs.py test_killed_at_random_moments_there_is_one_whole_run
+    """,
+    "SIGKILL between two renames: R": """
+        core/training/test_checkpoint.py test_a_crash_at_any_call_leaves_a_whole_folder_or_none
+        book/test_papermill_runs.py test_a_folder_is_replaced_whole_or_not_at_all
+    """,
+    "SIGTERM or SIGINT: R": """
+        core/training/test_train.py test_a_signal_saves_then_stops
+        test_terminal.py test_one_training_is_stopped_and_goes_on test_a_study_in_a_pipe
+    """,
+    # a run stops, because the checkpoints of a schedule must all exist
+    "full disk: E, then R": """
+        faults/test_training.py test_a_disk_that_fills_up_stops_training_and_loses_nothing
+            test_a_small_disk_that_is_really_full
+        core/training/test_checkpoint.py test_no_space_left
+        core/data/test_prepare.py test_full_disk
+        core/data/test_indexed_dataset.py test_full_disk_while_writing_leaves_nothing
+    """,
+    "folder that becomes read-only or vanishes: E, then R": """
+        faults/test_training.py test_a_folder_that_becomes_read_only
+            test_a_folder_that_vanishes_is_not_made_again
+    """,
+    "truncated file: E or R": """
+        core/training/test_checkpoint.py test_every_truncation_is_noticed
+            test_if_the_newest_is_corrupt_the_next_is_loaded_with_a_warning
+        core/data/test_prepare.py test_damaged_files_are_reported
+    """,
+    "flipped bit in any file: E or R": """
+        faults/test_flips.py test_every_flip_is_refused_by_name_repaired_or_harmless
+        core/training/test_checkpoint.py test_every_bit_flip_is_noticed
+        core/training/test_completion.py test_every_entry_of_done_is_hashed
+            test_a_changed_log_is_neither_read_nor_verified
+    """,
+    "missing, extra or swapped files: E": """
+        core/training/test_checkpoint.py test_missing_extra_and_swapped_files_are_noticed
+        core/training/test_completion.py test_a_checkpoint_of_another_run_is_found
+            test_a_missing_file_is_named
+    """,
+    "other configuration in the same folder: E": """
+        core/training/test_runs.py
+            test_a_folder_of_another_run_is_refused_and_the_differing_keys_named
+            test_any_change_of_the_config_gives_another_run
+        core/training/test_train.py test_a_state_of_another_architecture_is_refused
+    """,
+    "other data, order or intervention: E": """
+        core/training/test_runs.py test_a_run_whose_corpus_changed_is_refused
+            test_any_change_of_the_config_gives_another_run
+        core/data/test_interventions.py test_a_ledger_of_other_data_is_refused
+    """,
+    "other tokenizer: E": """
+        faults/test_training.py test_a_tokenizer_that_changed_is_refused
+        core/training/test_runs.py test_a_vocabulary_smaller_than_the_data_is_refused
+    """,
+    "other number of processes or threads, other machine: W": """
+        core/training/test_distributed.py test_two_processes_train_like_one
+        faults/test_training.py test_a_resume_under_other_conditions_warns
+        core/util/test_workers.py test_results_are_the_same_with_and_without_workers
+    """,
+    "loss or gradient that is not finite: E": """
+        core/training/test_train.py test_nan_never_reaches_the_weights
+            test_weights_that_are_not_finite_are_never_saved
+        core/training/test_trainer.py test_updates_launched_after_a_failure_change_nothing
+    """,
+    # no update is skipped, because the models of the suite must stay comparable
+    "spike of the loss: logged": """
+        faults/test_training.py test_a_spike_is_logged_and_training_goes_on
+    """,
+    "overflow in fp16: R": """
+        core/training/test_loss_scale.py test_an_overflow_changes_nothing_but_the_scale
+            test_resumed_equals_uninterrupted test_a_batch_that_overflows_at_every_scale
+    """,
+    "no GPU, or out of memory: E": """
+        core/training/test_trainer.py test_modes_are_checked
+            test_out_of_memory_recommends_a_micro_batch
+        faults/test_training.py test_a_worker_that_is_killed_is_an_error_not_a_hang
+    """,
+    "damaged or hostile index, header or archive: E": """
+        core/data/test_indexed_dataset.py test_every_flipped_bit_of_the_index_is_found
+            test_the_error_names_the_damaged_field
+            test_every_dtype_of_tokens_is_read_and_every_other_one_refused
+        book/released/test_index_maps.py
+            test_every_flip_and_cut_of_the_index_gives_the_same_rows_or_an_error
+            test_hostile_headers_of_npy_files_give_an_error
+        book/released/test_neox_format.py test_what_a_file_of_a_rank_would_run_is_not_run
+        core/test_hf.py test_every_changed_bit_of_a_safetensors_header_gives_the_model_or_an_error
+    """,
+    "truncated tokens, missing or unordered shards: E": """
+        core/data/test_indexed_dataset.py test_truncated_and_extended_files_are_found
+            test_a_shard_that_ends_inside_a_token_is_refused
+        book/released/test_pile.py test_errors_name_what_is_missing
+    """,
+    "token id outside the vocabulary: E": """
+        core/data/test_indexed_dataset.py test_ids_outside_the_vocabulary_are_refused
+        core/training/test_train.py test_an_id_outside_the_vocabulary_is_refused
+    """,
+    "byte offsets above 2^31 and 2^32: right tokens": """
+        core/data/test_indexed_dataset.py test_beyond_four_gigabytes
+            test_shards_beyond_four_gigabytes
+        book/released/test_index_maps.py test_documents_beyond_four_gigabytes
+        book/released/test_pile.py test_the_released_document_index
+    """,
+    "text in bad UTF-8, with lone surrogates, NUL, BOM, CRLF or U+2028: E, or right text": """
+        core/data/test_corpus.py test_files_and_folders test_a_nul_is_a_character
+            test_bad_jsonl_is_named_by_file_and_line test_bad_text_files
+    """,
+    "empty documents, and documents of one token: counted": """
+        core/data/test_indexed_dataset.py test_round_trip_with_empty_documents
+        core/data/test_corpus.py test_files_and_folders
+        core/data/test_order.py test_documents_of_one_token_or_only_eod
+        core/data/test_prepare.py test_documents_of_one_token_are_kept
+    """,
+    "giant document: right tokens": """
+        core/data/test_prepare.py test_giant_document
+        core/data/test_order.py test_document_longer_than_everything
+        core/data/test_indexed_dataset.py test_a_document_that_is_too_long_for_the_format_is_refused
+    """,
+    "text that contains <|endoftext|>: ordinary text": """
+        core/data/test_tokenizer.py test_text_never_becomes_a_special_token
+        core/data/test_prepare.py test_text_with_the_name_of_the_special_token
+    """,
+    "malformed JSON, truncated or inflated archives: E": """
+        core/data/test_corpus.py test_bad_jsonl_is_named_by_file_and_line test_bad_text_files
+            test_zstandard_files
+        core/data/test_downloads.py test_tampered_cache_is_refused_and_left_alone
+    """,
+    "two processes on one run: E": """
+        core/training/test_train.py test_two_processes_on_one_run
+        book/test_papermill_runs.py test_two_runs_at_once_are_kept_apart
+    """,
+    "clock that jumps, folder that was moved: R": """
+        faults/test_training.py test_a_clock_that_jumps_and_a_folder_that_moves
+            test_a_stopped_run_is_moved_and_goes_on
+        core/training/test_runs.py test_a_renamed_folder_is_still_the_run
+    """,
+    "log torn by a kill: R": """
+        core/training/test_train.py test_a_partial_metrics_line_is_dropped
+        core/training/test_metrics.py test_rows_past_the_resumed_step_are_dropped
+            test_a_damaged_line_is_named
+        faults/test_training.py test_an_edited_log_of_a_stopped_run_is_refused
+    """,
+    "worker process that dies: E": """
+        faults/test_training.py test_a_worker_that_is_killed_is_an_error_not_a_hang
+    """,
+    "process that hangs in a collective: E": """
+        faults/test_training.py test_a_process_that_hangs_or_dies_ends_the_others
+    """,
+    "two processes that prepare one text, cache of another text: one prepares": """
+        faults/test_training.py test_of_processes_that_need_the_same_tokens_one_makes_them
+        core/data/test_prepare.py test_fingerprint_depends_on_the_content_only
+            test_corpus_that_changes_while_read
+    """,
+    "notebook cell that fails: E": """
+        book/test_papermill_runs.py test_a_finished_run_survives_whatever_fails_or_only_looks
+        book/test_records.py test_a_failed_run_is_never_shown
+    """,
+}
+"""Maps each fault and what is expected to names of files under tests/, each before its tests."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -248,6 +249,22 @@ def test_document_longer_than_everything(tmp_path: Path) -> None:
     order = RowOrder(data.sizes, 8)
     rows, _ = order.gather(data, np.arange(order.n_rows))
     assert rows.tolist() == slow_rows([data.document(i).tolist() for i in range(3)], 8, 1234, 1)
+
+
+def test_documents_of_one_token_or_only_eod(tmp_path: Path) -> None:
+    """Nothing of them is left out, and nothing is put between them; the id of EOD is 0."""
+    documents = [[0], [7, 0], [5], [0], [0], [9, 0], [3]]
+    with IndexedWriter(tmp_path / "x", 300) as out:
+        for document in documents:
+            out.add(np.array(document))
+    data = MegatronIndexed(tmp_path / "x")
+    assert (data.n_documents, data.sizes.tolist()) == (7, [1, 2, 1, 1, 1, 2, 1])
+    for epochs in (1, 3):
+        order = RowOrder(data.sizes, 2, epochs=epochs)
+        rows, _ = order.gather(data, np.arange(order.n_rows))
+        assert rows.tolist() == slow_rows(documents, 2, 1234, epochs)
+        left = Counter(data.tokens.tolist() * epochs) - Counter(rows[:, :-1].ravel().tolist())
+        assert left.total() == 1, "the last token is only predicted"
 
 
 def test_materialised_rows_and_batches(tmp_path: Path) -> None:

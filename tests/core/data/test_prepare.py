@@ -67,6 +67,14 @@ def test_each_document_is_used_once_and_its_hash_decides_where(make: Maker) -> N
     assert p.eod_id == 0 and p.vocab_size == p.tokenizer.get_vocab_size() == 300
 
 
+def test_documents_of_one_token_are_kept(make: Maker) -> None:
+    texts = [*map(text, range(20)), "a", "b", "a"]
+    p = prepare(make(texts, heldout_fraction=0.0))
+    assert list(documents(p, "tokens")) == texts
+    assert p.tokens.sizes[-3:].tolist() == [2, 2, 2], "the token and EOD"
+    assert p.manifest["tokens"]["corpus"]["x"]["documents"] == 23
+
+
 def test_batches_follow_the_order(make: Maker) -> None:
     config = make([text(i) for i in range(60)], epochs=2, order_seed=5)
     p = prepare(config)
