@@ -131,7 +131,7 @@ def step_of(folder: Path) -> int | None:
     return int(match[1]) if match else None
 
 
-class _Inert:
+class _Placeholder:
     """Takes the place of an object whose class or function must not be used.
 
     The state of training has objects of DeepSpeed and numpy, which a checkpoint does not need.
@@ -142,16 +142,16 @@ class _Inert:
     def __setstate__(self, state: object) -> None: ...
 
 
-def _load(path: Path, inert: bool = False) -> Any:
+def _load(path: Path, placeholders: bool = False) -> Any:
     """Unpickle a file without running code.
 
     Raises a CheckpointError if the file is damaged, or has more than tensors and plain values,
-    unless these objects are to be `inert`.
+    unless `placeholders` are to take the place of these objects.
     """
     try:
-        if inert:
+        if placeholders:
             names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-            with torch.serialization.safe_globals([(_Inert, name) for name in names]):
+            with torch.serialization.safe_globals([(_Placeholder, name) for name in names]):
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises half a dozen kinds for damaged files
@@ -217,7 +217,7 @@ def _read_ranks(folder: Path) -> list[list[dict[str, Tensor]]]:
     raise_all(CheckpointError, missing, str(folder))
     ranks: list[dict[int, dict[str, Tensor]]] = []
     for _, path in sorted(files.items()):
-        state = _load(path, inert=True)
+        state = _load(path, placeholders=True)
         module = state.get("module") if isinstance(state, dict) else None
         layers: dict[int, dict[str, Tensor]] = {}
         for key, tensor in _check_tensors(module, path).items():
@@ -241,7 +241,7 @@ def load(folder: str | Path, config: ModelConfig | None = None) -> GPTNeoX:
     rotary: set[int] = set()
     number = 0
     for states in _read_layers(folder):
-        states = [{_former(key): tensor for key, tensor in state.items()} for state in states]
+        states = [{_old_name(key): tensor for key, tensor in state.items()} for state in states]
         for key in sorted({key for state in states for key in state}):
             parts = [state[key] for state in states if key in state]
             if key == ROTARY:
@@ -284,11 +284,11 @@ def load(folder: str | Path, config: ModelConfig | None = None) -> GPTNeoX:
     return model.eval().requires_grad_(False)
 
 
-def _former(key: str) -> str:
+def _old_name(key: str) -> str:
     """Return the name that a tensor had before GPT-NeoX renamed it."""
-    for new, former in RENAMED.items():
+    for new, old in RENAMED.items():
         if key.startswith(new):
-            return former + key.removeprefix(new)
+            return old + key.removeprefix(new)
     return key
 
 

@@ -109,7 +109,7 @@ def test_what_a_file_of_a_rank_would_run_is_not_run(tmp_path: Path) -> None:
     folder, trap = tmp_path / "native", tmp_path / "ran"
     write_native(random_model(CONFIG), folder, 1, sequential=True)
     file = folder / "mp_rank_00_model_states.pt"
-    state = neox_format._load(file, inert=True)
+    state = neox_format._load(file, placeholders=True)
     write({**state, "client_state": [Creature(trap)]}, file)
     assert_equal(random_model(CONFIG), neox_format.load(folder, CONFIG))
     assert not trap.exists()
@@ -130,7 +130,7 @@ def test_missing_and_damaged_files_of_ranks(tmp_path: Path) -> None:
     folder = tmp_path / "native"
     write_native(random_model(CONFIG), folder, 2, sequential=True)
     file = folder / "mp_rank_01_model_states.pt"
-    whole, state = file.read_bytes(), neox_format._load(file, inert=True)
+    whole, state = file.read_bytes(), neox_format._load(file, placeholders=True)
     del state["module"]["sequential.3.attention.dense.bias"]
     for content, message in (
         ({"module": None}, "only tensors"),  # with pipeline stages, the layers have files
