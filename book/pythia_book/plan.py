@@ -1,9 +1,9 @@
-"""Says what studies have to do on this machine, and about how long that takes.
+"""Estimates what the studies still have to train, and how long that takes.
 
 The time to train is that of the models that are missing, at the speed at which this machine has
-trained others or, before that, the benchmark of `training.precision`. If there is neither, the
-speed is that of a recorded run. The time to measure and draw is that of the last run here, or else
-of the recorded one, times the ratio of the numbers of models.
+trained others. If it has trained none, the speed is that of a recorded run. The time to measure and
+draw is that of the last run here, or else of the recorded one, times the ratio of the numbers of
+models.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from pythia_book.studies import registry
 from pythia_core.config import RunConfig, config_dict, run_config_from_dict, stable_hash
 from pythia_core.errors import ConfigError, DataError, PythiaError, raise_all
 from pythia_core.suite import scale_named
-from pythia_core.training.precision import MODEL, measured_speed
 from pythia_core.util.files import project_root, results_dir
 from pythia_core.util.workers import n_workers
 
@@ -94,16 +93,16 @@ class Plan:
     """What a study has to do before its results are up to date."""
 
     study: str
-    models: int
-    """Number of models that the study reads."""
-    missing: tuple[RunConfig, ...]
-    """The configs of those that are not trained yet."""
-    seconds: float | None
-    """Rough time until the study is finished, without other studies; None: unknown."""
-    source: str
-    """What `seconds` was estimated from."""
     last: float | None = None
     """The seconds that the last run of the study on this machine took; None: there was none."""
+    models: int = 0
+    """Number of models that the study reads."""
+    missing: tuple[RunConfig, ...] = ()
+    """The configs of those that are not trained yet."""
+    seconds: float | None = None
+    """Rough time until the study is finished, without other studies; None: unknown."""
+    source: str = ""
+    """What `seconds` was estimated from."""
     current: bool = False
     """Whether the results are up to date, so that nothing is to do."""
 
@@ -112,9 +111,15 @@ class Plan:
         if self.current:
             return f"up to date (took {duration_text(self.last or 0)})"
         parts = [f"{len(self.missing)} of {self.models} models to train"] if self.models else []
-        parts += [f"about {duration_text(self.seconds)}"] if self.seconds else []
+        parts += [f"about {_rounded(self.seconds)}"] if self.seconds else []
         parts += [f"last time {duration_text(self.last)}"] if self.last else []
         return ", ".join(parts) or "never run before"
+
+
+def _rounded(seconds: float) -> str:
+    """Format an estimate; one above five minutes in whole minutes."""
+    whole = 60 * round(seconds / 60) if seconds > 300 else seconds
+    return duration_text(whole).removesuffix(" 0 s")
 
 
 def plan_of(
@@ -137,12 +142,12 @@ def plan_of(
     missing = tuple(r for r in runs if finished and not finished.has(r) and r not in planned)
     own, recorded = _records(study, parameters["scale"])
     last = float(own["duration_s"]) if own and own.get("duration_s") else None
-    seconds, source = _estimate(study, runs, missing, own or recorded, finished)
+    alone = study not in registry.STUDIES  # trains its models itself; which it keeps is unknown
+    seconds, source = _estimate(study, runs, missing, own or recorded, finished, alone)
     if seconds and not source:
         source = "the last run here" if own else f"the recorded run ({device_text(recorded or {})})"
-    if study not in registry.STUDIES:  # which of its models are kept is not known here
-        return Plan(study, 0, (), seconds, source, last)
-    return Plan(study, len(runs), missing, seconds, source, last)
+    models, shown = (0, ()) if alone else (len(runs), missing)
+    return Plan(study, last, models, shown, seconds, source)
 
 
 def _records(study: str, scale: str) -> list[dict[str, Any] | None]:
@@ -162,19 +167,23 @@ def _estimate(
     missing: Sequence[RunConfig],
     record: dict[str, Any] | None,
     finished: Finished | None,
+    alone: bool,
 ) -> tuple[float | None, str]:
-    """Return the rough seconds of a run (None: unknown); their source, if it is not `record`."""
+    """Return the rough seconds of a run (None: unknown); their source, if it is not `record`.
+
+    Args:
+        alone: whether the time in `record` includes the training of its models.
+    """
     if record is None:
         return None, ""
     measuring = float(record.get("duration_s") or 0)
     if not runs:
         return measuring, ""
     from pythia_core.training.gpu_sharing import device_bytes
-    from pythia_core.training.metrics import flops_per_token
     from pythia_core.training.runs import run_flops
 
     source = ""
-    if study not in registry.STUDIES:  # its models are no runs, so it has trained them itself
+    if alone:
         threads = (record.get("device") or {}).get("cores") or 1
         measuring = max(0.0, measuring - float(record.get("training_s") or 0) / threads)
     with contextlib.suppress(ConfigError, TypeError):  # the record is of an older version
@@ -183,9 +192,6 @@ def _estimate(
         rate = float(record.get("training_s") or 0) / max(1.0, sum(map(run_flops, before)))
         if finished and finished.seconds_per_flop:
             rate, source = finished.seconds_per_flop, "models trained here"
-        elif speed := measured_speed(runs[0].train.precision):
-            rate = 1 / speed / flops_per_token(MODEL, MODEL.max_seq_len)
-            source = "the speed of this processor"
         at_once = 1 if device_bytes() else min(n_workers(), max(1, len(missing)))
         return measuring + rate * sum(map(run_flops, missing)) / at_once, source
     return None, ""
@@ -238,7 +244,7 @@ def plans(studies: Sequence[str], scale: str | None, force: bool = False) -> lis
         stamp = notebooks.make_stamp(study, values, source)
         if not force and records.is_current(folder, stamp):
             last = records.read_record(folder).get("duration_s")
-            found.append(Plan(study, 0, (), None, "", last, current=True))
+            found.append(Plan(study, last, current=True))
             continue
         finished = finished or Finished.find()
         found.append(plan_of(study, values, finished, planned))
@@ -254,7 +260,7 @@ def overview(found: Sequence[Plan]) -> str:
     if not due:
         return "\n".join(["== Every study is up to date", *lines])
     known = [plan for plan in due if plan.seconds]
-    total = f"about {duration_text(sum(plan.seconds or 0 for plan in known))}"
+    total = f"about {_rounded(sum(plan.seconds or 0 for plan in known))}"
     unknown = f", without {', '.join(p.study for p in due if p not in known)}"
     sources = " and ".join(dict.fromkeys(plan.source.partition(" (")[0] for plan in known))
     return "\n".join(

@@ -61,7 +61,12 @@ def best_precision() -> str:
 
 def _cpu_precision(torch_version: str) -> str:
     """Return the stored choice for this processor; if there is none, measure and store it."""
-    machine, file = _machine(torch_version)
+    from pythia_core.kernels import native
+
+    flags = sorted(f for f in cpu_flags().split() if f.startswith(("avx", "amx")))
+    machine: dict[str, Any] = {"cpu": cpu_name(), "flags": flags, "torch": torch_version}
+    machine |= {"native": native.library() is not None, "version": VERSION}
+    file = cache_dir() / "precision" / f"{stable_hash(machine)[:16]}.json"
     if stored := _stored(file, machine):
         return stored
     try:
@@ -76,32 +81,6 @@ def _cpu_precision(torch_version: str) -> str:
             file.parent, error, VARIABLE, choice,
         )  # fmt: skip
         return choice
-
-
-def _machine(torch_version: str) -> tuple[dict[str, Any], Path]:
-    """Return what the choice depends on, and the path of the file that stores the choice."""
-    from pythia_core.kernels import native
-
-    flags = sorted(f for f in cpu_flags().split() if f.startswith(("avx", "amx")))
-    machine: dict[str, Any] = {"cpu": cpu_name(), "flags": flags, "torch": torch_version}
-    machine |= {"native": native.library() is not None, "version": VERSION}
-    return machine, cache_dir() / "precision" / f"{stable_hash(machine)[:16]}.json"
-
-
-def measured_speed(precision: str) -> float | None:
-    """Return the tokens per second at which one thread of this CPU trains MODEL, if measured.
-
-    With a CUDA device, which trains instead, and before the measurement, the result is None.
-    """
-    import torch
-
-    machine, file = _machine(torch.__version__)
-    if torch.cuda.is_available() or _stored(file, machine) is None:
-        return None
-    try:
-        return float(json.loads(file.read_text(encoding="utf-8"))["tokens_per_s"][precision])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _choose(machine: dict[str, Any], file: Path | None = None) -> str:
