@@ -192,5 +192,5 @@ def test_all_studies_run_and_a_failure_does_not_stop_the_others(
     assert said.out.startswith("== 12 of 12 studies to run")
     assert "== speed: up to date (12 of 12)" in said.out and "\r" not in said.out + said.err
     assert "== suite: finished in 0 s" in said.out and "error: phases: no network" in said.err
-    with pytest.raises(ConfigError, match="-p sets a parameter of one study"):
+    with pytest.raises(ConfigError, match="-p needs exactly one study"):
         command._study(arguments("suite", "speed", "-p", "seed=1"))

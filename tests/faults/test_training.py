@@ -135,7 +135,7 @@ def test_a_folder_that_vanishes_is_not_made_again(
         if how == "replaced":
             shutil.copytree(away, folder)
 
-    with pytest.raises(TrainingError, match=r"does not exist|was moved, deleted or replaced"):
+    with pytest.raises(TrainingError, match=r"no longer exists|was moved, deleted or replaced"):
         train(config(), interrupted_at(6, vanish), folder, progress=False)
     assert folder.exists() is (how == "replaced")
     if how == "moved":
