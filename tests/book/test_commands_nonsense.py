@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import pythia_book
-from pythia_book.commands import whole
+from pythia_book.commands import whole_number
 from tiny_runs import control
 
 from pythia_core.__main__ import main, parser
@@ -63,9 +63,8 @@ def calls(name: str) -> Iterator[list[str]]:
     def typed(changed: argparse.Action | None, value: str) -> list[str]:
         options, places = [], []
         for action in actions:
-            needed = (
-                "1" if action.type in (int, whole) else NEEDED.get(str(action.metavar), "nonsense")
-            )
+            is_number = action.type in (int, whole_number)
+            needed = "1" if is_number else NEEDED.get(str(action.metavar), "nonsense")
             word = value if action is changed else needed
             if not action.option_strings:
                 if action.required or action is changed:
