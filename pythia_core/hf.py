@@ -2,6 +2,8 @@
 
 A checkpoint with weights only, in the format of this library, is read too: its manifest replaces
 config.json. Pickled weights are rejected. A model that is saved and loaded in fp32 is unchanged.
+What `save` writes has hashes in the metadata of the weights, which are checked whenever the folder
+is read; a folder of another tool has none.
 The released models were trained differently from what their config.json declares, in two ways:
 
 - GELU. Training used the tanh form; config.json declares the exact form, which `transformers` uses.
@@ -53,6 +55,10 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.-]*\.(json|safetensors)")
 ROTARY_CHOICES = ("fp32", "as_trained")
 GELU_CHOICES = ("as_trained", "as_declared")
 SHARD_BYTES = 5 * 10**9
+HASH = "sha256 of "
+"""Begins the keys of hashes in the metadata of safetensors files; a file's name or TENSORS follows.
+Other tools ignore the keys, and leave them out when they save the model again."""
+TENSORS = "tensors"
 
 
 # --- reading ---------------------------------------------------------------------------------
@@ -62,7 +68,7 @@ class Weights(Mapping[str, Tensor]):
     """Maps our names of tensors to the tensors in a folder's safetensors files.
 
     A tensor is read when it is accessed. Stored tensors that the model computes from its config are
-    left out. If the folder is a checkpoint, the hashes of its files are checked first.
+    left out. The hashes of a checkpoint, and of a folder that `save` wrote, are checked first.
 
     Attributes:
         problems: a sentence for each file or tensor that is missing, damaged or not expected.
@@ -90,6 +96,7 @@ class Weights(Mapping[str, Tensor]):
                 self.problems += [
                     f"{file} lacks the tensor {key}, which {INDEX} lists" for key in absent
                 ]
+        self._check_hashes(folder)
 
     def _read_index(self, folder: Path) -> dict[str, str]:
         """Map the stored names of tensors to file names; {} if all weights are in one file."""
@@ -140,6 +147,28 @@ class Weights(Mapping[str, Tensor]):
             )
         elif name is not None:
             self.shards[name], self._stored_names[name] = file, stored_name
+
+    def _check_hashes(self, folder: Path) -> None:
+        """Add a sentence to `problems` for each file that is not as `save` wrote it."""
+        stated: dict[str, tuple[str, str]] = {}
+        actual: dict[str, str | None] = {}
+        for shard, opened in self._open.items():
+            for key, sha256 in (opened.metadata() or {}).items():
+                name = key.removeprefix(HASH)
+                if key == HASH + TENSORS:
+                    tensors = {stored: opened.get_tensor(stored) for stored in opened.keys()}
+                    stated[shard], actual[shard] = (sha256, shard), sha256_tensors(tensors)
+                elif name != key and PLAIN_NAME.fullmatch(name):
+                    path = folder / name
+                    stated[name] = sha256, shard
+                    actual[name] = file_sha256(path) if path.is_file() else None
+        self.problems += [
+            f"{name} is missing, or was changed or damaged: it does not have the sha256 in {shard};"
+            " convert the model again or, if the change is meant, load and save the folder with "
+            "transformers"
+            for name, (sha256, shard) in stated.items()
+            if sha256 != actual[name]
+        ]
 
     def header(self, name: str) -> tuple[tuple[int, ...], str]:
         """Return the shape and the stored dtype (e.g. "F16") of a tensor, without reading it."""
@@ -356,23 +385,26 @@ def save(
         f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)
     ]  # fmt: skip
     with atomic_dir(folder) as target:
-        for name, keys in zip(names, shards, strict=True):
-            tensors = {key: cast(key, state[key], dtype) for key in keys}
-            save_file(tensors, target / name, {"format": "pt"})
-            (target / name).chmod(0o644)  # the library creates private files
+        stored = str(dtype or _dtype(state)).removeprefix("torch.")
+        for name, value in (settings or _settings(model.config, stored, tokenizer)).items():
+            if name == CONFIG:
+                value = {**value, **{k: stored for k in ("dtype", "torch_dtype") if k in value}}
+            _write(target / name, value)
+        if tokenizer is not None:
+            tokenizer.save(str(target / TOKENIZER))
         if len(shards) > 1:
             index = {
                 "metadata": {"total_size": sum(_bytes(t, dtype) for t in state.values())},
                 "weight_map": {k: n for n, ks in zip(names, shards, strict=True) for k in ks},
             }
             _write(target / INDEX, index)
-        if tokenizer is not None:
-            tokenizer.save(str(target / TOKENIZER))
-        stored = str(dtype or _dtype(state)).removeprefix("torch.")
-        for name, value in (settings or _settings(model.config, stored, tokenizer)).items():
-            if name == CONFIG:
-                value = {**value, **{k: stored for k in ("dtype", "torch_dtype") if k in value}}
-            _write(target / name, value)
+        hashes = {HASH + path.name: file_sha256(path) for path in sorted(target.iterdir())}
+        for name, keys in zip(names, shards, strict=True):
+            tensors = {key: cast(key, state[key], dtype) for key in keys}
+            metadata = {"format": "pt", HASH + TENSORS: sha256_tensors(tensors), **hashes}
+            save_file(tensors, target / name, metadata)
+            _sort_metadata(target / name)
+            (target / name).chmod(0o644)  # the library creates private files
     return folder
 
 
@@ -429,6 +461,17 @@ def _shards(state: Mapping[str, Tensor], dtype: torch.dtype | None, limit: int) 
         shards[-1].append(name)
         size += _bytes(tensor, dtype)
     return shards
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata of a safetensors file, which the library writes in a random order."""
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False)
+        file.seek(8)
+        file.write(text.encode().ljust(length))
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:

@@ -36,9 +36,16 @@ def rewrite(folder: Path, change) -> None:
     save_file(change(dict(tensors)), path, {"format": "pt"})
 
 
+def without_hashes(folder: Path) -> Path:
+    """Save a single-file folder's weights as other tools do, which write no hashes."""
+    rewrite(folder, dict)
+    return folder
+
+
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    return hf.save(random_model(tiny()), tmp_path / "model")
+    """A model in a folder of another tool."""
+    return without_hashes(hf.save(random_model(tiny()), tmp_path / "model"))
 
 
 # --- round trips -----------------------------------------------------------------------------
@@ -153,7 +160,7 @@ def test_a_revision_is_a_subfolder(tmp_path: Path) -> None:
 def released(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Save a model of an official size as released: the config declares "gelu", and no more."""
     monkeypatch.setitem(OFFICIAL_SIZES, "tiny", Size("tiny", 2, 64, 2, 1e-3, 97))
-    saved = hf.save(random_model(tiny(max_seq_len=2048)), folder)
+    saved = without_hashes(hf.save(random_model(tiny(max_seq_len=2048)), folder))
     declared = json.loads((saved / "config.json").read_text())
     del declared["trained_gelu"], declared["trained_init"]
     (saved / "config.json").write_text(json.dumps({**declared, "hidden_act": "gelu"}))
@@ -310,7 +317,7 @@ def test_a_config_in_utf_8_with_a_byte_order_mark(saved: Path) -> None:
 def test_every_changed_bit_of_a_safetensors_header_gives_the_model_or_an_error(
     saved: Path,
 ) -> None:
-    """Bits of the tensors themselves are covered by hashes (of the hub, or of a manifest)."""
+    """Bits of the tensors themselves are covered by hashes (of the hub, a manifest or `save`)."""
     path = saved / "model.safetensors"
     expected, good = hf.load(saved)[0], path.read_bytes()
     length = 8 + int.from_bytes(good[:8], "little")
@@ -332,6 +339,48 @@ def test_every_changed_bit_of_a_safetensors_header_gives_the_model_or_an_error(
     path.write_bytes((2**62).to_bytes(8, "little") + good[8:])
     with pytest.raises(CheckpointError, match="truncated or damaged"):
         hf.load(saved)
+
+
+@pytest.mark.parametrize("shard_bytes", [50_000, hf.SHARD_BYTES])
+def test_every_changed_bit_of_a_saved_folder_gives_the_model_or_names_the_file(
+    shard_bytes: int, tmp_path: Path
+) -> None:
+    tokenizer = train_bpe(["some words to train on"] * 9, 270)
+    model = random_model(tiny(vocab_size=384))
+    folder = hf.save(model, tmp_path / "model", shard_bytes=shard_bytes, tokenizer=tokenizer)
+    rng = np.random.default_rng(0)
+    for path in sorted(folder.iterdir()):
+        good = path.read_bytes()
+        for _ in range(20):
+            bad = bytearray(good)
+            bad[rng.integers(len(good))] ^= 1 << rng.integers(8)
+            path.write_bytes(bad)
+            try:
+                assert_equal(model, hf.load(folder)[0])
+            except CheckpointError as error:
+                assert path.name in str(error)
+            else:
+                assert path.suffix == ".safetensors", "only the metadata may change"
+        path.unlink()
+        with pytest.raises(CheckpointError, match=path.name.replace(".", r"\.")):
+            hf.load(folder)
+        path.write_bytes(good)
+    assert_equal(model, hf.load(folder)[0])
+
+
+def test_hashes_are_the_same_in_every_copy_and_gone_when_transformers_saves(tmp_path: Path) -> None:
+    model = random_model(tiny())
+    first = hf.save(model, tmp_path / "0") / "model.safetensors"
+    for copy in "12345678":
+        again = hf.save(model, tmp_path / copy) / "model.safetensors"
+        assert again.read_bytes() == first.read_bytes()
+    edit(tmp_path / "1", layer_norm_eps=0.5)
+    with pytest.raises(
+        CheckpointError, match=r"config\.json is missing, or was changed or damaged"
+    ):
+        hf.load(tmp_path / "1")
+    GPTNeoXForCausalLM.from_pretrained(tmp_path / "1").save_pretrained(tmp_path / "1")
+    assert hf.load(tmp_path / "1")[0].config.layer_norm_eps == 0.5
 
 
 def test_all_mismatches_are_reported_at_once(saved: Path) -> None:
@@ -434,7 +483,8 @@ def test_save_refuses_existing_folders_and_overflow(saved: Path, tmp_path: Path)
     assert not (tmp_path / "half").exists()
 
 
-def test_saved_files_are_readable_by_everyone(saved: Path) -> None:
+def test_saved_files_are_readable_by_everyone(tmp_path: Path) -> None:
+    saved = hf.save(random_model(tiny()), tmp_path / "model")
     assert {p.stat().st_mode & 0o444 for p in saved.iterdir()} == {0o444}
 
 

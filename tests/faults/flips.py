@@ -25,6 +25,8 @@ from pythia_book import bundle, measurements, notebooks, records
 from pythia_book.corpora.facts import cached_json
 from pythia_book.measurements import measure_all
 from pythia_book.released.continuation.run import find_or_continue
+from pythia_book.released.convert import convert
+from pythia_book.released.convert import read as read_model
 from tiny_runs import control
 from tiny_study import arrays_hash, save_study
 from tiny_training import batch_at, config
@@ -171,6 +173,7 @@ def all_kinds(root: Path, patch: pytest.MonkeyPatch) -> list[Kind]:
         downloaded(root / "cache"),
         packed(root / "bundle"),
         *continued(root / "continued"),
+        converted(root / "converted", run),
     ]
 
 
@@ -402,3 +405,16 @@ def continued(root: Path) -> list[Kind]:
 
     names = {"places of a continued run": "place.json", "log of a swap": "swaps.jsonl"}
     return [Kind(name, [run.folder / file], read) for name, file in names.items()]
+
+
+def converted(folder: Path, run: Run) -> Kind:
+    """A model that `convert` wrote for transformers, with its settings and tokenizer."""
+    convert(str(run.folder), folder)
+
+    def read() -> tuple[Any, bool]:
+        found = read_model(str(folder))
+        assert found.tokenizer is not None
+        weights, shape = sha256_tensors(found.model.state_dict()), config_dict(found.model.config)
+        return [weights, shape, found.settings, found.tokenizer.to_str()], False
+
+    return Kind("models for transformers", sorted(folder.iterdir()), read)
