@@ -19,6 +19,7 @@ from pythia_core.data.tokenizer import EOD, load_tokenizer
 from pythia_core.errors import CheckpointError, FetchError
 from pythia_core.hf import (
     CONFIG,
+    INDEX,
     TOKENIZER,
     local_folder,
     model_config,
@@ -26,10 +27,10 @@ from pythia_core.hf import (
     tokenizer_path,
 )
 from pythia_core.model import GPTNeoX
-from pythia_core.training.checkpoint import sha256_tensors
+from pythia_core.training.checkpoint import MANIFEST, sha256_tensors
 from pythia_core.training.runs import CheckpointSource, find_run
 from pythia_core.training.schedule import OFFICIAL_STEPS
-from pythia_core.util.files import results_dir
+from pythia_core.util.files import file_sha256, results_dir
 
 LAST = OFFICIAL_STEPS
 """The step of a published model whose name states no step; `main` is the last checkpoint."""
@@ -87,10 +88,19 @@ class PublishedModel:
 
     @cached_property
     def id(self) -> str:
-        """The key of cached measurements. The key of a folder changes if a weight file changes."""
+        """The key of cached measurements.
+
+        The key of a folder changes with the size or time of a weight file, and with the content of
+        the config, tokenizer, index or manifest of a step.
+        """
         folder = hf.local_folder(self.source)
-        files = sorted(folder.rglob("*.safetensors")) if folder else []
-        state = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+        state: list[list[Any]] = []
+        if folder:
+            weights = sorted(folder.rglob("*.safetensors"))
+            state += [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in weights]
+            small = {f for name in (CONFIG, TOKENIZER, INDEX, MANIFEST) for f in folder.rglob(name)}
+            small |= {f for f in [tokenizer_path(folder)] if f.is_file()}
+            state += [[str(f.resolve()), file_sha256(f)] for f in sorted(small)]
         return f"{self.label}-{stable_hash([self.source, state])[:12]}"
 
     @property

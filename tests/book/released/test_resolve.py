@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from pathlib import Path
 
 import pytest
 from hub_server import FakeHub, serving
 from pythia_book.released import download
 from pythia_book.released.audit import audit
+from pythia_book.released.convert import convert
 from pythia_book.released.resolve import LAST, PublishedModel, find_model
 from pythia_book.tasks.sweep import steps_of, sweep
 from task_items import fake_items
@@ -19,6 +21,7 @@ from pythia_core.config import ModelConfig
 from pythia_core.data.tokenizer import train_bpe
 from pythia_core.errors import CheckpointError
 from pythia_core.model import GPTNeoX
+from pythia_core.training.checkpoint import MANIFEST
 
 
 @pytest.fixture
@@ -63,6 +66,27 @@ def test_cached_results_depend_on_the_files(published: Path) -> None:
     assert before.startswith("70m-") and PublishedModel(str(published)).id == before
     (published / "step0" / "model.safetensors").write_bytes(b"other weights")
     assert PublishedModel(str(published)).id != before
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", hf.INDEX])
+def test_cached_results_depend_on_what_the_small_files_say(published: Path, name: str) -> None:
+    """Whenever and by what they were written, even if they have the same size and time."""
+    path = published / "step0" / name
+    path.touch()
+    times, before = path.stat(), PublishedModel(str(published)).id
+    path.write_text(path.read_text().replace("1", "2", 1) or "{}")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert PublishedModel(str(published)).id != before
+
+
+def test_cached_results_of_a_converted_model_depend_on_its_manifest_and_tokenizer(
+    published: Path, tmp_path: Path
+) -> None:
+    one = convert(str(published), tmp_path / "ours", revision="step3000")
+    for path in (one / MANIFEST, tmp_path / "ours" / "tokenizer.json"):
+        before = PublishedModel(str(one)).id
+        path.write_text(path.read_text().replace("1", "2", 1))
+        assert PublishedModel(str(one)).id != before
 
 
 def test_a_folder_of_one_step_and_a_copy(published: Path) -> None:
@@ -141,7 +165,7 @@ def test_a_path_is_named_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for find in (find_model, download.load):
         with pytest.raises(CheckpointError, match="it is a file; pass the folder of the model"):
             find("mine/config.json")
-        with pytest.raises(CheckpointError, match="because mine exists here; pass an existing"):
+        with pytest.raises(CheckpointError, match="mine exists here, so this name is read as a"):
             find("mine/pythia")
 
 
