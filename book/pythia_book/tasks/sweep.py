@@ -21,7 +21,8 @@ from pythia_book.published.tables import BENCHMARKS
 from pythia_book.tasks.benchmarks import task_named
 from pythia_book.tasks.metrics import MIN_FITTING, BuiltTask, build_tasks, measure_tasks
 from pythia_core.errors import CheckpointError, ConfigError
-from pythia_core.training.runs import CheckpointSource
+from pythia_core.training.checkpoint import saved_steps
+from pythia_core.training.runs import CheckpointSource, Run
 from pythia_core.util.files import atomic_file
 
 if TYPE_CHECKING:
@@ -37,21 +38,22 @@ def steps_of(run: CheckpointSource, text: str) -> list[int]:
     """Parse a list of steps; return the steps, sorted and without repetition.
 
     Args:
-        text: "all", or a comma-separated list of steps, which may contain "first" and "last".
+        text: "all", or a comma-separated list of steps, which may contain "first" and "last". "all"
+            has the steps whose checkpoints are lost, too, so that the table gets their notes.
 
     Raises:
         ConfigError: `text` is not a list of steps.
         CheckpointError: the run has no checkpoint at one of the steps.
     """
-    saved = run.steps
+    saved, due = run.steps, _steps_due(run)
     if text == "all":
-        return saved
+        return due
     chosen = []
     for part in filter(None, (part.strip() for part in text.split(","))):
         if part in ("first", "last"):
-            if not saved:
+            if not due:
                 raise CheckpointError(f"{run.name} has no checkpoints yet; train it first")
-            chosen.append(saved[0 if part == "first" else -1])
+            chosen.append(due[0 if part == "first" else -1])
         elif part.isascii() and part.isdecimal():
             chosen.append(int(part))
         else:
@@ -71,6 +73,20 @@ def steps_of(run: CheckpointSource, text: str) -> list[int]:
             f'steps={text!r} contains no step; expected "all" or a list such as 0,512,last'
         )
     return sorted(set(chosen))
+
+
+def _steps_due(run: CheckpointSource) -> list[int]:
+    """Return the steps at which the run should have weights by now, ascending.
+
+    They are those that exist, and the scheduled ones unless the weights were deleted on purpose.
+    """
+    if not isinstance(run, Run):  # a published model
+        return run.steps
+    complete = saved_steps(run.checkpoints)
+    end = run.updates.stop if run.finished else max(complete, default=-1)
+    deleted = set(complete) - set(run.steps)
+    scheduled = {step for step in run.scheduled_steps if step <= end}
+    return sorted(scheduled - deleted | set(run.steps))
 
 
 def sweep(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from task_items import fake_items
 from pythia_core.__main__ import main
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import CheckpointError, ConfigError, DataError
+from pythia_core.training.checkpoint import drop_weights
 from pythia_core.training.runs import Run, find_or_train
 
 LENGTH = 64
@@ -104,6 +106,21 @@ def test_missing_values_have_a_note(run: Run, folder: Path) -> None:
     assert "corrupt" in table[table.step == 3].note.item()
     assert np.isnan(table[table.step == 3].value.item()) and (table[table.step == 3].n == 0).all()
     assert (table[table.step == 6].note == "").all()
+
+
+def test_all_steps_include_lost_checkpoints_but_not_deleted_ones(run: Run, folder: Path) -> None:
+    everything = run.steps
+    drop_weights(run.checkpoints / "step-000004")
+    shutil.rmtree(run.checkpoints / "step-000003")
+    shutil.rmtree(run.checkpoints / "step-000006")
+    assert steps_of(run, "all") == [step for step in everything if step != 4]
+    table = sweep(run, ["piqa"], steps_of(run, "all"), 0, 5, str(folder), progress=False)
+    assert set(table[table.note != ""].step) == set(table[table.value.isna()].step) == {3, 6}
+    with pytest.raises(CheckpointError, match="no checkpoint of step 6"):
+        steps_of(run, "last")
+    (run.folder / "done.json").unlink()
+    assert steps_of(run, "all") == [0, 1, 2, 3, 5], "later ones are not due yet"
+    assert steps_of(run, "last") == [5]
 
 
 def test_standard_errors(run: Run, folder: Path) -> None:
