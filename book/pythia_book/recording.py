@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from pythia_book import records
 from pythia_book.notebooks import (
@@ -48,7 +47,11 @@ def record_run(study: str, scale: str, force: bool = False) -> Path:
         if source_hash(read_notebook(source / NOTEBOOK)) != code:
             problems.append("the notebook's code has changed since the run; run the study again")
         for name in names:
-            traces = machine_traces(_text_of(source / name))
+            try:
+                traces = machine_traces(_text_of(source / name))
+            except DataError as error:
+                problems.append(str(error))
+                continue
             problems += [
                 f"{name} contains {trace!r}, which identifies this machine, so the run cannot be "
                 "recorded"
@@ -75,15 +78,21 @@ def record_run(study: str, scale: str, force: bool = False) -> Path:
 
 def _text_of(path: Path) -> str:
     """Return the text of a record's file: all of it, the strings in an .npz file's arrays, or the
-    header of a .safetensors file."""
-    if path.suffix == ".safetensors":
+    header of a .safetensors file.
+
+    Raises:
+        DataError: the file cannot be read, or its text is not UTF-8.
+    """
+    if path.suffix == ".npz":
+        arrays = records.read_arrays(path).values()
+        return "\n".join(str(array.ravel().tolist()) for array in arrays if array.dtype.kind == "U")
+    try:
         content = path.read_bytes()
-        return content[8 : 8 + int.from_bytes(content[:8], "little")].decode("utf-8")
-    if path.suffix != ".npz":
-        return path.read_text(encoding="utf-8")
-    with np.load(path, allow_pickle=False) as arrays:
-        texts = [array.ravel().tolist() for array in arrays.values() if array.dtype.kind == "U"]
-    return "\n".join(map(str, texts))
+        if path.suffix == ".safetensors":
+            content = content[8 : 8 + int.from_bytes(content[:8], "little")]
+        return content.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}; run the study again") from error
 
 
 def all_records(root: Path) -> list[dict[str, Any]]:
@@ -102,6 +111,11 @@ def all_records(root: Path) -> list[dict[str, Any]]:
     return found
 
 
+def _block(name: str) -> re.Pattern[str]:
+    """Return the pattern of a block of a file, with a group for each mark."""
+    return re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", flags=re.DOTALL)
+
+
 def fill_block(path: Path, name: str, content: str) -> None:
     """Replace the text between `<!-- name -->` and `<!-- /name -->` in a file.
 
@@ -109,17 +123,17 @@ def fill_block(path: Path, name: str, content: str) -> None:
         DataError: the file has no such block.
     """
     text = path.read_text(encoding="utf-8")
-    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", flags=re.DOTALL)
-    if not pattern.search(text):
+    if not _block(name).search(text):
         raise DataError(f"{path.name} has no block <!-- {name} --> ... <!-- /{name} -->")
-    filled = pattern.sub(lambda m: f"{m.group(1)}{content.strip()}\n{m.group(2)}", text)
+    filled = _block(name).sub(lambda m: f"{m.group(1)}{content.strip()}\n{m.group(2)}", text)
     if filled != text:
         with atomic_file(path) as temporary:
             temporary.write_text(filled, encoding="utf-8")
 
 
 COSTS_FILE = "book/recorded/costs.csv"
-
+COSTS_BLOCK = "costs"
+"""The block of the README with the same rows."""
 COSTS = ("study", "scale", "machine", "notebook", "training, one thread", "memory", "disk")
 """Columns of the cost table. The duration "notebook" excludes training done before."""
 
@@ -144,12 +158,55 @@ def all_costs(root: Path) -> list[tuple[str, ...]]:
     made on another processor. The row of a record replaces an earlier one with other threads.
 
     Raises:
-        DataError: some records cannot be read.
+        DataError: some records or rows cannot be read, or the README has other rows of earlier
+            records.
     """
-    path = root / COSTS_FILE
-    kept = csv.reader(path.read_text(encoding="utf-8").splitlines()[1:]) if path.exists() else ()
-    rows = [*map(tuple, kept), *map(costs_of, all_records(root))]
-    return sorted({(*row[:2], row[2].partition(", ")[0]): row for row in rows}.values())
+    recorded = {_cost_key(row): row for row in map(costs_of, all_records(root))}
+    kept, shown = (
+        {row for row in rows if _cost_key(row) not in recorded}
+        for rows in (_read_costs(root / COSTS_FILE), _shown_costs(root / "README.md"))
+    )
+    if differing := sorted(kept ^ shown):
+        raise DataError(
+            f"the rows of earlier runs in {COSTS_FILE} are not those in the table of costs in "
+            f"README.md: {'; '.join(map(', '.join, differing[:3]))} "
+            f"{'is' if len(differing) == 1 else 'are'} only in one of them; restore both with git"
+        )
+    return sorted({*kept, *recorded.values()})
+
+
+def _cost_key(row: tuple[str, ...]) -> tuple[str, ...]:
+    """Return what a row of the cost table is about: the study, the scale and the processor."""
+    return (*row[:2], *(machine.partition(", ")[0] for machine in row[2:3]))
+
+
+def _read_costs(path: Path) -> list[tuple[str, ...]]:
+    """Read the rows of costs.csv; [] if there is no such file. Raise DataError for any other."""
+    if not path.is_file():
+        return []
+    try:
+        text = path.read_bytes().decode("utf-8")
+        rows = [tuple(row) for row in csv.reader(io.StringIO(text, newline=""), strict=True)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read: {error}; restore the file with git") from error
+    if rows[:1] != [COSTS]:
+        raise DataError(f"{path}, line 1: expected {COSTS}, got {rows[:1]}; restore it with git")
+    for line, row in enumerate(rows, 1):
+        if len(row) != len(COSTS) or not all(row):
+            raise DataError(
+                f"{path}, line {line}: expected a value for each of {', '.join(COSTS)}; got {row}; "
+                "restore the file with git"
+            )
+    return rows[1:]
+
+
+def _shown_costs(readme: Path) -> list[tuple[str, ...]]:
+    """Return the rows of the cost table in the README; [] without a README or a table."""
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    block = _block(COSTS_BLOCK).search(text)
+    lines = block[0].splitlines() if block else []
+    rows = (line[2:-2].split(" | ") for line in lines[3:-1])
+    return [tuple(cell.replace("\\|", "|") for cell in row) for row in rows]
 
 
 def costs_table(rows: list[tuple[str, ...]]) -> str:
@@ -172,4 +229,4 @@ def refresh_costs() -> None:
         return
     with atomic_file(root / COSTS_FILE) as path, path.open("w", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([COSTS, *rows])
-    fill_block(root / "README.md", "costs", costs_table(rows))
+    fill_block(root / "README.md", COSTS_BLOCK, costs_table(rows))

@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,8 +74,28 @@ RELEASED_SOURCE = "EleutherAI/pythia at commit a19eecb, https://github.com/Eleut
 """The source of the released numbers."""
 CLAIM_KEYS = ("kind", "claim", "source", "quote", *SIDES)
 _PACKAGES = ("torch", "numpy", "tokenizers", "transformers", "pandas", "papermill")
-_REQUIRED = ("schema", "study", "scale", "parameters", "config_hash", "created", "values", "claims")
-_REQUIRED += ("facts", "files")
+_REQUIRED = ("study", "scale", "parameters", "config_hash", "created", "values", "claims", "facts")
+_REQUIRED += ("files",)
+_COMMIT = {"id": str, "dirty": bool}
+_TEST = {
+    **dict.fromkeys(("value", "low", "high", "bound", "df", "p_value", "p"), float),
+    **dict.fromkeys(("unit", "units", "form", "note", "verdict", "reason"), str),
+}
+_CLAIM = {**dict.fromkeys(CLAIM_KEYS, str), **dict.fromkeys(SIDES, _TEST)}
+_TYPES: dict[str, Any] = {
+    **dict.fromkeys(("study", "scale", "config_hash", "created"), str),
+    **dict.fromkeys(("notebook_sha256", "released_source"), str),
+    **dict.fromkeys(("parameters", "values", "facts", "files", "versions"), dict),
+    **dict.fromkeys(("duration_s", "training_s", "peak_memory_mb", "disk_mb"), float),
+    "claims": [_CLAIM],
+    "data": [str],
+    "runs": [dict.fromkeys(("id", "size", "role", "precision"), str)],
+    "device": {"cpu": str, "cores": int, "threads": int, "gpu": str, "system": str},
+    "commit": _COMMIT,
+    "redrawn": {"created": str, "commit": _COMMIT},
+}
+"""The types of a record's entries: a list has that of its items, a dict those of its entries, and a
+float may be an int. Any entry may be null, except for those in _REQUIRED."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -110,6 +131,22 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, list):
         return [_rounded(item) for item in value]
     return float(f"{value:.12g}") if isinstance(value, float) else value
+
+
+def _wrong_types(value: Any, expected: Any, name: str) -> Iterator[str]:
+    """Yield the names of the entries in `value` that differ from `expected`, a part of _TYPES."""
+    if expected is float:
+        if not isinstance(value, (int, float)) or not abs(value) < 1e300:  # it may be NaN
+            yield name
+    elif not isinstance(value, expected if isinstance(expected, type) else type(expected)):
+        yield name
+    elif isinstance(expected, list):
+        for i, item in enumerate(value):
+            yield from _wrong_types(item, expected[0], f"{name}.{i}")
+    elif isinstance(expected, dict):
+        for key, kind in expected.items():
+            if value.get(key) is not None:
+                yield from _wrong_types(value[key], kind, f"{name}.{key}".removeprefix("."))
 
 
 def _claim_problems(claims: list[dict[str, Any]]) -> list[str]:
@@ -352,13 +389,13 @@ def _origin(result: Result) -> dict[str, Any]:
     """Return the origin of a new record: data, commit, device, versions, cost and runs."""
     runs, stated = result.measured.runs, result.measured.origin
     return {
-        "data": sorted({*(run.data.fingerprint for run in runs), *stated.get("data", [])}),
+        "data": sorted({*(run.data.fingerprint for run in runs), *stated.data}),
         "commit": commit(),
-        "device": device() | stated.get("device", {}),
+        "device": device() | stated.device,
         "versions": versions(),
         "created": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "duration_s": round(time.time() - result.started, 1),
-        "training_s": round(sum(run.seconds for run in runs) + stated.get("training_s", 0), 1),
+        "training_s": round(sum(run.seconds for run in runs) + stated.training_s, 1),
         "peak_memory_mb": _peak_memory_mb(),
         "disk_mb": _disk_mb(runs),
         "runs": [_run_entry(run) for run in runs],
@@ -382,8 +419,6 @@ def read_measurements(folder: Path, study: str, parameters: dict[str, Any]) -> M
     Raises:
         DataError: the record is damaged, or has another study or other parameters.
     """
-    import zipfile
-
     record = read_record(folder)
     stated = {name: parameters.get(name) for name in record["parameters"]}
     if record["study"] != study or stated != record["parameters"]:
@@ -403,9 +438,20 @@ def read_measurements(folder: Path, study: str, parameters: dict[str, Any]) -> M
         for name, content in files.items():
             if hashlib.sha256(content).hexdigest() != record["files"][name]["sha256"]:
                 raise DataError(f"{_differs(folder / name)}; run the study again")
-        with np.load(path, allow_pickle=False) as arrays:
-            return Measurements(dict(arrays), record["facts"], files=files)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}; run the study again") from error
+    return Measurements(read_arrays(path), record["facts"], files=files)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read the arrays of an .npz file; raise DataError if that is impossible."""
+    try:
+        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as arrays:
+            found = dict(arrays)
+        if others := [name for name, array in found.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"{others[0]} is not an array")
+        return found
+    except Exception as error:  # zipfile, zlib, numpy and Python's parser each have their own
         raise DataError(f"{path} cannot be read: {error}; run the study again") from error
 
 
@@ -502,7 +548,7 @@ def read_record(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"there is no record at {path}; run the study first") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = conflict(path) or str(error)
         raise DataError(f"{path} is not a record ({reason}); run the study again") from error
     if not isinstance(record, dict):
@@ -515,24 +561,19 @@ def read_record(path: Path) -> dict[str, Any]:
             f"{path} has schema {record.get('schema')}, but this version of pythia_book reads only "
             f"schema {SCHEMA}; run the study again"
         )
-    if missing := [key for key in _REQUIRED if key not in record]:
+    if missing := [key for key in _REQUIRED if record.get(key) is None]:
         raise DataError(
             f"{path} is not a record (missing keys: {', '.join(missing)}); run the study again"
         )
-    types = {"claims": list, "values": dict, "parameters": dict, "facts": dict}
-    if wrong := [key for key, kind in types.items() if not isinstance(record[key], kind)]:
+    if wrong := [*_wrong_types(record, _TYPES, "")]:
         raise DataError(
             f"{path} is not a record (values of the wrong type under the keys: "
             f"{', '.join(wrong)}); run the study again"
         )
     files = record["files"]
-    if (
-        not isinstance(files, dict)
-        or MEASURED not in files
-        or not all(
-            name == Path(name).name and isinstance(entry, dict) and "sha256" in entry
-            for name, entry in files.items()
-        )
+    if MEASURED not in files or not all(
+        name == Path(name).name and isinstance(entry, dict) and "sha256" in entry
+        for name, entry in files.items()
     ):
         raise DataError(
             f"{path} is not a record (the entry `files` must list {MEASURED}, must name only files "

@@ -185,9 +185,16 @@ def kept_at(
     return Keep(linear_steps(indices, config.train.steps))
 
 
-ORIGIN = ("data", "training_s", "device")
-"""Names in `Measurements.origin`: fingerprints of texts, a list; seconds of training that is not in
-runs; and a dict of what differs from `records.device`."""
+@dataclass(frozen=True)
+class Origin:
+    """What a record's origin states besides the runs and the machine of the notebook."""
+
+    data: Sequence[str] = ()
+    """Fingerprints of texts."""
+    training_s: float = 0.0
+    """Seconds of training that is not in runs."""
+    device: dict[str, Any] = field(default_factory=dict)
+    """What differs from `records.device`."""
 
 
 @dataclass(frozen=True)
@@ -200,19 +207,14 @@ class Measurements:
         facts: further numbers and texts, in JSON types, e.g. counts and gaps.
         runs: the training runs used; empty if the measurements were read from a record.
         files: contents of further files of the record, by name; the analysis does not read them.
-        origin: what the record's origin states besides the runs, under names in ORIGIN.
+        origin: what the record's origin states besides the runs.
     """
 
     arrays: dict[str, np.ndarray]
     facts: dict[str, Any]
     runs: list[Run] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
-    origin: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Raise ConfigError if `origin` has an unknown name."""
-        unknown = [one_of(name, ORIGIN, "origin") for name in self.origin if name not in ORIGIN]
-        raise_all(ConfigError, unknown, "measurements")
+    origin: Origin = field(default_factory=Origin)
 
     def get(self, *key: Any) -> np.ndarray | None:
         """Return the array named `name_of(*key)`, or None."""

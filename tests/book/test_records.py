@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import re
 import resource
@@ -9,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +24,7 @@ from killed import killed_everywhere
 from pythia_book import notebooks, papermill_engine, recording, records, redraw
 from pythia_book.site import runs as site_runs
 from pythia_book.stats import Estimate
-from pythia_book.study import Measurements, Result
+from pythia_book.study import Measurements, Origin, Result
 from pythia_book.verdicts import Claim, judge, rises
 
 from pythia_core.config import InterventionConfig
@@ -222,14 +225,12 @@ def test_first_and_later_analyses_read_the_same(project: Path) -> None:
 def test_a_study_states_what_the_origin_cannot_know_and_facts_change_nothing_of_it(
     project: Path,
 ) -> None:
-    origin = {"data": ["d" * 64], "training_s": 3.5, "device": {"threads": 7}}
+    origin = Origin(["d" * 64], 3.5, {"threads": 7})
     facts = {"data": "of the study", "training_s": "long", "device": 1}
     record = records.read_record(write(project, measured=Measurements({}, facts, origin=origin)))
     assert record["data"] == ["d" * 64] and record["training_s"] == 3.5
     assert record["device"]["threads"] == 7 and record["device"]["cpu"]
     assert record["facts"] == facts
-    with pytest.raises(ConfigError, match="unknown origin 'commit'; accepted: data, training_s"):
-        Measurements({}, {}, origin={"commit": "x"})
 
 
 def test_not_a_number_becomes_null(project: Path) -> None:
@@ -288,12 +289,99 @@ def test_a_broken_record_is_named(project: Path, content: str, message: str) -> 
         records.read_record(path.parent)
 
 
-@pytest.mark.parametrize("files", [[], {"../x": {"sha256": ""}}, {"x.csv": {}}, {"x.csv": 1}])
+@pytest.mark.parametrize("files", [{}, {"../x": {"sha256": ""}}, {"x.csv": {}}, {"x.csv": 1}])
 def test_a_damaged_list_of_files_is_named(project: Path, files: object) -> None:
     path = write(project)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"files": files}))
     with pytest.raises(DataError, match="the entry `files` must list"):
         records.read_record(path)
+
+
+WRONG_TYPES = {
+    "commit": ["x", {"id": 1}],
+    "device": ["y", {"cpu": ["z"]}, {"threads": "2"}],
+    "duration_s": ["12", float("nan"), 10**400],
+    "training_s": [{}],
+    "peak_memory_mb": ["big"],
+    "disk_mb": [[1]],
+    "created": [5, None],
+    "data": [5, "x", [5]],
+    "runs": [5, [5], [{"precision": 5}], [{"precision": []}]],
+    "config_hash": [None, 5],
+    "scale": [["a"]],
+    "study": [{}],
+    "versions": [3],
+    "files": [[]],
+    "redrawn": ["x", {"created": 5}, {"created": "x", "commit": 5}],
+    "claims": [
+        {},
+        ["x"],
+        [CLAIM | {"kind": ["claim"]}],
+        [CLAIM | {"claim": 5}],
+        [CLAIM | {"ours": 5}],
+        [CLAIM | {"ours": TEST | {"verdict": ["x"]}}],
+        [CLAIM | {"ours": TEST | {"low": "0"}}],
+    ],
+}
+
+
+@pytest.mark.parametrize("key", WRONG_TYPES)
+def test_a_wrong_type_anywhere_in_a_record_is_named(project: Path, key: str) -> None:
+    path = write(project)
+    record = json.loads(path.read_text())
+    for value in WRONG_TYPES[key]:
+        path.write_text(json.dumps(record | {key: value}))
+        with pytest.raises(DataError, match=f"(?:wrong type|missing).* keys: {key}"):
+            records.read_record(path)
+    path.write_text(
+        json.dumps({k: v for k, v in record.items() if k in records._REQUIRED} | {"schema": 2})
+    )
+    assert records.provenance(records.read_record(path)), "the other entries may be absent"
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"schema": ' + "9" * 5000 + "}"])
+def test_json_that_python_does_not_read_is_named(project: Path, text: str) -> None:
+    path = write(project)
+    path.write_text(text)
+    with pytest.raises(DataError, match="is not a record"):
+        records.read_record(path)
+
+
+def npy(shape: str) -> bytes:
+    """The header of an array in a file, and one byte."""
+    text = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}}}".encode()
+    text += b" " * (-(11 + len(text)) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + b"x"
+
+
+def npz(content: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("a.npy", content)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"PK\x03\x04" + b"x" * 100, npy("(1,)"), npz(npy(f"({10**14},)")), npz(npy("(-1,)")),
+        npz(npy("(" * 3000)), npz(npy("(3,)")), npz(b""),
+    ],
+)  # fmt: skip
+def test_measurements_that_no_program_wrote_are_named(
+    committed: None, project: Path, content: bytes
+) -> None:
+    """Their hash is right, and so is that of the record."""
+    path = write(project)
+    (path.parent / records.MEASURED).write_bytes(content)
+    record = json.loads(path.read_text())
+    record["files"][records.MEASURED]["sha256"] = hashlib.sha256(content).hexdigest()
+    path.write_text(json.dumps(record))
+    finish(project)
+    with pytest.raises(DataError, match=r"measured\.npz cannot be read: .+; run the study again"):
+        records.read_measurements(path.parent, "tiny", {"scale": "laptop", "seeds": 2})
+    with pytest.raises(DataError, match=r"measured\.npz cannot be read: .+; run the study again"):
+        recording.record_run("tiny", "laptop")
 
 
 def test_a_record_of_another_schema_is_refused(project: Path) -> None:
@@ -713,6 +801,63 @@ def test_costs_on_another_machine_are_kept(
     assert [row[2] for row in recording.all_costs(project)] == ["another | one", "one, 2 threads"]
     readme = (project / "README.md").read_text()
     assert readme.count("| tiny |") == 2 and r"| another \| one |" in readme
+
+
+@pytest.fixture
+def costs(committed: None, project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of costs, with rows of a recorded run, and before and after of earlier ones."""
+    (project / "README.md").write_text("<!-- costs -->\n<!-- /costs -->\n")
+    for machine in ("a|b, 1 thread", "z, 1 thread", "m, 1 thread"):
+        monkeypatch.setattr(recording, "device_text", lambda record, machine=machine: machine)
+        write(project)
+        finish(project)
+        recording.record_run("tiny", "laptop")
+    return project / recording.COSTS_FILE
+
+
+def test_costs_cut_anywhere_or_changed_are_refused(costs: Path, project: Path) -> None:
+    good = costs.read_bytes()
+    rows = recording.all_costs(project)
+    assert [row[2][0] for row in rows] == ["a", "m", "z"]
+    for cut in range(len(good) - 1):
+        costs.write_bytes(good[:cut])
+        with pytest.raises(DataError, match=r"book/recorded/costs\.csv"):
+            recording.all_costs(project)
+    changes = {
+        b"\xff\xfe" + good: "cannot be read: 'utf-8'",
+        good.replace(b"study,", b"studies,"): "line 1: expected",
+        good.replace(b"z, 1 thread", b"y, 1 thread"): r"(?s)README.*z, 1 thread",
+        good.replace(b" MB\n", b" MB,x\n", 1): "line 2: expected a value for each of",
+        good.replace(b"tiny", b"", 1): "line 2: expected a value for each of",
+        good.replace(b'"a|b', b'x"a|b'): "line 2",
+    }
+    for content, message in changes.items():
+        costs.write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            recording.all_costs(project)
+    costs.unlink()
+    with pytest.raises(DataError, match="are only in one of them; restore both with git"):
+        recording.all_costs(project)
+    costs.write_bytes(good.replace(b"m, 1 thread", b"m, 9 threads"))
+    assert recording.all_costs(project) == rows, "a record knows its own costs"
+
+
+def test_a_damaged_file_of_costs_is_not_written_again(
+    costs: Path, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = (project / "README.md").read_text()
+    costs.write_bytes(costs.read_bytes()[:150])
+    before = costs.read_bytes()
+    assert recording.record_run("tiny", "laptop").is_dir()
+    assert "were not updated" in capsys.readouterr().err
+    assert costs.read_bytes() == before and (project / "README.md").read_text() == readme
+
+
+def test_a_file_of_a_record_that_is_no_text_is_named(committed: None, project: Path) -> None:
+    write(project, measured=Measurements({}, {}, files={"extra.txt": b"\xff"}))
+    finish(project)
+    with pytest.raises(DataError, match=r"extra\.txt cannot be read: 'utf-8' codec"):
+        recording.record_run("tiny", "laptop")
 
 
 def test_recording_refuses_what_names_the_machine(committed: None, project: Path) -> None:

@@ -17,7 +17,7 @@ from pythia_book.conduct import conduct
 from pythia_book.stats import Estimate, mean_over_known, quoted
 from pythia_book.studies.ablations.claims import GAIN, MARGIN, SUITE, claims, worth
 from pythia_book.studies.ablations.params import BASELINE, MEAN, STUDY, Params
-from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
+from pythia_book.study import Analysis, Measurements, Origin, Result, Tables, name_of
 from pythia_core.suite import scale_named
 
 
@@ -55,10 +55,10 @@ def measure(params: Params, progress: bool = True) -> Measurements:
             arrays[name_of("loss", size, arm)] = np.array([r.mean(1, np.float64) for r in rows])
             arrays[name_of("seconds", size, arm)] = times
             parameters[name_of(size, arm)] = training.n_parameters(arm, job.config.model)
-    origin = {
-        "data": sorted({job.data.fingerprint for job in jobs.values()}),
-        "training_s": float(sum(each["seconds"].sum() for each in trained.values())),
-    }
+    origin = Origin(
+        data=sorted({job.data.fingerprint for job in jobs.values()}),
+        training_s=float(sum(each["seconds"].sum() for each in trained.values())),
+    )
     facts = {
         "parameters": parameters,
         "heldout_rows": len(training.heldout_rows(next(iter(jobs.values())).data)),

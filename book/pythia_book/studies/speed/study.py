@@ -24,7 +24,7 @@ from pythia_book.conduct import conduct
 from pythia_book.released import recipe
 from pythia_book.stats import Estimate
 from pythia_book.studies.speed.params import STUDY, Params
-from pythia_book.study import Measurements
+from pythia_book.study import Measurements, Origin
 from pythia_book.verdicts import NOT_MEASURED, Claim, passes, untestable
 from pythia_core.kernels.attention_backends import DEFAULT, FASTEST
 from pythia_core.suite import OFFICIAL_SIZES
@@ -89,7 +89,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
         path = gpu_folder() / f"{GPU_FILES[name]}.jsonl"
         facts[f"gpu_{name}"] = measured_rows(path, kind)
     facts["gpu_steps"][1:] = fastest_steps(facts["gpu_steps"][1:])
-    return Measurements({}, json.loads(json.dumps(facts)), origin={"device": {"threads": 1}})
+    return Measurements({}, json.loads(json.dumps(facts)), origin=Origin(device={"threads": 1}))
 
 
 def analyse(measured: Measurements, released: Tables) -> Analysis:
