@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from sphinx.application import Sphinx
 from sphinx.config import Config
+from sphinx.errors import ExtensionError
 
 from pythia_book.site import assets, card, checkpoints, head, markup, mathematics
 from pythia_book.site.drawings import DrawingFigure, Source, Value
@@ -26,7 +28,11 @@ from pythia_book.site.studies import (
 from pythia_core.util.files import is_writable
 
 UNFINISHED = "unfinished-build"
-"""A file next to Sphinx's environment that exists while a build runs."""
+"""A file next to Sphinx's environment that exists while a build runs, and after it was stopped."""
+LOCK = "build.lock"
+"""A file next to Sphinx's environment that a running build locks."""
+_LOCKS: dict[Path, FileLock] = {}
+"""The locks of this process, by their files; a second build in one process takes the same lock."""
 
 
 def locate_sources(app: Sphinx, config: Config) -> None:
@@ -72,18 +78,32 @@ def mark_unfinished(app: Sphinx, config: Config) -> None:
 
     Sphinx saves its environment before it writes the pages, so it would consider unwritten pages up
     to date.
+
+    Raises:
+        ExtensionError: another build is running, whose environment and pages this one would change.
     """
-    mark = Path(app.doctreedir) / UNFINISHED
+    folder = Path(app.doctreedir).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = _LOCKS.setdefault(folder / LOCK, FileLock(folder / LOCK, timeout=1))
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ExtensionError(
+            f"another build of this book is running, with its files in {folder}; wait until it has "
+            "ended, then build again"
+        ) from error
+    mark = folder / UNFINISHED
     if mark.exists():
-        (mark.parent / "environment.pickle").unlink(missing_ok=True)
-    mark.parent.mkdir(parents=True, exist_ok=True)
+        (folder / "environment.pickle").unlink(missing_ok=True)
     mark.touch()
 
 
 def mark_finished(app: Sphinx, error: Exception | None) -> None:
-    """Record that the build finished."""
+    """Record that the build finished, if it had no error, and let others build."""
+    folder = Path(app.doctreedir).absolute()
     if error is None:
-        (Path(app.doctreedir) / UNFINISHED).unlink(missing_ok=True)
+        (folder / UNFINISHED).unlink(missing_ok=True)
+    _LOCKS[folder / LOCK].release(force=True)
 
 
 def configure(app: Sphinx, config: Config) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from docutils import nodes
+from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
 from pythia_book.site.staging import ROOT
@@ -33,6 +34,24 @@ class Faults(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         self.env.note_dependency(str(FILE))
+        try:
+            return self._tables()
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            RecursionError,
+        ) as error:
+            raise ExtensionError(
+                f"{FILE} is damaged ({error!r}); restore it with git, or count again with "
+                "tests/faults/run.py"
+            ) from error
+
+    @staticmethod
+    def _tables() -> list[nodes.Node]:
+        """Return the tables, and a paragraph that says when and where they were counted."""
         counts = json.loads(FILE.read_text(encoding="utf-8"))
         flips = {kind: {**row, "flips": sum(row.values())} for kind, row in counts["flips"].items()}
         origin = (

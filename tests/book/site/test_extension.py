@@ -8,12 +8,15 @@ import sys
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock, Timeout
 from places import ROOT
 from pythia_book.site import extension
 from site_build import copy_of_the_checkout
+from sphinx.errors import ExtensionError
 
 BOOK = ROOT / "book"
 OWN = sorted(path.name for path in (BOOK / "_static").glob("*.css"))
@@ -66,6 +69,39 @@ def test_a_book_that_cannot_be_written_to_is_linked_to(
         (folder / "studies").mkdir()
         assert (folder / "index.md").read_text() == (BOOK / "index.md").read_text()
         assert (folder / ".." / "pythia_core" / "model.py").is_file()
+
+
+def test_a_build_leaves_another_that_is_running_alone(tmp_path: Path) -> None:
+    """Its mark, and the environment that it has saved."""
+    app: Any = SimpleNamespace(doctreedir=tmp_path / "doctrees")
+    mark, environment, lock = (
+        app.doctreedir / name
+        for name in (extension.UNFINISHED, "environment.pickle", extension.LOCK)
+    )
+
+    def is_locked() -> bool:
+        try:
+            with FileLock(lock, timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    extension.mark_unfinished(app, app)
+    assert mark.exists() and is_locked()
+    extension.mark_finished(app, None)
+    assert not mark.exists() and not is_locked()
+    environment.touch()
+    with FileLock(lock):
+        mark.touch()
+        with pytest.raises(
+            ExtensionError, match=r"another build of this book is running.*doctrees"
+        ):
+            extension.mark_unfinished(app, app)
+        assert mark.exists() and environment.exists()
+    extension.mark_unfinished(app, app)
+    assert not environment.exists(), "the other one did not finish"
+    extension.mark_finished(app, ValueError())
+    assert mark.exists() and not is_locked()
 
 
 def test_the_extension_is_found_without_jupyter_book() -> None:

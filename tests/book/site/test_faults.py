@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from flips import BAD, OUTCOMES
@@ -10,6 +13,7 @@ from flips import BAD, OUTCOMES
 pytest.importorskip("sphinx", reason="the extra `book` is not installed")
 
 from pythia_book.site import faults
+from sphinx.errors import ExtensionError
 
 
 def test_the_rows_and_their_sums() -> None:
@@ -29,3 +33,23 @@ def test_the_committed_counts_have_nothing_unequal_or_unnoticed() -> None:
     assert all(each["equal"] == each["finished"] > 0 for each in counts["kills"].values())
     assert sum(sum(row.values()) for row in counts["flips"].values()) >= 1000
     assert not any(row.get(outcome) for outcome in BAD for row in counts["flips"].values())
+
+
+def test_a_damaged_file_of_counts_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = json.loads(faults.FILE.read_text())
+    monkeypatch.setattr(faults, "FILE", tmp_path / "faults.json")
+    shown: Any = SimpleNamespace(
+        env=SimpleNamespace(note_dependency=str), _tables=faults.Faults._tables
+    )
+    texts = ["{", "{}", "[]", "", "[" * 100_000]
+    texts += [json.dumps(whole | {key: None}) for key in whole if key not in ("date", "machine")]
+    texts += [json.dumps(whole | {"kills": {"training": {"kills": "9"}}})]
+    for text in texts:
+        faults.FILE.write_text(text)
+        with pytest.raises(ExtensionError, match=r"faults\.json is damaged"):
+            faults.Faults.run(shown)
+    faults.FILE.unlink()
+    with pytest.raises(ExtensionError, match=r"faults\.json is damaged"):
+        faults.Faults.run(shown)
+    faults.FILE.write_text(json.dumps(whole))
+    assert len(faults.Faults.run(shown)) == 3
