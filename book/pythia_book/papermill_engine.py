@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import reprlib
 import signal
 import stat
 import sys
@@ -58,6 +59,10 @@ KERNEL_ARGUMENTS = ["--log-level=CRITICAL", "--InteractiveShell.xmode=Plain"]
 """Arguments that silence the kernel's log and turn off colours in tracebacks. Colouring a traceback
 can take ten seconds, which would delay a stop."""
 
+_SHORT = reprlib.Repr()
+"""Shows values in messages: a short YAML text with aliases can name a list of any length."""
+_SHORT.maxlevel = 2
+
 _INFORMATION = {"-h", "--help", "--help-notebook", "--version"}
 
 
@@ -88,7 +93,7 @@ def scale_parameter(options: dict[str, Any]) -> Any:
 
     values: dict[str, Any] = {}
     readers: dict[str, Callable[[str], str | bytes]] = {
-        "parameters_base64": base64.b64decode,
+        "parameters_base64": lambda text: base64.b64decode("".join(text.split()), validate=True),
         "parameters_file": lambda path: Path(path).read_bytes(),
         "parameters_yaml": str,
     }
@@ -103,7 +108,7 @@ def scale_parameter(options: dict[str, Any]) -> Any:
             if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):
                 raise ConfigError(
                     f"--{option} {given}: expected names with values, such as `seeds: 3`, got "
-                    f"{str(loaded)[:80]!r}"
+                    f"{_SHORT.repr(loaded)}"
                 )
             values |= loaded
     values |= dict(options["parameters"]) | dict(options["parameters_raw"])
@@ -145,8 +150,11 @@ def complete_arguments(arguments: list[str]) -> list[str]:
         return arguments
     if scale is None:
         scale = accepted["scale"].default if "scale" in accepted else "laptop"
-    if not isinstance(scale, str) or scale not in SCALES:
-        raise ConfigError(one_of(scale, SCALES, "scale"))
+    if not isinstance(scale, str):
+        choices = ", ".join(SCALES)
+        raise ConfigError(f"unknown scale {_SHORT.repr(scale)}; accepted: {choices}")
+    if scale not in SCALES:
+        raise ConfigError(one_of(scale[:80], SCALES, "scale"))
     target = notebooks.output_path(source.stem, scale)
     return [*arguments, _escaped(os.path.relpath(target))]
 

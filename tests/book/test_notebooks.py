@@ -107,6 +107,40 @@ def test_hostile_documents_are_refused(option: str, document: str, tmp_path: Pat
         papermill_engine.scale_parameter(options)
 
 
+BOMB = "\n".join(
+    f"{name}: &{name} [{', '.join(['*' + before if before else 'x'] * 10)}]"
+    for before, name in zip(["", *"abcdefgh"], "abcdefghi", strict=True)
+)
+"""A YAML text of a few lines whose last value has 10^9 items."""
+
+
+def test_a_short_text_that_names_a_long_value_gives_a_short_message() -> None:
+    notebook = str(notebooks.notebook_path("speed"))
+    with pytest.raises(ConfigError, match="unknown scale") as caught:
+        papermill_engine.complete_arguments([notebook, "-y", f"{BOMB}\nscale: *i"])
+    assert len(str(caught.value)) < 400
+    with pytest.raises(ConfigError, match="unknown scale 'xx") as caught:
+        papermill_engine.complete_arguments([notebook, "-p", "scale", "x" * 10_000])
+    assert len(str(caught.value)) < 400
+    document = "[" + BOMB.replace("\n", ", ") + ", *i]"
+    options = {"parameters_base64": (), "parameters_file": (), "parameters_yaml": (document,)}
+    with pytest.raises(ConfigError, match="expected names with values") as caught:
+        papermill_engine.scale_parameter(options)
+    assert len(str(caught.value)) < len(document) + 400
+
+
+def test_base64_may_have_line_breaks_but_nothing_else() -> None:
+    def scale(text: str) -> object:
+        options = {"parameters_file": (), "parameters_yaml": (), "parameters_base64": (text,)}
+        return papermill_engine.scale_parameter(options | {"parameters": (), "parameters_raw": ()})
+
+    text = base64.encodebytes(b"scale: smoke\n# " + b"x" * 99).decode()
+    assert text.count("\n") > 1 and scale(text) == "smoke"
+    for damaged in ("!!!!", "!" + text, text[:-3]):
+        with pytest.raises(ConfigError, match="--parameters_base64"):
+            scale(damaged)
+
+
 def test_a_missing_file_of_parameters_is_named() -> None:
     options = {"parameters_base64": (), "parameters_file": ("gone.yaml",), "parameters_yaml": ()}
     with pytest.raises(ConfigError, match=r"--parameters_file gone.yaml: .*No such file"):

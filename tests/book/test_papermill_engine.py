@@ -341,5 +341,5 @@ def test_a_study_runs_without_a_home_folder(
     assert records.check_whole(path.parent) == [] and "HOME" not in os.environ
     monkeypatch.delenv("PYTHIA_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    with pytest.raises(PythiaError, match="set the variable PYTHIA_CACHE"):
+    with pytest.raises(PythiaError, match="set PYTHIA_CACHE to"):
         papermill_engine.run_study("tiny", "smoke", force=True, progress=False)
