@@ -50,6 +50,8 @@ SETTINGS = (CONFIG, "generation_config.json", "tokenizer_config.json", "special_
 """The JSON files with the settings of a model and its tokenizer."""
 WEIGHTS_ONLY = "weights only"
 """The value of "kind" in the manifest of a checkpoint without the state of the optimizer."""
+TRAINED_STEP = "trained_step"
+"""The key of config.json, unknown to transformers, for the step at which a model was saved."""
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.-]*\.(json|safetensors)")
 """Matches the file names that may be fetched: .json or .safetensors, without a folder."""
 ROTARY_CHOICES = ("fp32", "as_trained")
@@ -231,7 +233,7 @@ class ModelSource:
     """Commit of the hub's repository; empty for a folder."""
     folder: Path
     step: int | None
-    """The step in the name of the revision or folder; None if the name has no step."""
+    """The step of the revision or, without one, of the folder (`stated_step`)."""
     stored: tuple[str, ...]
     """The dtypes of tensors in the files, e.g. ("F16",)."""
     declared: dict[str, Any]
@@ -346,7 +348,7 @@ def load(
     model.load_state_dict(state, assign=True)
     stored = tuple(sorted({weights.header(name)[1] for name in weights}))
     folder = located.folder
-    step = step_of(revision) if step_of(revision) is not None else step_of(folder.name)
+    step = step_of(revision) if step_of(revision) is not None else stated_step(folder)
     info = ModelSource(str(source), revision, located.commit, folder, step, stored, declared)
     return model.eval().requires_grad_(False), info
 
@@ -362,6 +364,7 @@ def save(
     shard_bytes: int = SHARD_BYTES,
     tokenizer: Tokenizer | None = None,
     settings: Mapping[str, dict[str, Any]] | None = None,
+    step: int | None = None,
 ) -> Path:
     """Write a folder that `transformers.AutoModelForCausalLM.from_pretrained` loads.
 
@@ -372,6 +375,7 @@ def save(
         tokenizer: a tokenizer to write too; its end-of-document token becomes BOS and EOS.
         settings: the `read_settings` of the model's source, which are written unchanged, except for
             the dtype; None: settings that follow from the model and the tokenizer.
+        step: the step of training, if known; config.json states it as TRAINED_STEP.
 
     Raises:
         CheckpointError: the folder exists, or a weight exceeds the range of `dtype`.
@@ -389,6 +393,7 @@ def save(
         for name, value in (settings or _settings(model.config, stored, tokenizer)).items():
             if name == CONFIG:
                 value = {**value, **{k: stored for k in ("dtype", "torch_dtype") if k in value}}
+                value |= {} if step is None else {TRAINED_STEP: step}
             _write(target / name, value)
         if tokenizer is not None:
             tokenizer.save(str(target / TOKENIZER))
@@ -681,6 +686,18 @@ def step_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def stated_step(folder: Path) -> int | None:
+    """Return the step that the manifest, the config.json or the name of a model's folder states.
+
+    Raises:
+        CheckpointError: the manifest or config.json is damaged.
+    """
+    if is_checkpoint(folder):
+        return read_manifest(folder)["step"]
+    step = read_config(folder).get(TRAINED_STEP)
+    return step if type(step) is int else step_of(folder.resolve().name)
+
+
 def lfs_pointer(path: Path) -> str | None:
     """Return the sha256 in a git-lfs pointer; None for any other file."""
     with open(path, "rb") as file:
@@ -735,7 +752,7 @@ def has_model(folder: Path) -> bool:
 
 
 def local_revisions(folder: Path) -> list[str]:
-    """Return the names of the local_revisions that `has_model` accepts: the revisions, sorted."""
+    """Return the names of the subfolders that `has_model` accepts: the revisions, sorted."""
     names = {path.parent.name for name in (CONFIG, MANIFEST) for path in folder.glob(f"*/{name}")}
     return sorted(names)
 

@@ -144,7 +144,7 @@ def convert(
     if (to or ("pythia" if origin.kind == "hf" else "hf")) == "hf":
         return hf.save(
             origin.model, target, dtype=cast_to, tokenizer=origin.tokenizer,
-            settings=origin.settings,
+            settings=origin.settings, step=origin.step,
         )  # fmt: skip
     if origin.kind == "pythia":
         raise ConfigError(

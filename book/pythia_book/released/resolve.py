@@ -33,7 +33,7 @@ from pythia_core.training.schedule import OFFICIAL_STEPS
 from pythia_core.util.files import file_sha256, results_dir
 
 LAST = OFFICIAL_STEPS
-"""The step of a published model whose name states no step; `main` is the last checkpoint."""
+"""The step of a published model that states no step; `main` is the last checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class PublishedModel:
         if folder is None:
             names = download.revisions(self.source, or_cached=True)
         elif hf.has_model(folder):
-            step = step_of(folder.resolve().name)
+            step = hf.stated_step(folder)
             return {LAST if step is None else step: "main"}
         else:
             names = hf.local_revisions(folder)

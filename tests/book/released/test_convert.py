@@ -9,7 +9,7 @@ import pytest
 import torch
 from neox_files import write_native
 from pythia_book.released.continuation.start import find_source
-from pythia_book.released.convert import convert
+from pythia_book.released.convert import convert, read
 from pythia_book.released.resolve import find_model
 from pythia_book.tasks.harness import NamedCheckpointLM
 from safetensors.torch import load_file
@@ -36,7 +36,8 @@ from pythia_core.training.runs import find_or_train
 def test_transformers_to_ours_and_back(tmp_path: Path) -> None:
     model = random_model(tiny(vocab_size=384, gelu="erf", init="normal_scaled"))
     tokenizer = train_bpe(["some words to train a tokenizer on"] * 9, 300)
-    hf.save(model, tmp_path / "repository" / "step3000", dtype=torch.float16, tokenizer=tokenizer)
+    folder = tmp_path / "repository" / "step3000"
+    hf.save(model, folder, dtype=torch.float16, tokenizer=tokenizer, step=3000)
     ours = convert(str(tmp_path / "repository"), tmp_path / "ours", revision="step3000")
     assert ours == tmp_path / "ours" / "step-003000"
     assert saved_steps(tmp_path / "ours") == [3000]
@@ -70,7 +71,10 @@ def of_transformers(folder: Path) -> Path:
 
 @pytest.mark.parametrize("dtype", ["", "fp16"])
 def test_a_round_trip_changes_nothing_but_the_dtype(dtype: str, tmp_path: Path) -> None:
-    """Not the activation, the ids of end tokens, the rotary settings, nor unknown keys."""
+    """Not the activation, the ids of end tokens, the rotary settings, nor unknown keys.
+
+    A step that is known is added.
+    """
     source = of_transformers(tmp_path / "mine")
     declared = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**declared, "key_of_mine": [1, None]}))
@@ -84,6 +88,8 @@ def test_a_round_trip_changes_nothing_but_the_dtype(dtype: str, tmp_path: Path) 
     ):
         for path in source.glob("*.json"):
             found, wanted = (json.loads((f / path.name).read_text()) for f in (back, source))
+            if way == "ours" and path.name == "config.json":
+                assert found.pop("trained_step") == 5
             if dtype and path.name == "config.json":
                 assert found.pop("dtype") == "float16" and wanted.pop("dtype") == "float32"
             assert found == wanted, (way, path.name)
@@ -113,6 +119,12 @@ def test_what_convert_wrote_is_a_model(
         capsys.readouterr()
         assert main(list(words)) == 0, capsys.readouterr().err
         return capsys.readouterr().out
+
+    plain = convert(str(one), tmp_path / "plain")  # neither folder's name states the step
+    one.rename(renamed := tmp_path / "renamed")
+    for folder in (plain, renamed):
+        assert find_model(str(folder)).steps == [5] and read(str(folder)).step == 5
+    renamed.rename(one)
 
     hub = printed("generate", str(tmp_path / "step5"), "--prompt", "The", "--tokens", "5")
     assert printed("generate", str(one), "--prompt", "The", "--tokens", "5") == hub
