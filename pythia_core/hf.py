@@ -36,7 +36,7 @@ from pythia_core.errors import CheckpointError, ConfigError, one_of, raise_all
 from pythia_core.model import GPTNeoX, Rotary
 from pythia_core.suite import OFFICIAL_SIZES, size_of
 from pythia_core.training.checkpoint import MANIFEST, read_manifest, sha256_tensors
-from pythia_core.util.files import atomic_dir, file_sha256
+from pythia_core.util.files import atomic_dir, file_sha256, save_safetensors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -407,7 +407,7 @@ def save(
         for name, keys in zip(names, shards, strict=True):
             tensors = {key: cast(key, state[key], dtype) for key in keys}
             metadata = {"format": "pt", HASH + TENSORS: sha256_tensors(tensors), **hashes}
-            save_file(tensors, target / name, metadata)
+            save_safetensors(save_file, tensors, target / name, metadata)
             _sort_metadata(target / name)
             (target / name).chmod(0o644)  # the library creates private files
     return folder

@@ -32,7 +32,13 @@ from pythia_core.data.indexed_dataset import MegatronIndexed
 from pythia_core.data.order import RowOrder, Rows
 from pythia_core.data.pronouns import GENDERED, WordSwap
 from pythia_core.errors import DataError
-from pythia_core.util.files import atomic_file
+from pythia_core.util.files import (
+    FULL_DISK,
+    atomic_file,
+    full_disk_advice,
+    json_object,
+    save_safetensors,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -118,14 +124,22 @@ class Ledger:
         }
 
     def save(self, path: Path | str) -> None:
-        """Write the ledger atomically to a safetensors file."""
+        """Write the ledger atomically to a safetensors file; raise DataError on a full disk."""
         from safetensors.numpy import save_file
 
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
         values = {k: v for k, v in asdict(self).items() if k not in _ARRAYS}
-        with atomic_file(Path(path)) as temporary:
-            metadata = {"ledger": json.dumps(values), "sha256": self._digest()}
-            save_file(arrays, temporary, metadata=metadata)
+        metadata = {"ledger": json.dumps(values), "sha256": self._digest()}
+        try:
+            with atomic_file(Path(path)) as temporary:
+                save_safetensors(save_file, arrays, temporary, metadata)
+        except OSError as error:
+            if error.errno not in FULL_DISK:
+                raise
+            raise DataError(
+                f"the ledger {path} could not be written, because "
+                f"{full_disk_advice(str(Path(path).parent))}"
+            ) from error
 
     @classmethod
     def load(cls, path: Path | str) -> Ledger:
@@ -135,7 +149,7 @@ class Ledger:
         try:
             with safe_open(str(path), "np") as file:
                 metadata = file.metadata() or {}
-                values = json.loads(metadata["ledger"])
+                values = json_object(metadata["ledger"])
                 ledger = cls(**{name: file.get_tensor(name) for name in _ARRAYS}, **values)
             ledger._check()
             if metadata["sha256"] != ledger._digest():

@@ -7,9 +7,11 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -228,33 +230,87 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
+def json_object(text: str | bytes) -> dict[str, Any]:
+    """Return the JSON object in a text.
+
+    Raises:
+        ValueError: the text is not JSON, is nested too deeply, or is another JSON value.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError("it is not an object")
+    return value
+
+
+def save_safetensors(
+    save_file: Callable[..., None],
+    tensors: Mapping[str, Any],
+    path: Path,
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Call `save_file` of safetensors.torch or safetensors.numpy.
+
+    Raises:
+        OSError: the file cannot be written; safetensors has an error of its own for this, which
+            names the cause only in its message.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        number = re.search(r"(?:os error|code:) (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+LEFTOVER_SECONDS = 24 * 3600
+"""A temporary file in a cache that has not been written to for so long is of a killed process."""
+
+
 def cached_file(path: Path, write: Callable[[Path], object], anew: bool = False) -> Path:
     """Return `path`; first call `write`, with a path to write to, if the file is not intact.
 
-    With `anew`, `write` is always called.
+    With `anew`, `write` is always called. A file without a digest counts as intact: it was copied
+    here, e.g. to a machine without a network, or is of an older version. Whenever the file is
+    written, leftovers of killed processes in its folder are deleted.
     """
-    if anew or not is_intact(path):
+    intact = is_intact(path) if _digest_of(path).exists() else path.is_file()
+    if anew or not intact:
+        for leftover in path.parent.glob(".*.tmp-*"):
+            with contextlib.suppress(OSError):  # another process may delete it, too
+                if leftover.is_file() and time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
+                    leftover.unlink()
         with atomic_file(path) as temporary:
             write(temporary)
-        write_digest(path)
+            write_digest(path, temporary)  # first, or a kill in between would leave none
     return path
 
 
-def write_digest(path: Path) -> None:
-    """Write the sha256 of the file `path` into the file `<name>.sha256` next to it."""
+def write_digest(path: Path, content: Path | None = None) -> None:
+    """Write the sha256 of the file `path` into the file `<name>.sha256` next to it.
+
+    Args:
+        content: a file that will be renamed to `path`, whose sha256 to write instead.
+    """
+    sha256 = file_sha256(content or path)
     with atomic_file(_digest_of(path)) as temporary:
-        temporary.write_text(file_sha256(path) + "\n")
+        temporary.write_text(sha256 + "\n")
 
 
 def is_intact(path: Path) -> bool:
     """Return whether the file `path` exists and is as it was when `write_digest` was called.
 
-    A file without a digest, e.g. of an older version, counts as intact.
+    A file without a digest is not, because its damage could not be found.
     """
     digest = _digest_of(path)
-    if not path.is_file():
+    if not (path.is_file() and digest.is_file()):
         return False
-    return not digest.is_file() or digest.read_bytes() == f"{file_sha256(path)}\n".encode()
+    return digest.read_bytes() == f"{file_sha256(path)}\n".encode()
 
 
 def _digest_of(path: Path) -> Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import resource
+import signal
 import time
 from collections import Counter
 from dataclasses import replace
@@ -137,6 +139,20 @@ def test_damaged_ledgers(ledger: Ledger, tmp_path: Path) -> None:
     save_file({"row": ledger.row}, path)
     with pytest.raises(DataError, match="not a readable ledger"):
         Ledger.load(path)
+
+
+def test_a_full_disk_is_named(ledger: Ledger, tmp_path: Path) -> None:
+    path = tmp_path / "ledger.safetensors"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))  # fails as on a full disk
+    try:
+        with pytest.raises(DataError, match=r"ledger\.safetensors could not be .* no space"):
+            ledger.save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, previous)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_ledger_of_other_data_is_refused(data: PreparedData, ledger: Ledger) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
+import signal
 import stat
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pythia_core.errors import ConfigError
@@ -110,6 +113,78 @@ def test_long_names_have_temporary_names(home: Path) -> None:
     name = "é" * 120  # 240 bytes, of the 255 that most file systems accept
     files.write_json(home / name, 1)
     assert (home / name).is_file()
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_kill_leaves_no_cached_file_without_its_digest(
+    home: Path, monkeypatch: pytest.MonkeyPatch, renames: int, old: bool
+) -> None:
+    """Later damage to such a file could not be found."""
+    path, done = home / "a", []
+    if old:
+        files.cached_file(path, lambda temporary: temporary.write_text("old"))
+    replace = os.replace
+
+    def killed(*names: Path) -> None:
+        """Rename as often as the process does before it is killed."""
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        done.append(names)
+        replace(*names)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        files.cached_file(path, lambda temporary: temporary.write_text("new"), anew=True)
+    monkeypatch.setattr(os, "replace", replace)
+    files.cached_file(path, lambda temporary: temporary.write_text("again"))
+    assert files.is_intact(path)
+    assert path.read_text() == ("old" if old and not renames else "again")
+
+
+def test_a_cached_file_that_was_copied_without_its_digest_is_used(home: Path) -> None:
+    """As the text of a bundle is, on a machine that cannot make it."""
+    (home / "a").write_text("copied")
+    assert files.cached_file(home / "a", lambda _: pytest.fail("made")).read_text() == "copied"
+    assert not files.is_intact(home / "a"), "nothing else is believed without a digest"
+
+
+def test_old_leftovers_are_deleted_when_a_cached_file_is_made(home: Path) -> None:
+    cache = home / "cache"
+    cache.mkdir()
+    names = (".b.so.tmp-01234567", ".a.so.tmp-89abcdef", "a.so.tmp-0")
+    for name in names:
+        (cache / name).touch()
+    for name in names[1:]:
+        os.utime(cache / name, (0, 0))
+    files.cached_file(cache / "a.so", lambda temporary: temporary.write_text("x"))
+    left = {path.name for path in cache.iterdir()}
+    assert left == {"a.so", "a.so.sha256", names[0], names[2]}, "another process writes names[0]"
+
+
+@pytest.mark.parametrize("text", ["[]", "5", "null", '"x"', "", "{", "[" * 100_000, b"\xff"])
+def test_what_is_no_json_object_is_a_value_error(text: str | bytes) -> None:
+    with pytest.raises(ValueError):
+        files.json_object(text)
+    assert files.json_object(b'{"a": [1]}') == {"a": [1]}
+
+
+def test_safetensors_on_a_full_disk_are_an_error_of_the_system(home: Path) -> None:
+    from safetensors.numpy import save_file
+
+    tensors, path = {"a": np.zeros(1000)}, home / "a.safetensors"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # fails as on a full disk
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            files.save_safetensors(save_file, tensors, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, previous)
+    assert caught.value.errno in files.FULL_DISK and caught.value.filename == str(path)
+    with pytest.raises(OSError, match="absent"):
+        files.save_safetensors(save_file, tensors, home / "absent" / "a")
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused(
