@@ -5,8 +5,9 @@ Each document is followed by the end-of-document token, as in the Pile's token f
 held out or both trained on. Rows are written in training order (pythia_core.data.order).
 
 In the cache, a folder `tokens-KEY` has the tokenizer and the token files `train.*` and `heldout.*`.
-A folder `rows-KEY` has the rows in one training order. A folder is complete or absent, and its
-manifest has the sha256 of every file. Only the search for duplicates needs all text in memory.
+A folder `rows-KEY` has the rows in one training order. A folder is complete or absent. Its
+manifest has the sha256 of every file, and the name of the folder, so that no other text is read in
+its place. Only the search for duplicates needs all text in memory.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from pythia_core.util.files import (
     file_sha256,
     fraction,
     is_intact,
+    json_object,
     write_digest,
 )
 from pythia_core.util.progress import bar as progress_bar
@@ -285,7 +287,7 @@ def prepare(data: DataConfig, progress: bool = True) -> PreparedData:
 
         def make(folder: Path) -> dict[str, Any]:
             """Write the rows into `folder`, and return their manifest."""
-            manifest = {"tokens": {"folder": tokens.name, **_intact(tokens)}}
+            manifest = {"tokens": _intact(tokens)}
             manifest["rows"] = _make_rows(tokens, order, folder, progress)
             return {**manifest, "fingerprint": _fingerprint(manifest)}
 
@@ -294,11 +296,14 @@ def prepare(data: DataConfig, progress: bool = True) -> PreparedData:
         try:
             same = prepared.manifest["fingerprint"] == prepared.fingerprint
             same = same and prepared.manifest["rows"]["order"] == order
+            same = same and prepared.manifest["tokens"] == read_manifest(tokens)
             prepared.verify(full=False)
         except (KeyError, TypeError, AttributeError) as error:
             raise damaged(rows, f"manifest.json is incomplete ({error!r})") from error
         if not same:
-            raise damaged(rows, "entries of manifest.json contradict each other")
+            raise damaged(
+                rows, "entries of manifest.json contradict each other or those of its tokens"
+            )
         # opening the files checks their structure too
         _ = prepared.tokens, prepared.heldout, prepared.rows
     return prepared
@@ -324,10 +329,12 @@ def prepare_tokens(data: DataConfig, progress: bool = True) -> Path:
 def _build(folder: Path, make: Callable[[Path], dict[str, Any]]) -> None:
     """Make a folder in the cache with a manifest, if it is absent; other processes wait for it.
 
+    A folder of an older version, which does not say what it holds, is replaced.
+
     Args:
         make: fills a temporary folder, and returns its manifest.
     """
-    if folder.is_dir():
+    if _has_manifest(folder):
         return
     lock = FileLock(cache_dir() / "locks" / f"{folder.name}.lock", timeout=1)
     lock_file = Path(lock.lock_file)
@@ -340,11 +347,23 @@ def _build(folder: Path, make: Callable[[Path], dict[str, Any]]) -> None:
     try:
         for leftover in folder.parent.glob(f".{folder.name}.tmp-*"):  # of processes killed here
             shutil.rmtree(leftover, ignore_errors=True)
-        if not folder.is_dir():
+        if not _has_manifest(folder):
+            if folder.exists():
+                shutil.rmtree(folder)
             with atomic_dir(folder) as temporary:
-                write_manifest(temporary, make(temporary))
+                write_manifest(temporary, {**make(temporary), "folder": folder.name})
     finally:
         lock.release()
+
+
+def _has_manifest(folder: Path) -> bool:
+    """Return whether a folder has a manifest, damaged or not, that says which folder it is of."""
+    if not (folder / "manifest.json.sha256").is_file():
+        return False
+    try:
+        return "folder" in _parse_manifest(folder)
+    except DataError:
+        return True
 
 
 def _settings(data: DataConfig) -> dict[str, Any]:
@@ -614,13 +633,23 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the content of manifest.json in `folder`.
+
+    Raises:
+        DataError: the file is damaged, or belongs to another folder, i.e. to another text or order.
+    """
+    value = _parse_manifest(folder)
+    if value.get("folder") != folder.name:
+        raise damaged(folder, f"its manifest.json belongs to the folder {value.get('folder')!r}")
+    return value
+
+
+def _parse_manifest(folder: Path) -> dict[str, Any]:
     """Return the content of manifest.json in `folder`; raise DataError if it is damaged."""
     try:
-        value = json.loads((folder / "manifest.json").read_text("utf-8"))
+        value = json_object((folder / "manifest.json").read_bytes())
     except (OSError, ValueError) as error:
         raise damaged(folder, f"manifest.json cannot be read ({error})") from error
-    if not isinstance(value, dict):
-        raise damaged(folder, "manifest.json is not a JSON object")
     if not is_intact(folder / "manifest.json"):
         raise damaged(folder, "manifest.json does not have the sha256 in manifest.json.sha256")
     return value
