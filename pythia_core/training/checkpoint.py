@@ -23,13 +23,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pythia_core.config import stable_hash
 from pythia_core.errors import CheckpointError, TrainingError
-from pythia_core.util.files import FULL_DISK, atomic_dir, atomic_file, file_sha256
+from pythia_core.util.files import (
+    FULL_DISK,
+    atomic_dir,
+    atomic_file,
+    file_sha256,
+    json_object,
+    save_safetensors,
+)
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{6,})")
@@ -70,8 +76,8 @@ def steps_with_weights(parent: Path) -> list[int]:
 def _is_dropped(folder: Path) -> bool:
     """Return whether `drop_weights` emptied the folder; False if the manifest is unreadable."""
     try:
-        return bool(json.loads((folder / MANIFEST).read_text()).get("dropped"))
-    except (OSError, ValueError, AttributeError):
+        return bool(json_object((folder / MANIFEST).read_bytes()).get("dropped"))
+    except (OSError, ValueError):
         return False  # absent or damaged: loading it raises an error
 
 
@@ -98,7 +104,10 @@ def _self_hash(manifest: dict[str, Any]) -> str:
 def save_checkpoint(
     parent: Path, step: int, files: dict[str, dict[str, Tensor]], meta: dict[str, Any]
 ) -> Path:
-    """Write the folder `step-NNNNNN` under `parent`, unless it exists and is intact; return it.
+    """Write the folder `step-NNNNNN` under `parent`, unless it exists already; return it.
+
+    An existing folder that is corrupt, or has other tensors or another `meta`, is renamed to
+    `*.corrupt` with a warning: it belongs to another run, or was saved on another machine.
 
     Args:
         files: maps the stem of each file to its named tensors, e.g. {"model": {...}}.
@@ -118,7 +127,13 @@ def save_checkpoint(
         shutil.rmtree(target)
     if target.exists():
         try:
-            load_checkpoint(target)
+            saved, about = load_checkpoint(target)
+            ours, theirs = (
+                [stable_hash(m), {stem: sha256_tensors(tensors) for stem, tensors in f.items()}]
+                for f, m in ((files, meta), (saved, about))
+            )
+            if ours != theirs:
+                raise CheckpointError("training has now come to other values of this step")
             return target
         except CheckpointError as error:
             _set_aside(target, error)
@@ -126,7 +141,7 @@ def save_checkpoint(
         with atomic_dir(target) as folder:
             for stem, tensors in files.items():
                 contiguous = {name: t.detach().contiguous() for name, t in tensors.items()}
-                save_file(contiguous, folder / f"{stem}.safetensors")
+                save_safetensors(save_file, contiguous, folder / f"{stem}.safetensors")
             manifest: dict[str, Any] = {
                 "step": step,
                 "meta": meta,
@@ -137,9 +152,8 @@ def save_checkpoint(
             }
             manifest["manifest_sha256"] = _self_hash(manifest)
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
-    except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) in FULL_DISK
-        reason = "no space left" if full or "os error 28" in str(error).lower() else str(error)
+    except OSError as error:
+        reason = "no space left" if error.errno in FULL_DISK else str(error)
         raise TrainingError(
             f"could not save step {step} in {parent}: {reason} "
             f"({shutil.disk_usage(parent).free / 1e6:.0f} MB are free). Earlier checkpoints are "
@@ -162,7 +176,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         CheckpointError: the manifest is absent or malformed, or does not match the files.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json_object((folder / MANIFEST).read_bytes())
         if manifest["manifest_sha256"] != _self_hash(manifest):
             raise ValueError("its entries do not have the sha256 stored in manifest_sha256")
         files = manifest["files"]
@@ -268,11 +282,17 @@ def manifest_hashes(parent: Path) -> dict[int, str]:
     Raises:
         CheckpointError: a manifest is damaged.
     """
-    manifests = {step: read_manifest(step_folder(parent, step)) for step in saved_steps(parent)}
-    return {
-        step: stable_hash({key: manifest[key] for key in ("step", "meta", "files")})
-        for step, manifest in manifests.items()
-    }
+    return {step: manifest_hash(step_folder(parent, step)) for step in saved_steps(parent)}
+
+
+def manifest_hash(folder: Path) -> str:
+    """Return the hash of a checkpoint's manifest, as in `manifest_hashes`.
+
+    Raises:
+        CheckpointError: the manifest is absent or damaged.
+    """
+    manifest = read_manifest(folder)
+    return stable_hash({key: manifest[key] for key in ("step", "meta", "files")})
 
 
 def weight_hashes(parent: Path) -> dict[int, str]:

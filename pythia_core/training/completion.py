@@ -5,19 +5,28 @@ machine, and the hash of everything else in the folder on which a study relies: 
 logs, the ledger, and the manifest of every checkpoint and state (which holds the hashes of their
 files). The entry "sha256" is the hash of all other entries.
 
+Until then, each training state has the hashes of the log and of the checkpoints before it, so that
+no damage is sealed by finishing the run (`check_against_state`).
+
 A done.json without these hashes, from an older version, is accepted; `has_hashes` tells it apart.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from pythia_core.config import stable_hash
 from pythia_core.errors import CheckpointError
-from pythia_core.training.checkpoint import manifest_hashes
-from pythia_core.util.files import file_sha256, write_json
+from pythia_core.training.checkpoint import (
+    manifest_hash,
+    manifest_hashes,
+    read_manifest,
+    saved_steps,
+    step_folder,
+)
+from pythia_core.training.metrics import check_log
+from pythia_core.util.files import file_sha256, json_object, write_json
 
 DONE = "done.json"
 FILES = ("identity.json", "metrics.jsonl", "ledger.safetensors", "swaps.jsonl")
@@ -29,7 +38,12 @@ RESTORE_ADVICE = "Restore the run's folder from a copy, or delete it and train t
 
 
 def write_done(folder: Path, entries: dict[str, Any]) -> None:
-    """Write done.json with `entries` and the hashes of the files in a run's folder."""
+    """Write done.json with `entries` and the hashes of the files in a run's folder.
+
+    Raises:
+        CheckpointError, DataError: checkpoints or log are not those of `check_against_state`.
+    """
+    check_against_state(folder)
     done = entries | {
         "files": {name: file_sha256(folder / name) for name in FILES if (folder / name).exists()},
         **{
@@ -48,17 +62,18 @@ def read_done(folder: Path) -> dict[str, Any]:
     """
     path = folder / DONE
     try:
-        done = json.loads(path.read_text())
+        done = json_object(path.read_bytes())
         body = {key: value for key, value in done.items() if key != "sha256"}
         if not isinstance(done["final_sha256"], str):
             raise ValueError("its hash of the final weights is not a string")
         if has_hashes(done) and done["sha256"] != stable_hash(body):
             raise ValueError("its entries do not have the sha256 that is stored with them")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except FileNotFoundError as error:
         raise CheckpointError(
-            f"the run in {folder} is not finished, or {path} is damaged ({error!r}); delete "
-            f"{DONE} if it exists, and train the run again"
+            f"the run in {folder} is not finished: it has no {DONE}. Train it to its end first"
         ) from error
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged ({error!r}). {RESTORE_ADVICE}") from error
     return done
 
 
@@ -80,6 +95,56 @@ def check_file(folder: Path, name: str) -> None:
         _compare(folder / name, done["files"].get(name))
 
 
+def check_step(folder: Path, name: str, step: int) -> None:
+    """Check that a finished run's checkpoint or state is the one in done.json, by its manifest.
+
+    Args:
+        name: "checkpoints" or "states".
+
+    Raises:
+        CheckpointError: it is another one, or done.json was changed or damaged.
+    """
+    if not (folder / DONE).exists():
+        return
+    done = read_done(folder)
+    if has_hashes(done):
+        _compare_manifest(folder / name, step, done[name])
+
+
+def check_against_state(folder: Path, at_most: int | None = None) -> dict[str, str]:
+    """Check the log and the checkpoints up to the newest saved state against the hashes in it.
+
+    Nothing is checked without a state. States of older versions do not have all hashes.
+
+    Args:
+        at_most: ignore states of later steps.
+
+    Returns:
+        The hashes of the manifests of these checkpoints, by step.
+
+    Raises:
+        CheckpointError: a checkpoint is missing or damaged, or is another one than was saved.
+        DataError: the log has changed.
+    """
+    states = [s for s in saved_steps(folder / "states") if at_most is None or s <= at_most]
+    if not states:
+        return {}
+    meta = read_manifest(step_folder(folder / "states", states[-1]))["meta"]
+    if "log" in meta:
+        check_log(folder / "metrics.jsonl", states[-1], meta["log"])
+    steps = [step for step in saved_steps(folder / "checkpoints") if step <= states[-1]]
+    found = {str(s): manifest_hash(step_folder(folder / "checkpoints", s)) for s in steps}
+    known = meta.get("checkpoints", found)
+    for step in sorted(found.keys() | known.keys(), key=int):
+        if found.get(step) != known.get(step):
+            raise CheckpointError(
+                f"step {step} in {folder / 'checkpoints'} is not the one that training saved: the "
+                f"state of step {states[-1]} has another hash of its manifest, or none, or the "
+                f"checkpoint is missing. {RESTORE_ADVICE}"
+            )
+    return found
+
+
 def check_run_files(folder: Path) -> bool:
     """Check everything in a finished run's folder against done.json, without hashing tensors.
 
@@ -97,13 +162,18 @@ def check_run_files(folder: Path) -> bool:
     for name in FILES:
         _compare(folder / name, done["files"].get(name))
     for name in FOLDERS:
-        for step, sha256 in manifest_hashes(folder / name).items():
-            if done[name].get(str(step)) != sha256:
-                raise CheckpointError(
-                    f"step {step} in {folder / name} is not the one with which the run was "
-                    f"finished: {DONE} has another hash of its manifest, or none. {RESTORE_ADVICE}"
-                )
+        for step in saved_steps(folder / name):
+            _compare_manifest(folder / name, step, done[name])
     return True
+
+
+def _compare_manifest(parent: Path, step: int, expected: dict[str, str]) -> None:
+    """Raise CheckpointError unless the manifest of a step has its hash in `expected`."""
+    if manifest_hash(step_folder(parent, step)) != expected.get(str(step)):
+        raise CheckpointError(
+            f"step {step} in {parent} is not the one with which the run was finished: {DONE} has "
+            f"another hash of its manifest, or none. {RESTORE_ADVICE}"
+        )
 
 
 def _compare(path: Path, expected: str | None) -> None:

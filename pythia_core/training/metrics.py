@@ -15,14 +15,27 @@ from typing import Any
 
 from pythia_core.config import ModelConfig
 from pythia_core.errors import DataError, TrainingError
-from pythia_core.util.files import FULL_DISK, atomic_file
+from pythia_core.util.files import FULL_DISK, atomic_file, json_object
+
+_NUMBER = (int, float)
+_TYPES: dict[str, tuple[type, ...]] = {
+    "step": (int,),
+    "loss": (*_NUMBER, type(None)),  # None: in fp16, not finite
+    "lr": _NUMBER,
+    "grad_norm": (*_NUMBER, type(None)),
+    "batch_hash": (str,),
+    "tokens_per_s": _NUMBER,
+    "tokens_changed": (int,),
+}
+"""The types of what the rows of logs have; `bool` is none of them."""
 
 
 def read_metrics(path: Path, keys: tuple[str, ...] = ("step",)) -> list[dict[str, Any]]:
     """Return the rows of a metrics.jsonl, without a partial last line; [] if there is no file.
 
     Raises:
-        DataError: a complete line is malformed, or lacks one of the `keys`.
+        DataError: a complete line is malformed, lacks one of the `keys`, or has a value of a wrong
+            type.
     """
     if not path.exists():
         return []
@@ -32,11 +45,12 @@ def read_metrics(path: Path, keys: tuple[str, ...] = ("step",)) -> list[dict[str
         if not line:
             continue
         try:
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError("it is not an object")
+            row = json_object(line)
             if missing := [key for key in keys if key not in row]:
                 raise ValueError(f"it has no {', '.join(missing)}")
+            for key in _TYPES.keys() & row.keys():
+                if type(row[key]) not in _TYPES[key]:
+                    raise ValueError(f"its {key} is {row[key]!r}")
         except ValueError as error:
             if number == len(lines):  # without a newline: an interrupted write
                 break
@@ -48,29 +62,42 @@ def read_metrics(path: Path, keys: tuple[str, ...] = ("step",)) -> list[dict[str
     return rows
 
 
-class MetricsLog:
-    """A metrics.jsonl that is open for appending rows; rows after `last_step` are deleted first.
+def _lines(path: Path, last_step: int) -> bytes:
+    """Return the lines of a log up to a step; raise DataError if one is malformed."""
+    rows = [row for row in read_metrics(path) if row["step"] <= last_step]
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def check_log(path: Path, last_step: int, sha256: str) -> None:
+    """Check that a log still has the lines up to a step that it had when the state was saved.
 
     Args:
-        sha256: what `sha256` was when the row of `last_step` had been written, if known.
+        sha256: the hash of these lines, from the state.
+
+    Raises:
+        DataError: the lines are malformed, or do not have this hash.
+    """
+    if hashlib.sha256(_lines(path, last_step)).hexdigest() != sha256:
+        raise DataError(
+            f"{path} has changed: its rows up to step {last_step} do not have the sha256 that "
+            "was saved with the state of that step. Restore the file, or delete the run's "
+            "folder and train the run again"
+        )
+
+
+class MetricsLog:
+    """A metrics.jsonl that is open for appending rows; rows after `last_step` are deleted first.
 
     Attributes:
         sha256: the sha256 of all rows, in hex.
 
     Raises:
-        DataError: the rows up to `last_step` are malformed, or do not have the given sha256.
+        DataError: the rows up to `last_step` are malformed.
     """
 
-    def __init__(self, path: Path, last_step: int, sha256: str | None = None) -> None:
-        rows = [row for row in read_metrics(path) if row["step"] <= last_step]
-        text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    def __init__(self, path: Path, last_step: int) -> None:
+        text = _lines(path, last_step)
         self._digest = hashlib.sha256(text)
-        if sha256 not in (None, self.sha256):
-            raise DataError(
-                f"{path} has changed: its rows up to step {last_step} do not have the sha256 that "
-                "was saved with the state of that step. Restore the file, or delete the run's "
-                "folder and train the run again"
-            )
         with atomic_file(path) as temporary:
             temporary.write_bytes(text)
         self._path = path

@@ -11,7 +11,6 @@ state at the branching step, and then reads the control's batches with the chang
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Callable
@@ -49,9 +48,13 @@ from pythia_core.training.checkpoint import (
 )
 from pythia_core.training.completion import (
     DONE,
+    FILES,
+    FOLDERS,
     RESTORE_ADVICE,
+    check_against_state,
     check_file,
     check_run_files,
+    check_step,
     read_done,
     write_done,
 )
@@ -63,9 +66,9 @@ from pythia_core.training.metrics import flops_per_token, read_metrics
 from pythia_core.training.retention import Keep, prune_during_training, prune_run
 from pythia_core.training.schedule import PAPER_FORKS, checkpoint_steps, linear_steps
 from pythia_core.training.train import Saving, Start, train
-from pythia_core.training.trainer import Trainer
+from pythia_core.training.trainer import State, Trainer
 from pythia_core.util.extensions import registered
-from pythia_core.util.files import results_dir, write_json
+from pythia_core.util.files import is_intact, json_object, results_dir, write_json
 from pythia_core.util.machine import device_info, keep_freed_memory
 from pythia_core.util.workers import n_workers, parallel_map
 
@@ -104,6 +107,43 @@ def code_identity(execution: Execution = EAGER) -> dict[str, Any]:
         "device": info["device"] if kind == "cuda" else kind,
         "kernels": execution.backend(kernels, kind),
     }
+
+
+def read_identity(folder: Path) -> dict[str, Any]:
+    """Return the identity of the run in a folder.
+
+    Raises:
+        CheckpointError: the file with the identity is missing or damaged.
+    """
+    try:
+        return json_object((folder / "identity.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder} is not the folder of a run, because its identity.json cannot be read "
+            f"({error}). The folders of runs are in {results_dir() / 'runs'}; if it is one of "
+            "them, delete it and train the run again"
+        ) from error
+
+
+def claim_folder(folder: Path, identity: dict[str, Any]) -> None:
+    """Write the identity of a run into its folder, or check the identity that it has already.
+
+    Raises:
+        CheckpointError: the folder belongs to a run with another identity, its done.json does, or
+            one of these files is damaged.
+    """
+    if not (folder / "identity.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "identity.json", identity)
+        return
+    recorded = read_identity(folder)
+    if recorded != identity:
+        differing = "; ".join(config_differences(identity, recorded))
+        raise CheckpointError(
+            f"{folder} belongs to a run with other settings (requested != recorded): "
+            f"{differing}. Move the folder away, or request the recorded settings."
+        )
+    check_file(folder, "identity.json")
 
 
 # --- runs ------------------------------------------------------------------------------------
@@ -173,7 +213,7 @@ class Run:
     @property
     def id(self) -> str:
         """The first 12 hex digits of the hash of the run's identity."""
-        return stable_hash(json.loads((self.folder / "identity.json").read_text()))[:12]
+        return stable_hash(read_identity(self.folder))[:12]
 
     @property
     def name(self) -> str:
@@ -245,7 +285,7 @@ class Run:
         """Load the model at a saved step (default: the last), in fp32, ready to evaluate.
 
         Raises:
-            CheckpointError: the checkpoint does not exist or is corrupt.
+            CheckpointError: the checkpoint does not exist, is corrupt or is that of another run.
         """
         steps = self.steps
         step = self.updates.stop if step is None else step
@@ -260,10 +300,20 @@ class Run:
                 )
             )
         keep_freed_memory()
+        check_step(self.folder, "checkpoints", step)
         files, _ = load_checkpoint(step_folder(self.checkpoints, step))
         model = GPTNeoX(self.config.model)
         model.load_state_dict({name: t.float() for name, t in files["model"].items()})
         return model.eval().requires_grad_(False)
+
+    def state(self, step: int) -> State:
+        """Load the saved training state of a step.
+
+        Raises:
+            CheckpointError: the state does not exist, is corrupt or is that of another run.
+        """
+        check_step(self.folder, "states", step)
+        return load_checkpoint(step_folder(self.states, step))[0]
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the rows of the run's log, a dict for each update.
@@ -331,8 +381,8 @@ def locate(config: RunConfig, progress: bool = True, execution: Execution | None
 
     Raises:
         ConfigError: too little data or too small a vocabulary for the config.
-        CheckpointError: the folder belongs to a run with another identity, or the file with the
-            identity is corrupt.
+        CheckpointError: the folder or its done.json belongs to a run with another identity, or is
+            damaged.
     """
     data = prepare(config.data, progress=progress)
     if data.vocab_size > config.model.vocab_size:
@@ -350,23 +400,7 @@ def locate(config: RunConfig, progress: bool = True, execution: Execution | None
     identity = run_identity(config, data.fingerprint, execution or Execution.from_environment())
     shape = f"L{config.model.n_layers}-d{config.model.d_model}"
     folder = results_dir() / "runs" / f"{shape}-{arm_label(config)}-{stable_hash(identity)[:12]}"
-    record = folder / "identity.json"
-    if record.exists():
-        try:
-            recorded = json.loads(record.read_text())
-        except ValueError as error:
-            raise CheckpointError(
-                f"{record} is corrupt ({error}); delete its folder and train the run again"
-            ) from error
-        if recorded != identity:
-            differing = "; ".join(config_differences(identity, recorded))
-            raise CheckpointError(
-                f"{folder} belongs to a run with other settings (requested != recorded): "
-                f"{differing}. Move the folder away, or request the recorded settings."
-            )
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(record, identity)
+    claim_folder(folder, identity)
     return Run(folder, config, data)
 
 
@@ -377,17 +411,17 @@ def open_run(folder: Path) -> Run:
         CheckpointError: the folder does not hold a run, its corpus has changed, or its identity
             has changed since the run was finished.
     """
+    identity = read_identity(Path(folder))
+    check_file(Path(folder), "identity.json")
+    for kind, opener in registered("runs").items():
+        if kind in identity:
+            return opener.load()(Path(folder))
     try:
-        identity = json.loads((Path(folder) / "identity.json").read_text())
-        check_file(Path(folder), "identity.json")
-        for kind, opener in registered("runs").items():
-            if kind in identity:
-                return opener.load()(Path(folder))
         config, fingerprint = run_config_from_dict(identity["config"]), str(identity["data"])
-    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise CheckpointError(
-            f"{folder} is not the folder of a run, because its identity.json cannot be read "
-            f"({error}). The folders of runs are in {results_dir() / 'runs'}."
+            f"{folder} is not the folder of a run, because its identity.json cannot be used "
+            f"({error!r}). The folders of runs are in {results_dir() / 'runs'}."
         ) from error
     data = prepare(config.data, progress=False)
     if data.fingerprint != fingerprint:
@@ -429,6 +463,8 @@ def _parent_state(config: RunConfig, progress: bool, execution: Execution) -> St
     if start not in saved_steps(parent.states):
         replay = parent.folder / "replays" / str(start)  # one for each, as it has its own log
         older = newest_loadable(parent.states, at_most=start)
+        if older:
+            check_step(parent.folder, "states", older[0])
         train(
             config.parent,
             parent.batch,
@@ -440,10 +476,8 @@ def _parent_state(config: RunConfig, progress: bool, execution: Execution) -> St
             label=f"replaying to step {start}",
             execution=execution,
         )
-        files, _ = load_checkpoint(step_folder(replay / "states", start))
-    else:
-        files, _ = load_checkpoint(step_folder(parent.states, start))
-    return Start(start, files)
+        return Start(start, load_checkpoint(step_folder(replay / "states", start))[0])
+    return Start(start, parent.state(start))
 
 
 def find_or_train(
@@ -576,20 +610,24 @@ def run_flops(config: RunConfig) -> float:
 
 
 def verify(run: Run) -> list[str]:
-    """Check all that a run's folder has: checkpoints, states, log, ledger and identity.
+    """Check all that a run's folder has: checkpoints, states, replays, log, ledger and identity.
 
     Every logged batch is compared with the data, and the final state with the hash in done.json.
+    All files of prepared data are hashed, however large.
 
     Returns:
-        The lines of a report: what was checked, what no hash covers, and which steps have equal
-        weights.
+        The lines of a report: what was checked, what was not or is covered by no hash, and which
+        steps have equal weights.
 
     Raises:
         CheckpointError: files are missing or corrupt, are those of another run, or were changed
             after the run was finished, or an early step does not continue from step 0.
-        DataError: a batch differs from the batch that was trained on.
+        DataError: a batch differs from the batch that was trained on, prepared data are damaged, or
+            the log has changed since the newest state was saved.
     """
     hashed = check_run_files(run.folder) if run.finished else False
+    if not hashed:
+        check_against_state(run.folder)
     named = re.search(r"-([0-9a-f]{12})$", run.folder.name)
     if named and named[1] != run.id:
         raise CheckpointError(
@@ -637,7 +675,14 @@ def verify(run: Run) -> list[str]:
         raise CheckpointError(
             f"the final weights of run {run.id} do not have the hash in {DONE}. {RESTORE_ADVICE}"
         )
-    for row in rows:
+    replays = _replays(run)
+    for replay in replays:
+        check_against_state(replay)
+        for step in saved_steps(replay / "states"):
+            load_checkpoint(step_folder(replay / "states", step))
+    if isinstance(run.data, PreparedData):
+        run.data.verify()
+    for row in [*rows, *(r for each in replays for r in read_metrics(each / "metrics.jsonl", ROW))]:
         if row["batch_hash"] != batch_hash(run.batch(row["step"] - 1)):
             raise DataError(
                 f"the data has changed since run {run.id} was trained: the hash of the batch of "
@@ -651,8 +696,15 @@ def verify(run: Run) -> list[str]:
     if hashed:
         lines.append(f"identity, log, ledger and manifests match the hashes in {DONE}")
     else:
-        reason = "an older version finished this run" if run.finished else "the run is unfinished"
-        lines.append(f"not covered by a hash: losses and rates in the log ({reason})")
+        what, reason = "losses and rates in the log", "an older version finished this run"
+        if not run.finished:
+            what, reason = f"{what} after the newest state", "the run is unfinished"
+        lines.append(f"not covered by a hash: {what} ({reason})")
+    if replays:
+        starts = ", ".join(replay.name for replay in replays)
+        lines.append(f"the replays to the steps {starts} match their hashes and the data")
+    if others := _unchecked(run):
+        lines.append(f"not part of the run, and not checked: {', '.join(others)}")
     if continuing:
         span = f"from step {continuing[0]} to {continuing[-1]}"
         lines.append(f"{len(continuing)} checkpoints {span} continue from step 0")
@@ -666,3 +718,34 @@ def verify(run: Run) -> list[str]:
         reason = " (expected: the first update runs at learning rate 0)" if equal == [0, 1] else ""
         lines.append(f"equal weights at steps {', '.join(map(str, equal))}{reason}")
     return lines
+
+
+def _replays(run: Run) -> list[Path]:
+    """Return the folders in which forks trained the run again up to their branching steps."""
+    replays = (run.folder / "replays").glob("*")
+    return sorted((p for p in replays if p.name.isdecimal()), key=lambda p: int(p.name))
+
+
+def _unchecked(run: Run) -> list[str]:
+    """Return the names of what `verify` does not check in a run's folder.
+
+    Raises:
+        CheckpointError: a file does not have the sha256 in the file next to it.
+    """
+    parts = (*FILES, *FOLDERS, DONE, ".lock", "replays")
+    others = [p for p in (run.folder / "replays").glob("*") if p not in _replays(run)]
+    for folder in (run.folder, *_replays(run)):
+        others += [path for path in folder.iterdir() if path.name not in parts]
+        for parent in (folder / name for name in FOLDERS if (folder / name).is_dir()):
+            steps = [step_folder(parent, step) for step in saved_steps(parent)]
+            others += [path for path in parent.iterdir() if path not in steps]
+    hashed = [path for path in others if path.with_name(f"{path.name}.sha256") in others]
+    for path in hashed:
+        if not is_intact(path):
+            raise CheckpointError(
+                f"{path} does not have the sha256 in {path.name}.sha256. {RESTORE_ADVICE}"
+            )
+    digests = [path.with_name(f"{path.name}.sha256") for path in hashed]
+    return sorted(
+        str(path.relative_to(run.folder)) for path in others if path not in (*hashed, *digests)
+    )

@@ -32,10 +32,13 @@ from pythia_core.errors import TrainingError
 from pythia_core.training.async_writer import CheckpointWriter
 from pythia_core.training.checkpoint import (
     delete_temporaries,
+    manifest_hash,
     newest_loadable,
     prune,
     sha256_tensors,
+    step_folder,
 )
+from pythia_core.training.completion import check_against_state
 from pythia_core.training.distributed import ALONE, World
 from pythia_core.training.execution import EAGER, Execution
 from pythia_core.training.metrics import MetricsLog
@@ -145,18 +148,13 @@ def _resume(
     end: int,
     start: Start | None,
     machine: dict[str, Any],
-) -> str | None:
+) -> None:
     """Set the trainer to the newest saved state up to step `end`, or else to `start`.
-
-    Returns:
-        The sha256 that the log had when the state was saved; None if it is not known.
 
     Raises:
         TrainingError: the processes that train together would resume from different steps.
     """
-    saved = newest_loadable(states, at_most=end)
-    meta: dict[str, Any] = {}
-    if saved:
+    if saved := newest_loadable(states, at_most=end):
         step, state, meta = saved
         trainer.load_state(step, state)
         if meta.get("machine") != machine:
@@ -169,7 +167,6 @@ def _resume(
     elif start:
         trainer.load_state(start.step, start.state)
     trainer.world.check_same(trainer.step, "the step to resume from")
-    return meta.get("log")
 
 
 def _train_worker(
@@ -225,7 +222,8 @@ def train(
     Raises:
         TrainingError: the loss is not finite, no space is left, the folder was moved, or another
             process trains the run.
-        DataError: the log of the run to resume has changed since its last state was saved.
+        DataError, CheckpointError: the log or a checkpoint of the run to resume has changed since
+            its last state was saved.
         Stopped: SIGINT or SIGTERM arrived. The state has been saved; call again to resume.
     """
     keep_freed_memory()
@@ -241,24 +239,27 @@ def train(
         path.mkdir(parents=True, exist_ok=True)
     machine = device_info() | ({"processes": world.size} if world.size > 1 else {})
 
-    def resume() -> tuple[Trainer, str | None]:
-        """Create the trainer and load the state to start from; return the log's sha256, too."""
+    def resume() -> Trainer:
+        """Create the trainer and load the state to start from."""
         trainer = make_trainer(config, device, execution)
         trainer.world = world
-        return trainer, _resume(trainer, states, end, start, machine)
+        _resume(trainer, states, end, start, machine)
+        return trainer
 
     if not world.is_rank_zero:
         with one_thread(), stop_requests() as stop_requested:
             world.barrier()  # the first process deletes leftovers before it gets here
-            return _train_worker(resume()[0], batch_at, end, stop_requested)
+            return _train_worker(resume(), batch_at, end, stop_requested)
 
     with one_thread(), _locked(folder), stop_requests() as stop_requested:
         delete_temporaries(checkpoints)
         delete_temporaries(states)
         world.barrier()
-        trainer, logged = resume()
+        trainer = resume()
+        hashes = check_against_state(folder, at_most=trainer.step)
+        unhashed: list[int] = []  # steps whose weights were saved since the last state
         with (
-            contextlib.closing(MetricsLog(folder / "metrics.jsonl", trainer.step, logged)) as log,
+            contextlib.closing(MetricsLog(folder / "metrics.jsonl", trainer.step)) as log,
             progress_bar(
                 progress, total=end, initial=trainer.step, desc=label, unit="step", leave=None
             ) as bar,
@@ -270,8 +271,12 @@ def train(
                 """Log all updates in flight, then save the full training state."""
                 in_flight.drain()
                 log.sync()  # the log is never behind the state
+                writer.wait()  # nor are the checkpoints
+                while unhashed:
+                    saved = unhashed.pop()
+                    hashes[str(saved)] = manifest_hash(step_folder(checkpoints, saved))
                 step, state = trainer.step, trainer.state()
-                meta = {"machine": machine, "log": log.sha256}
+                meta = {"machine": machine, "log": log.sha256, "checkpoints": dict(hashes)}
                 trainer.wait_for_copy(
                     writer.save(states, step, state, meta, lambda: prune(states, keep))
                 )
@@ -288,6 +293,7 @@ def train(
                 trainer.wait_for_copy(
                     writer.save(checkpoints, trainer.step, {"model": trainer.weights()}, {})
                 )
+                unhashed.append(trainer.step)
 
             if trainer.step in scheduled:
                 save_weights()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -30,8 +31,9 @@ from pythia_core.data.order import batch_hash
 from pythia_core.data.tokenizer import load_tokenizer, token_bytes, train_bpe
 from pythia_core.errors import CheckpointError, ConfigError, DataError
 from pythia_core.training.checkpoint import load_checkpoint, step_folder
-from pythia_core.training.runs import find_or_train, find_run
+from pythia_core.training.runs import find_or_train, find_run, verify
 from pythia_core.training.trainer import update_lr
+from pythia_core.util.files import results_dir
 
 SWAP = "masculine_to_feminine"
 CLOSE = 0.05
@@ -80,6 +82,34 @@ def test_a_swap_from_a_kept_state_is_the_fork(published: Published) -> None:
     assert ours.final_sha256 == fork.final_sha256 != published.run.final_sha256
     assert ours.control.final_sha256 == published.run.final_sha256
     assert np.array_equal(ours.ledger.row, fork.ledger.row)
+
+
+def test_a_run_is_found_after_its_folder_of_results_was_moved(
+    published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = find_or_continue(published.run.folder, 47, STEPS - 47, None, SWAP, progress=False)
+    shutil.copytree(results_dir(), tmp_path / "moved")
+    monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path / "moved"))
+    moved = find_run(ours.id)
+    assert moved.folder.parent == moved.control.folder.parent == tmp_path / "moved" / "runs"
+    assert verify(moved) == verify(ours)
+
+
+def test_the_folder_of_another_run_is_refused(published: Published) -> None:
+    ours = find_or_continue(published.run.folder, 47, STEPS - 47, progress=False)
+    identity, done = ours.folder / "identity.json", ours.folder / "done.json"
+    good = identity.read_text()
+    for text in (good.replace('"stop": ', '"stop": 1'), "[]", "[" * 100_000):
+        identity.write_text(text)
+        with pytest.raises(CheckpointError, match=r"other settings|identity\.json cannot be read"):
+            find_or_continue(published.run.folder, 47, STEPS - 47, progress=False)
+    identity.write_text(good)
+    whole = done.read_text()
+    shutil.copy(published.run.folder / "done.json", done)
+    with pytest.raises(CheckpointError, match=r"identity\.json has changed since the run was"):
+        find_or_continue(published.run.folder, 47, STEPS - 47, progress=False)
+    done.write_text(whole)
+    assert find_or_continue(published.run.folder, 47, STEPS - 47, progress=False).finished
 
 
 def test_a_fork_is_reported_with_the_run_that_is_its_control(

@@ -61,8 +61,28 @@ def test_the_hash_depends_on_names_dtypes_shapes_and_bytes() -> None:
 def test_an_existing_checkpoint_is_kept(tmp_path: Path) -> None:
     folder = save(tmp_path, 3)
     before = (folder / "model.safetensors").stat().st_mtime_ns
-    save_checkpoint(tmp_path, 3, tensors(99), {})
+    save(tmp_path, 3)
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(("seed", "meta"), [(99, {"note": 3}), (3, {"note": 4})])
+def test_a_whole_checkpoint_with_other_values_is_replaced(
+    tmp_path: Path, seed: int, meta: dict[str, int]
+) -> None:
+    save_checkpoint(tmp_path, 3, tensors(seed), meta)
+    with pytest.warns(UserWarning, match=r"renamed to .*\.corrupt: training has now come to other"):
+        files, note = load_checkpoint(save(tmp_path, 3))
+    assert note == {"note": 3}
+    assert sha256_tensors(files["model"]) == sha256_tensors(tensors(3)["model"])
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "5", "null", '"x"', "\xff"])
+def test_a_manifest_that_is_no_object_is_corrupt(tmp_path: Path, text: str) -> None:
+    folder = save(tmp_path, 3)
+    (folder / "manifest.json").write_text(text, "latin-1")
+    with pytest.raises(CheckpointError, match=r"manifest\.json is corrupt"):
+        load_checkpoint(folder)
+    assert checkpoint.steps_with_weights(tmp_path) == [3], "loading it says what is wrong"
 
 
 def test_a_damaged_or_incomplete_checkpoint_is_replaced(tmp_path: Path) -> None:

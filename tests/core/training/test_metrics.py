@@ -43,6 +43,25 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "absent.jsonl") == []
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"step": "3"}',
+        '{"step": true}',
+        '{"step": 3, "batch_hash": 5}',
+        '{"step": 3, "tokens_per_s": []}',
+        '{"step": 3, "loss": "2"}',
+        "[" * 100_000,
+        "null",
+    ],
+)
+def test_a_row_of_wrong_types_is_named(tmp_path: Path, row: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1, "loss": 2}}\n{{"step": 2, "loss": null}}\n{row}\n')
+    with pytest.raises(DataError, match=r"line 3 of .* is not a row of the log"):
+        read_metrics(path)
+
+
 def test_the_machine_is_described_without_naming_it() -> None:
     info = device_info()
     assert info["device"]

@@ -226,7 +226,7 @@ def test_a_corrupt_ledger_or_done_file_is_a_named_error(config: RunConfig) -> No
     with pytest.raises(DataError, match="not a readable ledger"):
         _ = find_run(str(fork.folder)).ledger
     (fork.folder / "done.json").write_text("[]")
-    with pytest.raises(CheckpointError, match=r"done\.json if it"):
+    with pytest.raises(CheckpointError, match=r"done\.json is damaged"):
         _ = fork.final_sha256
 
 

@@ -12,7 +12,6 @@ and control differ only in the data.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -42,12 +41,12 @@ from pythia_core.training.completion import check_file, write_done
 from pythia_core.training.distributed import ALONE, World
 from pythia_core.training.execution import EAGER, Execution
 from pythia_core.training.metrics import MetricsLog, read_metrics
-from pythia_core.training.runs import Run, code_identity, find_run
+from pythia_core.training.runs import Run, claim_folder, code_identity, find_run, read_identity
 from pythia_core.training.schedule import PAPER_FORKS, checkpoint_steps, linear_steps
 from pythia_core.training.train import Saving, train
 from pythia_core.training.train import Start as TrainingStart
 from pythia_core.training.trainer import Trainer, update_lr
-from pythia_core.util.files import is_intact, results_dir, write_digest, write_json
+from pythia_core.util.files import is_intact, json_object, results_dir, write_digest, write_json
 from pythia_core.util.machine import device_info
 
 # --- how a continuation begins ---------------------------------------------------------------
@@ -212,7 +211,7 @@ class Continued(Run):
             return self
         if self.place["control"]:
             return find_run(self.place["control"])
-        identity = _read_identity(self.folder)
+        identity = read_identity(self.folder)
         identity["continued"]["swap"] = ""
         unchanged = replace(self.continuation, swap="")
         folder = _folder(self.config.model, unchanged, identity)
@@ -345,7 +344,7 @@ def locate_continued(
     }
     check_rows(start, data, train_config.batch_size)
     folder = _folder(start.model, continuation, identity)
-    run = str(start.run.folder) if start.run is not None else None
+    run = _name_of(start.run) if start.run is not None else None
     forks = _is_its_control(start, data, continuation, train_config)
     place = {
         "source": start.label,
@@ -356,11 +355,9 @@ def locate_continued(
         "rows": asdict(batches) if batches is not None else None,
         "config": config_dict(config),
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    claim_folder(folder, identity)
     write_json(folder / "place.json", place)  # the rows may have moved
     write_digest(folder / "place.json")
-    if not (folder / "identity.json").exists():
-        write_json(folder / "identity.json", identity)
     return Continued(folder, config, data, continuation)
 
 
@@ -389,25 +386,27 @@ def _continuation(start: Start, steps: int, swap: str, rewarm: Rewarm | None) ->
             "to 'weights' to continue from the weights alone"
         )
     assert start.run is not None  # only a local run keeps its optimizer state
-    earlier = _read_identity(start.run.folder).get("continued")
+    earlier = read_identity(start.run.folder).get("continued")
     if earlier:  # keeps its rule
         return replace(Continuation(**earlier), start=start.step, stop=stop, swap=swap)
     return Continuation(start.step, stop, 0, "none", 0, swap)
 
 
-def _read_identity(folder: Path) -> dict[str, Any]:
-    """Read identity.json, which holds all that determines the result of a run."""
-    return json.loads((folder / "identity.json").read_text())
+def _name_of(run: Run) -> str:
+    """Return the name by which `find_run` finds a run, even if the folder of results is moved."""
+    runs = results_dir() / "runs"
+    return run.folder.name if run.folder.resolve().parent == runs.resolve() else str(run.folder)
 
 
 def _read_place(folder: Path) -> dict[str, Any]:
     """Read place.json; raise a CheckpointError if it was changed or damaged."""
-    if not is_intact(folder / "place.json"):
+    path = folder / "place.json"
+    if not is_intact(path):
         raise CheckpointError(
-            f"{folder / 'place.json'} is missing or damaged; run the command `continue` of this "
-            "run again, which writes it anew"
+            f"{path} is missing or damaged; run the command `continue` of this run again, which "
+            "writes it anew"
         )
-    return json.loads((folder / "place.json").read_text())
+    return json_object(path.read_bytes())
 
 
 def _folder(model: ModelConfig, continuation: Continuation, identity: dict[str, Any]) -> Path:
@@ -453,7 +452,7 @@ def open_continued(folder: Path) -> Continued:
     Raises a CheckpointError if the folder is not a continued run, or the data are missing.
     """
     try:
-        identity = _read_identity(folder)
+        identity = read_identity(folder)
         place = _read_place(folder)
         continuation = Continuation(**identity["continued"])
         config = run_config_from_dict(place["config"])

@@ -19,7 +19,7 @@ from pythia_core.data.tokenizer import load_tokenizer
 from pythia_core.errors import CheckpointError, ConfigError, one_of
 from pythia_core.hf import local_folder, model_config, read_config, step_of, tokenizer_path
 from pythia_core.suite import OFFICIAL_SIZES, size_of
-from pythia_core.training.checkpoint import load_checkpoint, saved_steps, step_folder
+from pythia_core.training.checkpoint import saved_steps
 from pythia_core.training.precision import best_precision
 from pythia_core.training.runs import Run, find_run
 from pythia_core.training.schedule import OFFICIAL_STEPS
@@ -132,7 +132,7 @@ class RunSource:
             )
         label, model = f"run {run.id}", run.config.model
         if step in kept and state != "weights":
-            files, _ = load_checkpoint(step_folder(run.states, step))
+            files = run.state(step)
             return Start(label, step, model, files["model"], files["optimizer"], run)
         return Start(label, step, model, run.model(step).state_dict(), None, run)
 
