@@ -74,6 +74,19 @@ def prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _output_fails() -> bool:
+    """Return whether the standard output cannot be written.
+
+    If so, later output is discarded, so that Python does not fail again when it exits.
+    """
+    try:
+        print(flush=True)  # what could not be written may have been discarded, so write more
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. On a PythiaError, print the message and return 1."""
     prepare_streams()
@@ -117,6 +130,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 advice += f"; {RESULTS} and {CACHE} name other folders for results and caches"
             if error.errno in FULL_DISK:
                 advice = full_disk_advice(error.filename)
+                if error.filename is None and _output_fails():
+                    advice = (
+                        f"the output could not be written ({error.strerror}); redirect it to a "
+                        "place with free space, and run the same command again"
+                    )
             print(f"error: {advice}", file=sys.stderr)
             return 1
         except KeyboardInterrupt as stop:

@@ -127,7 +127,10 @@ def shell(words: str) -> str:
     [
         ("$P errata | head -1 > /dev/null", "code 0\n"),
         ("$P errata >&-", "code 0\n"),
-        ("$P errata > /dev/full", "error: there is no space left"),
+        (
+            "$P errata > /dev/full",
+            "error: the output could not be written (No space left on device)",
+        ),
         ("$P errata nonsense 2>&-", "code 1\n"),
         ("$P errata nonsense <&- 2>&1 >&-", "unknown erratum 'nonsense'"),
         (r"$P errata $'\xff' 2>&1", r"unknown erratum '\udcff'"),
