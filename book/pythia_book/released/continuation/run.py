@@ -46,7 +46,7 @@ from pythia_core.training.schedule import PAPER_FORKS, checkpoint_steps, linear_
 from pythia_core.training.train import Saving, train
 from pythia_core.training.train import Start as TrainingStart
 from pythia_core.training.trainer import Trainer, update_lr
-from pythia_core.util.files import is_intact, json_object, results_dir, write_digest, write_json
+from pythia_core.util.files import cached_file, is_intact, json_object, results_dir, write_json
 from pythia_core.util.machine import device_info
 
 # --- how a continuation begins ---------------------------------------------------------------
@@ -356,8 +356,8 @@ def locate_continued(
         "config": config_dict(config),
     }
     claim_folder(folder, identity)
-    write_json(folder / "place.json", place)  # the rows may have moved
-    write_digest(folder / "place.json")
+    # always anew, because the rows may have moved
+    cached_file(folder / "place.json", lambda path: write_json(path, place), anew=True)
     return Continued(folder, config, data, continuation)
 
 
