@@ -2,9 +2,9 @@
 
 Each line of a .jsonl file is an object with a document under "text". A .txt file is one document.
 Files may be compressed with gzip, or with zstd if pyarrow is installed. A malformed line or an
-unreadable folder is an error, because skipping it would silently change the data. Other files in a
-folder are named in a warning. Only "\\n" ends a line (JSON strings may have other Unicode line
-separators).
+unreadable folder is an error, because skipping it would silently change the data, and so is a file
+next to its compressed form. Other files in a folder are named in a warning. Only "\\n" ends a line
+(JSON strings may have other Unicode line separators).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pythia_core.util.extensions import registered
 from pythia_core.util.files import file_sha256
 
 _NAME = re.compile(r"(?P<stem>.*)\.(?P<form>jsonl|txt)(\.(gz|zst))?", re.IGNORECASE | re.DOTALL)
+_PACKED = re.compile(r"\.(gz|zst)$", re.IGNORECASE)
 READ = ".jsonl or .txt (or these with .gz or .zst)"
 """The names of the files that are read, in words."""
 MAX_BYTES = 1 << 28
@@ -66,19 +67,20 @@ def _files(corpus: str) -> list[tuple[Path, str]]:
 
     Warn about visible files of other types, so that no part of a corpus is skipped silently.
     """
-    root = Path(corpus).expanduser()
-    if root.is_file():
-        files = [(root, root.name)]
-    elif root.is_dir():
+    root = Path(os.path.expanduser(corpus))
+    if root.is_dir():
         files = [(path, path.relative_to(root).as_posix()) for path in _visible(root)]
+    elif os.path.lexists(root):
+        files = [(root, root.name)]
     else:
         raise DataError(
-            f"corpus {corpus!r} does not exist: name an existing file or folder, a Hugging Face "
-            "dataset as 'hf:NAME', or a registered corpus (known are "
+            f"corpus {str(root.absolute())!r} does not exist: name an existing file or "
+            "folder, a Hugging Face dataset as 'hf:NAME', or a registered corpus (known are "
             f"{', '.join(sorted(registered('corpora'))) or 'none'})"
         )
     files.sort(key=lambda pair: pair[1])
     matches = [pair for pair in files if _NAME.fullmatch(pair[0].name)]
+    _check_files(matches)
     others = [name for path, name in files if not _NAME.fullmatch(path.name)]
     listing = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
     if not matches:
@@ -91,6 +93,28 @@ def _files(corpus: str) -> list[tuple[Path, str]]:
             stacklevel=1,  # one place, so that Python shows it once
         )
     return matches
+
+
+def _check_files(files: list[tuple[Path, str]]) -> None:
+    """Raise a DataError if one of the text files, (path, name), cannot be read or is there twice.
+
+    Its name is there twice if it is next to its compressed form, as after `gunzip --keep`.
+    """
+    names: dict[str, str] = {}
+    for path, name in files:
+        _check_file(path)
+        other = names.setdefault(_PACKED.sub("", name), name)
+        if other != name:
+            raise DataError(
+                f"the corpus has both {other} and {name} in {path.parent}, so their text would be "
+                "read twice; remove one, or rename it if its text is another"
+            )
+
+
+def _check_file(path: Path) -> None:
+    """Raise a DataError if a path is not that of a file."""
+    if not path.is_file():  # a pipe would wait, a broken link has no content
+        raise DataError(f"{path} is not a file, or is a broken link; remove it from the corpus")
 
 
 def _visible(root: Path) -> Iterator[Path]:
@@ -113,8 +137,7 @@ def _visible(root: Path) -> Iterator[Path]:
 
 def _open(path: Path) -> BinaryIO:
     """Open a file to read its bytes, decompressed if its name ends with .gz or .zst."""
-    if not path.is_file():  # a pipe would wait, a broken link has no content
-        raise DataError(f"{path} is not a file, or is a broken link; remove it from the corpus")
+    _check_file(path)
     packed = path.suffix.lower()
     if packed in (".gz", ".zst") and not path.stat().st_size:
         raise EOFError("the file is empty")
@@ -168,7 +191,14 @@ def _decode(path: Path, number: int, raw: bytes) -> str:
 def _plain(path: Path) -> Iterator[str]:
     """Yield the text of a .txt file, or nothing if it is empty."""
     for number, raw in _chunks(path, by_line=False):
-        yield _decode(path, number, raw)
+        text = _decode(path, number, raw)
+        if (place := raw.find(0)) >= 0:  # a crash of the machine can fill a file with them
+            line = 1 + raw[:place].count(b"\n")
+            raise DataError(
+                f"{path}:{line}: this text has a NUL byte at offset {place}, so it is damaged or "
+                "is not text; get the file again"
+            )
+        yield text
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, Any]]:

@@ -112,10 +112,12 @@ def test_bad_text_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
             texts(bomb)
 
 
-def test_a_nul_is_a_character(tmp_path: Path) -> None:
+def test_a_nul_is_a_character_only_if_it_is_written_as_one(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(b'{"text": "a\\u0000b"}\n')
-    (tmp_path / "y.txt").write_bytes(b"c\0d")
-    assert texts(tmp_path) == [("x", "a\0b"), ("text", "c\0d")]
+    assert texts(tmp_path) == [("x", "a\0b")]
+    (tmp_path / "y.txt").write_bytes(b"whole\ncut off" + bytes(4096))  # as a crash may leave it
+    with pytest.raises(DataError, match=r"y\.txt:2: this text has a NUL byte at offset 13"):
+        texts(tmp_path)
 
 
 def test_zstandard_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,6 +171,23 @@ def test_no_file_is_left_out_silently(tmp_path: Path) -> None:
         texts(tmp_path / "c.json")
 
 
+@pytest.mark.parametrize(
+    ("name", "twin"),
+    [("00.jsonl", "00.jsonl.gz"), ("sub/a.txt.zst", "sub/a.txt"), ("b.txt.gz", "b.txt.ZST")],
+)
+def test_no_text_is_read_twice(tmp_path: Path, name: str, twin: str) -> None:
+    """`gunzip --keep` leaves both forms of a file."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / name).touch()
+    (tmp_path / f"other-{Path(name).name}").touch()
+    assert len(corpus_identity(DataConfig(str(tmp_path)))) == 2
+    (tmp_path / twin).touch()
+    for read in (texts, lambda path: corpus_identity(DataConfig(str(path)))):
+        with pytest.raises(DataError, match="so their text would be read twice") as refused:
+            read(tmp_path)
+        assert f" {name} " in str(refused.value) and f" {twin} " in str(refused.value)
+
+
 def test_linked_and_unreadable_folders(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "x.txt").write_text("linked")
@@ -179,10 +198,14 @@ def test_linked_and_unreadable_folders(tmp_path: Path) -> None:
     (corpus / "gone.jsonl").symlink_to(tmp_path / "nothing")
     with pytest.raises(DataError, match=r"gone\.jsonl is not a file, or is a broken link"):
         texts(corpus)
+    with pytest.raises(DataError, match=r"gone\.jsonl is not a file, or is a broken link"):
+        texts(corpus / "gone.jsonl")
     (corpus / "gone.jsonl").unlink()
     os.mkfifo(corpus / "pipe.txt")
-    with pytest.raises(DataError, match=r"pipe\.txt is not a file"):
-        texts(corpus)
+    for read in (texts, lambda path: corpus_identity(DataConfig(str(path)))):  # would wait
+        for path in (corpus, corpus / "pipe.txt"):
+            with pytest.raises(DataError, match=r"pipe\.txt is not a file"):
+                read(path)
     (corpus / "pipe.txt").unlink()
     (corpus / "deep").mkdir()
     (corpus / "deep" / "up").symlink_to(corpus)
@@ -201,7 +224,12 @@ def test_linked_and_unreadable_folders(tmp_path: Path) -> None:
             texts(corpus)
 
 
-def test_no_such_corpus(tmp_path: Path) -> None:
+def test_no_such_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=f"corpus '{tmp_path}/none' does not exist"):
+        texts("none")
+    with pytest.raises(DataError, match=r"'/.*/~nobody-of-this-name' does not exist"):
+        texts("~nobody-of-this-name")
     with pytest.raises(
         DataError, match=r"does not exist: .*\(known are laboratory, large, miniature"
     ):
