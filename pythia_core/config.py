@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -202,10 +203,10 @@ class DataConfig:
             ]
         if self.tokenizer.startswith("bpe-"):
             size = self.tokenizer.removeprefix("bpe-")
-            if not size.isdecimal() or not 260 <= int(size) <= 65_500:
+            if not re.fullmatch("[1-9][0-9]{2,4}", size) or not 260 <= int(size) <= 65_500:
                 problems.append(
                     f"tokenizer {self.tokenizer!r} is not possible: in a name bpe-N, N must be a "
-                    "whole number in 260..65500"
+                    "whole number in 260..65500, in the digits 0-9 and without a leading zero"
                 )
         raise_all(ConfigError, problems, "DataConfig")
 

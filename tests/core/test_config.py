@@ -85,6 +85,10 @@ def test_every_problem_is_named_at_once() -> None:
             for corpus in ("miniature", "large")
         ),
         (lambda: DataConfig(tokenizer="bpe-10"), "N must be a whole number in 260..65500"),
+        *(
+            (lambda name=name: DataConfig(tokenizer=name), "digits 0-9 and without a leading zero")
+            for name in ("bpe-٣٠٠", "bpe-0300", "bpe-", "bpe-+300", "bpe-" + "9" * 5000)
+        ),
         (lambda: DataConfig(epochs=0), "epochs must be at least 1"),
         (lambda: InterventionConfig("he", 1, 2), "unknown transform 'he'; accepted: masculine"),
         (lambda: run().fork("masculine_to_feminine", 572), "less than stop, got start=572"),
