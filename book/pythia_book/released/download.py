@@ -52,21 +52,40 @@ if TYPE_CHECKING:
 SMALL = (*SETTINGS, TOKENIZER)
 TIMEOUT = 10.0
 """Maximum seconds until the hub answers. HF_HUB_DOWNLOAD_TIMEOUT limits waits during a download."""
-_FILE = re.compile(r"\.(json|jsonl|safetensors|bin|pt|pth|idx|txt|gz|zst)$", re.IGNORECASE)
+_FILE = re.compile(r"\.(?!v\d)[a-z]\w*$", re.IGNORECASE)
+"""The ending of a file's name; that of a version, as in pythia-1.4b, begins with a digit."""
+_CHECKPOINT = re.compile(r"(global_)?step-?\d+")
+_FOLDERS = ("runs", "results", "checkpoints")
+"""Names of folders that this library makes, and thus no owners of repositories."""
 
 
 def is_repository(name: str) -> bool:
     """Whether a name has the form owner/name of a repository on the hub, and is no local path.
 
     What looks like a path is one, so that the hub is never asked for a mistyped path: ./x, ../x,
-    ~/x, the name of a file such as x/config.json, and x/y if there is a file or folder x.
+    ~/x, the name of a file such as x/config.json, that of a checkpoint such as x/step3000, runs/x,
+    results/x, checkpoints/x, and x/y if there is a file or folder x.
     """
     try:
         validate_repo_id(name)
     except errors.HFValidationError:
         return False
-    owner, slash, _ = name.partition("/")
-    return bool(slash) and not _FILE.search(name) and not os.path.lexists(owner)
+    return "/" in name and not _why_path(name)
+
+
+def _why_path(name: str) -> str:
+    """Return why a name of the form x/y is a path and not a repository on the hub; "" if it is not.
+
+    The reason completes a sentence that begins with "this name is read as a path, because".
+    """
+    owner, _, last = name.partition("/")
+    if os.path.lexists(owner):
+        return f"{owner} exists here"
+    if owner in _FOLDERS:
+        return f"{owner} is the name of a folder of runs"
+    if _CHECKPOINT.fullmatch(last):
+        return f"{last} is the name of a checkpoint; a repository needs --revision or --step for it"
+    return "it ends like the name of a file" if _FILE.search(last) else ""
 
 
 def is_published(source: str) -> bool:
@@ -125,11 +144,10 @@ def not_found(source: str) -> CheckpointError:
 
 def why_local(name: str) -> str:
     """Return why a name is read as a path, in brackets; "" if there is no reason."""
-    owner = name.partition("/")[0]
-    if Path(name).expanduser().is_file():
+    if os.path.isfile(os.path.expanduser(name)):
         return " (it is a file; pass the folder of the model)"
-    if os.path.lexists(owner) and owner != name:
-        return f" ({owner} exists here, so this name is read as a path; pass an existing folder)"
+    if "/" in name and (reason := _why_path(name)):
+        return f" (this name is read as a path, because {reason}; pass an existing folder)"
     return ""
 
 

@@ -133,7 +133,9 @@ def test_a_repository_is_swept_and_only_the_requested_steps_are_fetched(
     [
         "./typo/x", "../x", "./x", "mine/config.json", "mine/nothing", "x/config.json",
         "x/model.safetensors", "/nowhere/x", "~/nowhere/x", "a/b/c", "x/", "/", ".", "-x/y",
-        "file.txt/x", "mine/file.txt",
+        "file.txt/x", "mine/file.txt", "a/b.ckpt", "a/b.tar", "a/b.yml", "a/b.npy", "a/b.Parquet",
+        "a/b.model", "foo/model.safetensors.index", "typo/step3000", "typo/step-10",
+        "typo/global_step143000", "runs/typo", "results/x", "checkpoints/pythia-70m",
     ],
 )  # fmt: skip
 def test_what_looks_like_a_path_is_not_asked_of_the_hub(
@@ -157,6 +159,13 @@ def test_what_looks_like_a_path_is_not_asked_of_the_hub(
     server.close()
 
 
+@pytest.mark.parametrize(
+    "name", ["EleutherAI/pythia-1.4b", "EleutherAI/pythia-6.9b-deduped", "x/gpt-v2.1", "x/gpt.v2"]
+)
+def test_versions_are_no_endings_of_files(name: str) -> None:
+    assert download.is_repository(name)
+
+
 def test_a_path_is_named_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path / "results"))
     monkeypatch.chdir(tmp_path)
@@ -167,6 +176,10 @@ def test_a_path_is_named_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             find("mine/config.json")
         with pytest.raises(CheckpointError, match="mine exists here, so this name is read as a"):
             find("mine/pythia")
+        with pytest.raises(CheckpointError, match="because step3000 is the name of a checkpoint"):
+            find("typo/step3000")
+        with pytest.raises(CheckpointError, match="because runs is the name of a folder of runs"):
+            find("runs/typo")
 
 
 def test_other_names(published: Path, tmp_path: Path) -> None:
