@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -427,6 +428,8 @@ class TokenizerSource:
     identity: list[str]
     make: Callable[[Iterator[str], int], str]
     """Returns a tokenizer.json, given the training texts and their number of characters."""
+    id_limit: int = 0
+    """The largest id plus one, if that is known before the tokenizer is made; else 0."""
 
 
 def tokenizer_source(data: DataConfig) -> TokenizerSource:
@@ -443,9 +446,9 @@ def tokenizer_source(data: DataConfig) -> TokenizerSource:
         )
     if data.tokenizer == "neox-20b":
         return TokenizerSource([NEOX_20B.file, NEOX_20B.sha256], lambda *_: neox_20b_json())
-    load_tokenizer(data.tokenizer)  # raises an error if it is not a tokenizer
-    path = Path(data.tokenizer).expanduser()
-    return TokenizerSource(["file", file_sha256(path)], lambda *_: path.read_text("utf-8"))
+    limit = id_limit(load_tokenizer(data.tokenizer))
+    path = Path(os.path.expanduser(data.tokenizer))
+    return TokenizerSource(["file", file_sha256(path)], lambda *_: path.read_text("utf-8"), limit)
 
 
 # --- tokens ----------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ Only pythia_core.data.prepare adds that token, once after every document.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -78,11 +79,13 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     """
     from tokenizers import Tokenizer
 
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.is_file():
+        inside = path.absolute() / "tokenizer.json"
+        hint = f" (but there is one at {inside})" if inside.is_file() else ""
         raise DataError(
-            f"there is no tokenizer at {path}; accepted: 'bpe-N' (trained on the corpus), "
-            "'neox-20b' (Pythia's own), or the path of a tokenizer.json"
+            f"there is no tokenizer at {path.absolute()}{hint}; accepted: 'bpe-N' (trained on the "
+            "corpus), 'neox-20b' (Pythia's own), or the path of a tokenizer.json"
         )
     try:
         tokenizer = Tokenizer.from_file(str(path))

@@ -31,7 +31,7 @@ from pythia_core.config import (
 )
 from pythia_core.data.interventions import Ledger
 from pythia_core.data.order import batch_hash
-from pythia_core.data.prepare import PreparedData, TokenizedText, prepare
+from pythia_core.data.prepare import PreparedData, TokenizedText, prepare, tokenizer_source
 from pythia_core.errors import CheckpointError, ConfigError, DataError
 from pythia_core.kernels import native, use_triton
 from pythia_core.model import GPTNeoX
@@ -287,8 +287,18 @@ class Run:
         Raises:
             CheckpointError: the checkpoint does not exist, is corrupt or is that of another run.
         """
-        steps = self.steps
         step = self.updates.stop if step is None else step
+        self.require_step(step)
+        keep_freed_memory()
+        check_step(self.folder, "checkpoints", step)
+        files, _ = load_checkpoint(step_folder(self.checkpoints, step))
+        model = GPTNeoX(self.config.model)
+        model.load_state_dict({name: t.float() for name, t in files["model"].items()})
+        return model.eval().requires_grad_(False)
+
+    def require_step(self, step: int) -> None:
+        """Raise a CheckpointError if there are no saved weights of a step."""
+        steps = self.steps
         if step not in steps:
             near = sorted(sorted(steps, key=lambda s: abs(s - step))[:4])
             raise CheckpointError(
@@ -299,12 +309,6 @@ class Run:
                     else "it has no checkpoint with weights yet"
                 )
             )
-        keep_freed_memory()
-        check_step(self.folder, "checkpoints", step)
-        files, _ = load_checkpoint(step_folder(self.checkpoints, step))
-        model = GPTNeoX(self.config.model)
-        model.load_state_dict({name: t.float() for name, t in files["model"].items()})
-        return model.eval().requires_grad_(False)
 
     def state(self, step: int) -> State:
         """Load the saved training state of a step.
@@ -384,12 +388,9 @@ def locate(config: RunConfig, progress: bool = True, execution: Execution | None
         CheckpointError: the folder or its done.json belongs to a run with another identity, or is
             damaged.
     """
+    _check_vocabulary(config, tokenizer_source(config.data).id_limit)  # before text is encoded
     data = prepare(config.data, progress=progress)
-    if data.vocab_size > config.model.vocab_size:
-        raise ConfigError(
-            f"vocab_size={config.model.vocab_size} is too small for the tokenizer, which has "
-            f"{data.vocab_size} entries; raise vocab_size to at least {data.vocab_size}"
-        )
+    _check_vocabulary(config, data.vocab_size)
     available = data.rows.n_rows // config.train.batch_size
     if config.train.steps > available:
         raise ConfigError(
@@ -402,6 +403,16 @@ def locate(config: RunConfig, progress: bool = True, execution: Execution | None
     folder = results_dir() / "runs" / f"{shape}-{arm_label(config)}-{stable_hash(identity)[:12]}"
     claim_folder(folder, identity)
     return Run(folder, config, data)
+
+
+def _check_vocabulary(config: RunConfig, id_limit: int) -> None:
+    """Raise a ConfigError if the model has no embeddings of all ids below `id_limit`."""
+    if id_limit > config.model.vocab_size:
+        raise ConfigError(
+            f"vocab_size={config.model.vocab_size} is too small for the tokenizer "
+            f"{config.data.tokenizer}, whose largest id is {id_limit - 1}; use another tokenizer, "
+            f"or raise vocab_size to at least {id_limit}"
+        )
 
 
 def open_run(folder: Path) -> Run:

@@ -109,6 +109,12 @@ def test_token_bytes_need_a_byte_level_tokenizer() -> None:
         tok.token_bytes(words)
 
 
+def test_the_tokenizer_in_a_folder_is_named(small: Tokenizer, tmp_path: Path) -> None:
+    small.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(DataError, match=f"there is one at {tmp_path}/tokenizer.json"):
+        tok.load_tokenizer(tmp_path)
+
+
 def test_files_that_are_not_tokenizers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="accepted: 'bpe-N'"):
         tok.load_tokenizer(tmp_path / "none.json")

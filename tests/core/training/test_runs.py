@@ -16,6 +16,7 @@ from tiny_runs import control
 from pythia_core.config import RunConfig
 from pythia_core.data import prepare as prepare_module
 from pythia_core.data.order import batch_hash
+from pythia_core.data.tokenizer import train_bpe
 from pythia_core.errors import CheckpointError, ConfigError, DataError
 from pythia_core.suite import scale_named
 from pythia_core.training import runs
@@ -195,6 +196,18 @@ def test_a_folder_of_another_run_is_refused_and_the_differing_keys_named(config:
 def test_a_vocabulary_smaller_than_the_data_is_refused(config: RunConfig) -> None:
     small = replace(config, model=replace(config.model, vocab_size=300))
     with pytest.raises(ConfigError, match=r"vocab_size=300 is too small for the tokenizer"):
+        locate(small, progress=False)
+
+
+def test_a_tokenizer_that_is_too_large_is_refused_before_text_is_encoded(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "tokenizer.json"
+    train_bpe(["Any text that has a few words."], 300).save(str(file))
+    small = replace(config, model=replace(config.model, vocab_size=200))
+    small = replace(small, data=replace(config.data, tokenizer=str(file)))
+    monkeypatch.setattr("pythia_core.training.runs.prepare", None)
+    with pytest.raises(ConfigError, match=r"is too small for the tokenizer .*tokenizer\.json"):
         locate(small, progress=False)
 
 
