@@ -131,8 +131,8 @@ MOST_DIGITS = 9
 
 
 def whole_numbers(text: str) -> list[int]:
-    """Parse comma-separated whole numbers, sorted; return [] if one is invalid or repeated."""
-    entries = split_list(text)
+    """Parse comma-separated whole numbers, sorted; return [] if an entry is invalid or repeated."""
+    entries = [entry.strip() for entry in text.split(",")]
     if not all(e.isascii() and e.isdecimal() and len(e) <= MOST_DIGITS for e in entries):
         return []
     numbers = {int(entry) for entry in entries}

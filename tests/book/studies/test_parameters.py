@@ -81,7 +81,9 @@ def bad_values(study: str, name: str) -> list[Any]:
             "é",
         ]
     if name in ("shots", "epochs"):
-        bad += ["-1", "1.5", "nan", "1e3", "0x1", "99999"]
+        bad += ["-1", "1.5", "nan", "1e3", "0x1", "99999", "0,,1", "1,,2", "1,2,"]
+    if (study, name) == ("phases", "steps"):
+        bad += ["0,,1", "first,,last"]
     if name == "scale":
         bad += ["", "labtop", "LAPTOP", "laptop ", "laptop,gpu"]
     if name == "arm":

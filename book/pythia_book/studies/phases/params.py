@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from pythia_book.study import MeasuringCost, StudyParams, split_list
+from pythia_book.study import MeasuringCost, StudyParams
 from pythia_core.config import LABORATORY_DOMAINS, DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import ConfigError
 from pythia_core.suite import scale_named, suite_configs
@@ -91,12 +91,10 @@ class Params(StudyParams):
                 f"counted on all text, so leave it at {type(self).batches}, got {self.batches}"
             )
         saved = checkpoint_steps(scale_named(self.scale).steps)
-        listed = split_list(self.steps)
+        listed = [step.strip() for step in self.steps.split(",")]
         numbers = [step for step in listed if step not in ("first", "last")]
         if self.steps != "all" and (
-            not listed
-            or len(set(listed)) < len(listed)
-            or not set(numbers) <= {str(step) for step in saved}
+            len(set(listed)) < len(listed) or not set(numbers) <= {str(step) for step in saved}
         ):
             raise ConfigError(
                 f'steps must be "all", or a comma-separated list of different checkpoints at the '
