@@ -104,7 +104,7 @@ class FixedRows(Rows):
         self._row_bytes = (seq_len + 1) * self.dtype.itemsize
         if not sum(sizes) or sum(sizes) % self._row_bytes:
             raise DataError(
-                f"{name}{f' and {len(sizes) - 1} more shards' if len(sizes) > 1 else ''} have "
+                f"{name}{f' and {len(sizes) - 1} more shards have' if len(sizes) > 1 else ' has'} "
                 f"{sum(sizes):,} bytes, not a whole number of rows (a row is {seq_len + 1} "
                 f"ids of {self.dtype.itemsize} bytes); a shard is truncated or missing, or "
                 f"seq_len={seq_len} is wrong"

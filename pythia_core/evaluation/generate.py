@@ -186,7 +186,8 @@ def generate(
         if len(prompt) > longest and not truncate:
             raise DataError(
                 f"prompt {number} has {len(prompt)} tokens, but may have at most {longest} if "
-                f"max_new={max_new}; shorten the prompt, lower max_new, or pass truncate=True"
+                f"max_new={max_new}; shorten the prompt, lower max_new (--tokens), or, in "
+                "Python, pass truncate=True"
             )
     rows = [list(prompt)[-longest:] for prompt in prompts]
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))

@@ -227,7 +227,7 @@ def test_errors_name_what_is_missing(tmp_path: Path) -> None:
         (tmp_path / f"{name}.bin").write_bytes(b"\0" * 10)
     with pytest.raises(DataError, match=r"several token files \(a, b\)"):
         open_rows(str(tmp_path))
-    with pytest.raises(DataError, match="whole number of rows"):
+    with pytest.raises(DataError, match=r"a\.bin has 10 bytes, not a whole number of rows"):
         open_rows(str(tmp_path / "a.bin"), seq_len=3)
 
 

@@ -124,7 +124,8 @@ def test_a_prompt_that_is_too_long_is_an_error_or_truncated() -> None:
     model = random_model(SHAPES[32])
     prompts = prompts_of(45)
     with pytest.raises(
-        DataError, match=r"prompt 0 has 45 tokens, but may have at most 38 if max_new=10"
+        DataError,
+        match=r"prompt 0 has 45 tokens, but may have at most 38 if max_new=10; .*\(--tokens\)",
     ):
         generate(model, prompts, 10)
     assert generate(model, prompts, 10, truncate=True) == generate(model, [prompts[0][-38:]], 10)
