@@ -12,8 +12,7 @@ import contextlib
 import io
 from typing import TYPE_CHECKING, Any
 
-from pythia_book.commands import COUNT, STEP
-from pythia_core.commands import AddCommand
+from pythia_core.commands import COUNT, STEP, AddCommand, given, positive_number
 from pythia_core.config import PRECISIONS, PRONOUN_SWAPS
 from pythia_core.errors import ConfigError, DataError
 
@@ -31,10 +30,12 @@ def add(command: AddCommand) -> None:
     p.add_argument(
         "source",
         metavar="SRC",
+        type=given,
         help="a run (folder or id), the folder of a published model, a folder with one subfolder "
         "stepN per revision, or a repository on the hub such as EleutherAI/pythia-70m-deduped",
     )
-    p.add_argument("--revision", default="", help="revision of a published model, e.g. step133000")
+    text = "revision of a published model, e.g. step133000"
+    p.add_argument("--revision", type=given, help=text)
     p.add_argument("--step", **STEP, help="step to start from (default: the revision's)")
     p.add_argument("--steps", **COUNT, required=True, help="number of updates")
     p.add_argument(
@@ -42,10 +43,12 @@ def add(command: AddCommand) -> None:
     )
     p.add_argument(
         "--data",
+        type=given,
         help="rows in training order: pile-deduped, pile-standard, a folder with the shards, or "
         "anything else that `inspect --data` takes (default: the run's own)",
     )
-    p.add_argument("--tokenizer", help="neox-20b or a tokenizer.json (default: the model's)")
+    text = "neox-20b or a tokenizer.json (default: the model's)"
+    p.add_argument("--tokenizer", type=given, help=text)
     p.add_argument("--seq-len", **COUNT, default=2048, help="tokens per row (default: 2048)")
     p.add_argument(
         "--state",
@@ -65,7 +68,7 @@ def add(command: AddCommand) -> None:
     text = "number of updates of the whole schedule"
     trained.add_argument("--schedule-steps", **COUNT, help=text)
     trained.add_argument("--batch-size", **COUNT, help="rows per update")
-    trained.add_argument("--lr", type=float, help="peak learning rate")
+    trained.add_argument("--lr", type=positive_number, help="peak learning rate")
     trained.add_argument("--micro-batch", **COUNT, help="rows per forward/backward pass")
     trained.add_argument("--precision", choices=PRECISIONS, help="training precision")
     p.add_argument("--plan", action="store_true", help="print requirements and costs, then exit")
@@ -96,11 +99,14 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
         raise ConfigError(
             "--measure compares the two arms of a swap; pass --swap too, or omit --measure"
         )
-    step = step_of(args.revision) if args.step is None else args.step
+    source = find_source(args.source)
+    if args.steps < 1:
+        raise ConfigError(f"--steps must be at least 1, got {args.steps}")
+    step = step_of(args.revision or "") if args.step is None else args.step
     if step is None:
         raise ConfigError("the step to start from is unknown; pass --step N or --revision stepN")
     revision = args.revision or f"step{step}"
-    source = find_source(args.source)
+    source.check(step, revision)
     options: dict[str, Any] = {
         "steps": args.schedule_steps,
         "batch_size": args.batch_size,
@@ -144,7 +150,7 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
         args.steps,
         rows,
         args.swap,
-        revision=args.revision,
+        revision=args.revision or "",
         train_config=train,
         rewarm=rule,
         state=args.state,

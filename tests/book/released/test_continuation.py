@@ -271,7 +271,9 @@ def refused(error: type[Exception], match: str, call) -> None:
 def test_bad_input_is_refused_before_training(published: Published, tmp_path: Path) -> None:
     p = published
     refused(CheckpointError, "existing revisions: step0, step30", lambda: go_on(p, 31, 4))
-    refused(ConfigError, "is not of step 30", lambda: go_on(p, 30, 4, revision="step40"))
+    refused(
+        ConfigError, "is of step 40, not of step 30", lambda: go_on(p, 30, 4, revision="step40")
+    )
     refused(ConfigError, "steps must be at least 1, got -5", lambda: go_on(p, 40, -5))
     refused(ConfigError, "step must be at least 0, got -1", lambda: go_on(p, -1, 5))
     refused(DataError, r"last full batch of 4 is step 59", lambda: go_on(p, 59, 2))

@@ -71,6 +71,10 @@ class Source(Protocol):
         """
         ...
 
+    def check(self, step: int, revision: str) -> None:
+        """Raise the errors of `start` that are known before weights are loaded or downloaded."""
+        ...
+
     def tokenizer_name(self, revision: str) -> str:
         """Return the path of the model's tokenizer.json, or a name such as "neox-20b"."""
         ...
@@ -115,14 +119,8 @@ class RunSource:
 
     def start(self, step: int, revision: str = "", state: str = "auto") -> Start:
         check_start(step, state)
+        self.check(step)
         run = self.run
-        if run.ledger is not None and step < run.ledger.stop:
-            raise ConfigError(
-                f"run {run.id} reads changed text ({run.ledger.transform}) until step "
-                f"{run.ledger.stop}, so this run cannot be continued from step {step}. Continue "
-                f"from step {run.ledger.stop} or later, or continue the control of this run "
-                "instead"
-            )
         kept = saved_steps(run.states)
         if state == "kept" and step not in kept:
             raise CheckpointError(
@@ -135,6 +133,18 @@ class RunSource:
             files = run.state(step)
             return Start(label, step, model, files["model"], files["optimizer"], run)
         return Start(label, step, model, run.model(step).state_dict(), None, run)
+
+    def check(self, step: int, revision: str = "") -> None:
+        run = self.run
+        if run.ledger is not None and step < run.ledger.stop:
+            raise ConfigError(
+                f"run {run.id} reads changed text ({run.ledger.transform}) until step "
+                f"{run.ledger.stop}, so this run cannot be continued from step {step}. Continue "
+                f"from step {run.ledger.stop} or later, or continue the control of this run "
+                "instead"
+            )
+        if step not in saved_steps(run.states):
+            run.require_step(step)
 
     def tokenizer_name(self, revision: str) -> str:
         return self.run.data.tokenizer_name
@@ -161,17 +171,8 @@ class PublishedSource:
                 "which has only weights; set state (--state) to 'auto' or 'weights'"
             )
         revision = revision or f"step{step}"
-        if step_of(revision) not in (None, step):
-            raise ConfigError(
-                f"the revision {revision} is not of step {step}; pass only the revision, or only "
-                "the step"
-            )
+        self.check(step, revision)
         model, info = download.load(self.name, revision)
-        if info.step not in (None, step):
-            raise ConfigError(
-                f"the revision {revision} of {self.name} is of step {info.step}, not of step "
-                f"{step}; pass another revision or another step"
-            )
         tokenizer = tokenizer_path(info.folder)
         return Start(
             f"{self.name} ({revision})",
@@ -182,6 +183,16 @@ class PublishedSource:
             revision=revision,
             tokenizer_name=str(tokenizer) if tokenizer.is_file() else "",
         )
+
+    def check(self, step: int, revision: str) -> None:
+        stated = step_of(revision)
+        if stated is None and local_folder(self.name):
+            stated = step_of(download.locate(self.name, revision).folder.name)
+        if stated not in (None, step):
+            raise ConfigError(
+                f"the revision {revision} of {self.name} is of step {stated}, not of step {step}; "
+                "pass only the revision, or only the step"
+            )
 
     def tokenizer_name(self, revision: str) -> str:
         if local_folder(self.name):

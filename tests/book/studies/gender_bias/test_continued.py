@@ -109,10 +109,20 @@ def test_from_the_command_line(published: Published, capsys: pytest.CaptureFixtu
     for wrong, why in (
         (["--revision", "step41"], "existing revisions: step0"),
         (["--steps", "21"], "enough for only the first 60 updates"),
-        (["--step", "47"], "is not of step 47"),
-        (["--tokenizer", "nowhere.json"], "no tokenizer at nowhere.json"),
+        (["--step", "47"], "is of step 40, not of step 47"),
+        (["--step", "47", "--plan"], "is of step 40, not of step 47"),
+        (["--steps", "0", "--plan"], "--steps must be at least 1, got 0"),
+        (["--tokenizer", "nowhere.json"], "/nowhere.json; accepted: 'bpe-N'"),
     ):
         assert main(arguments(published, *wrong)) == 1
+        assert why in capsys.readouterr().err
+    for command, why in (
+        (["continue", "nothing", "--steps", "0"], "0 runs match 'nothing'"),
+        (["continue", run.id, "--steps", "0"], "--steps must be at least 1, got 0"),
+        (["continue", run.id, "--steps", "1"], "the step to start from is unknown"),
+        (["continue", run.id, "--steps", "1", "--step", "48"], "no checkpoint of step 48"),
+    ):
+        assert main([*command, "--plan"]) == 1
         assert why in capsys.readouterr().err
 
 
