@@ -30,6 +30,7 @@ from pythia_core.suite import SCALES
 from pythia_core.util.files import (
     FULL_DISK,
     cache_dir,
+    check_cache,
     check_results,
     check_writable,
     full_disk_advice,
@@ -478,6 +479,7 @@ class PythiaEngine:
             given = {k: v for k, v in given.items() if k not in notebooks.PATH_PARAMETERS}
             values = notebooks.validate_parameters(nb, given)
             notebooks.check_values(study, values)
+            check_cache()
             cache = cache_dir()
         except PythiaError as error:
             raise click.ClickException(str(error)) from None
@@ -552,7 +554,7 @@ def run_study(
     """
     source = notebooks.notebook_path(study)
     notebook = notebooks.read_notebook(source)
-    parameters = {**(parameters or {}), **({"scale": scale} if scale else {})}
+    parameters = {**(parameters or {}), **({"scale": scale} if scale is not None else {})}
     values = notebooks.validate_parameters(notebook, parameters)
     notebooks.check_values(study, values)
     target = notebooks.output_path(study, values.get("scale", "laptop"))

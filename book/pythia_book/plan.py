@@ -231,7 +231,9 @@ def plans(studies: Sequence[str], scale: str | None, force: bool = False) -> lis
     for study in studies:
         try:
             source = notebooks.read_notebook(notebooks.notebook_path(study))
-            values = notebooks.validate_parameters(source, {"scale": scale} if scale else {})
+            values = notebooks.validate_parameters(
+                source, {"scale": scale} if scale is not None else {}
+            )
             notebooks.check_values(study, values)
             to_plan.append((study, source, values))
         except ConfigError as error:

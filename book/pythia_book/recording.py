@@ -20,6 +20,7 @@ from pythia_book.notebooks import (
 )
 from pythia_book.records import device_text, duration_text, read_record
 from pythia_core.errors import DataError, raise_all
+from pythia_core.suite import scale_named
 from pythia_core.util.files import atomic_file, project_root, require_checkout, results_dir
 
 
@@ -32,18 +33,21 @@ def record_run(study: str, scale: str, force: bool = False) -> Path:
         force: record the run even if it was made by code that is not committed.
 
     Raises:
+        ConfigError: the study or the scale is unknown.
         DataError: the run is incomplete or damaged, the notebook's code has changed since, the code
             of the run is not committed, or a file names this machine. The message lists every
             reason.
     """
     require_checkout("recording a run")
+    notebook = notebook_path(study)
+    scale_named(scale)  # both names become parts of paths
     source = results_dir() / study / scale
     records.tidy(source)
     record = read_record(source)
     problems = records.check_whole(source)
     names = [NOTEBOOK, "record.json", *record["files"]]
     if not problems:
-        code = source_hash(read_notebook(notebook_path(study)))
+        code = source_hash(read_notebook(notebook))
         if source_hash(read_notebook(source / NOTEBOOK)) != code:
             problems.append("the notebook's code has changed since the run; run the study again")
         for name in names:

@@ -56,9 +56,11 @@ def redraw(
     """
     known = sorted(path.stem for path in notebooks.notebooks_dir().glob("*.ipynb"))
     problems = [one_of(study, known, "study") for study in studies if study not in known]
-    problems += [one_of(scale, SCALES, "scale")] if scale and scale not in SCALES else []
+    problems += (
+        [one_of(scale, SCALES, "scale")] if scale is not None and scale not in SCALES else []
+    )
     raise_all(ConfigError, problems, "redraw")
-    folders = runs_of(studies or known, [scale] if scale else list(SCALES))
+    folders = runs_of(studies or known, list(SCALES) if scale is None else [scale])
     if not folders:
         raise DataError(
             "there is no run to redraw; run a study first with `python -m pythia_core study STUDY`"

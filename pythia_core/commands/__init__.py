@@ -1,4 +1,4 @@
-"""The library's own commands of `python -m pythia_core`.
+"""The library's own commands of `python -m pythia_core`, and what all commands read words with.
 
 Each module has a function `add`, which declares its commands. The functions that run commands
 import heavy modules only when they run, so that `--help` is fast.
@@ -7,6 +7,7 @@ import heavy modules only when they run, so that `--help` is fast.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -39,3 +40,62 @@ class AddCommand(Protocol):
 def trained_scales() -> list[str]:
     """Return the names of the scales at which models are trained from scratch, e.g. "laptop"."""
     return [name for name, scale in SCALES.items() if not scale.published]
+
+
+# --- types of arguments ----------------------------------------------------------------------
+
+
+def given(word: str) -> str:
+    """Return a path or name, which must not be blank, as is that of an unset shell variable.
+
+    Raises:
+        argparse.ArgumentTypeError: it is blank.
+    """
+    if not word.strip():
+        raise argparse.ArgumentTypeError(
+            f"expected a path or a name, got {word!r}; omit the option, or see whether a shell "
+            "variable is not set"
+        )
+    return word
+
+
+def whole_number(word: str) -> int:
+    """Parse a whole number of at least 0, such as a count or a step.
+
+    Raises:
+        argparse.ArgumentTypeError: the word is not one.
+    """
+    if not word.isascii() or not word.isdecimal() or len(word) > 18:
+        raise argparse.ArgumentTypeError(f"expected a whole number such as 0 or 12, got {word!r}")
+    return int(word)
+
+
+def seed_number(word: str) -> int:
+    """Parse a seed of a random generator, a whole number below 2**32.
+
+    Raises:
+        argparse.ArgumentTypeError: the word is not one.
+    """
+    if (number := whole_number(word)) >= 2**32:
+        raise argparse.ArgumentTypeError(f"expected a seed below 2**32, got {word}")
+    return number
+
+
+def positive_number(word: str) -> float:
+    """Parse a positive, finite number such as a size or a duration.
+
+    Raises:
+        argparse.ArgumentTypeError: the word is not one.
+    """
+    try:
+        number = float(word)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a positive number such as 0.5, got {word!r}")
+    return number
+
+
+COUNT: dict[str, Any] = {"type": whole_number, "metavar": "N"}
+STEP: dict[str, Any] = {"type": whole_number, "metavar": "K"}
+"""Keyword arguments of `add_argument` for an option that takes a count (COUNT) or a step (STEP)."""

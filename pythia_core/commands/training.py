@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from pythia_core.commands import AddCommand, trained_scales
+from pythia_core.commands import (
+    COUNT,
+    AddCommand,
+    given,
+    positive_number,
+    seed_number,
+    trained_scales,
+    whole_number,
+)
 from pythia_core.config import PRECISIONS, SWAPS, RunConfig, default_domains
 from pythia_core.errors import ConfigError
 from pythia_core.suite import OFFICIAL_SIZES, SIZES, Scale, scale_named
 from pythia_core.training.execution import MODES, VARIABLE, Execution
 from pythia_core.training.schedule import PAPER_FORKS
-from pythia_core.util.files import check_results, results_dir
+from pythia_core.util.files import check_cache, check_results, results_dir
 
 
 def add(command: AddCommand) -> None:
@@ -28,34 +38,40 @@ def add(command: AddCommand) -> None:
     p.set_defaults(resume_note="training so far is saved")
     option = p.add_argument
     sizes = ", ".join(size for size in SIZES if size not in OFFICIAL_SIZES)
-    option("size", metavar="SIZE", help=f"size of the model: {sizes}")
+    option("size", metavar="SIZE", type=given, help=f"size of the model: {sizes}")
     scales = ", ".join(trained_scales())
-    option(
-        "--scale", default="laptop", help=f"amount of training and data: {scales} (default: laptop)"
-    )
+    text = f"amount of training and data: {scales} (default: laptop)"
+    option("--scale", default="laptop", type=given, help=text)
     _add_data_options(p)
-    option("--steps", type=int, metavar="N", help="number of updates (default: the scale's)")
-    option("--batch-size", type=int, metavar="ROWS", help="rows per update (default: the scale's)")
+    option("--steps", **COUNT, help="number of updates (default: the scale's)")
+    text = "rows per update (default: the scale's)"
+    option("--batch-size", type=whole_number, metavar="ROWS", help=text)
     text = "rows per forward/backward pass (default: the whole batch)"
-    option("--micro-batch", type=int, metavar="ROWS", help=text)
-    option("--lr", type=float, metavar="RATE", help="peak learning rate (default: the size's)")
+    option("--micro-batch", type=whole_number, metavar="ROWS", help=text)
+    option(
+        "--lr",
+        type=positive_number,
+        metavar="RATE",
+        help="peak learning rate (default: the size's)",
+    )
     text = "training precision (default: the faster of fp32 and bf16 on this machine)"
     option("--precision", choices=PRECISIONS, help=text)
     option(
         "--execution",
+        type=given,
         help=f"how updates run: {', '.join(MODES)}, each optionally with +recompute, which saves "
         f"memory; graph needs a CUDA device (default: the variable {VARIABLE}, or eager)",
     )
     text = "seed of the data order (default: 1234)"
-    option("--order-seed", type=int, default=1234, metavar="SEED", help=text)
+    option("--order-seed", type=seed_number, default=1234, metavar="SEED", help=text)
     text = "seed of the initial weights (default: 1234)"
-    option("--weight-seed", type=int, default=1234, metavar="SEED", help=text)
+    option("--weight-seed", type=whole_number, default=1234, metavar="SEED", help=text)
     text = "train a fork: a run that swaps these words in the updates --start to --stop - 1"
     option("--swap", choices=SWAPS, help=text)
     text = "first update with swapped words (default: swap in the last 7 %% of the updates)"
-    option("--start", type=int, metavar="STEP", help=text)
+    option("--start", type=whole_number, metavar="STEP", help=text)
     text = "first update without swapped words again (default: swap until the end of the run)"
-    option("--stop", type=int, metavar="STEP", help=text)
+    option("--stop", type=whole_number, metavar="STEP", help=text)
 
 
 DATA_OPTIONS = ("corpus", "tokenizer", "epochs", "heldout_fraction")
@@ -67,15 +83,17 @@ def _add_data_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--corpus",
         metavar="PATH",
+        type=given,
         help="your own text: a file or folder of .jsonl/.txt (also .gz or .zst), hf:NAME, or "
         "the name of a registered corpus (default: the scale's)",
     )
     p.add_argument(
         "--tokenizer",
+        type=given,
         help="bpe-N (trained on the corpus), neox-20b or a tokenizer.json (default: the scale's)",
     )
     text = "passes over the text (default: the scale's)"
-    p.add_argument("--epochs", type=int, metavar="N", help=text)
+    p.add_argument("--epochs", **COUNT, help=text)
     p.add_argument(
         "--heldout",
         type=float,
@@ -86,7 +104,7 @@ def _add_data_options(p: argparse.ArgumentParser) -> None:
 
 
 def _scale(args: argparse.Namespace) -> Scale:
-    """Return the scale that `--scale` names, with the user's data options.
+    """Return the scale that `--scale` names, with the user's data options; paths are absolute.
 
     With `--corpus`, the domains are those of `default_domains` for that corpus.
     """
@@ -94,15 +112,47 @@ def _scale(args: argparse.Namespace) -> Scale:
     changes = {
         name: getattr(args, name) for name in DATA_OPTIONS if getattr(args, name) is not None
     }
-    if "corpus" in changes:  # the scale's domains belong to its own corpus
+    if name := args.tokenizer:
+        known = name == "neox-20b" or name.startswith("bpe-")
+        changes["tokenizer"] = _absolute("--tokenizer", name, known)
+    if args.corpus:  # the scale's domains belong to its own corpus
+        changes["corpus"] = _corpus(args.corpus)
         changes["domains"] = default_domains(changes["corpus"])
     return replace(scale, data=replace(scale.data, **changes))
+
+
+def _corpus(name: str) -> str:
+    """Return what `--corpus` names, with an absolute path. Errors: as in `_absolute`."""
+    from pythia_core.data.corpus import is_registered
+
+    if name.startswith("hf:"):  # the name of a dataset, or the path of its folder
+        folder, colon, part = name.removeprefix("hf:").partition(":")
+        return f"hf:{os.path.abspath(folder)}{colon}{part}" if os.path.isdir(folder) else name
+    return _absolute("--corpus", name, is_registered(name))
+
+
+def _absolute(option: str, name: str, known: bool) -> str:
+    """Return the absolute path that is the value of an option; a `known` name remains as it is.
+
+    So the run can be opened from any folder, and the same text always gives the same run.
+
+    Raises:
+        ConfigError: the name is known, and is also that of a file or folder.
+    """
+    if known and os.path.lexists(name):
+        raise ConfigError(
+            f"{option} {name} has two meanings: the library's own {name}, and "
+            f"{Path(name).absolute()}. Pass ./{name} for the second; for the first, run the "
+            "command in another folder"
+        )
+    return name if known else os.path.abspath(os.path.expanduser(name))
 
 
 def _prepare(args: argparse.Namespace) -> None:
     """Prepare the data, then print the manifest, the number of rows and the folder."""
     from pythia_core.data.prepare import prepare
 
+    check_cache()
     data = prepare(_scale(args).data)
     print(json.dumps(data.manifest, indent=1))
     print(f"{data.rows.n_rows:,} rows of {data.config.seq_len + 1} tokens in {data.folder}")
@@ -138,8 +188,9 @@ def _train(args: argparse.Namespace) -> None:
     from pythia_core.training.runs import find_or_train
 
     execution = Execution.parse(args.execution) if args.execution else None
-    config = _run_config(args)
     check_results(results_dir())
+    check_cache()  # before the precision is measured, which is stored there
+    config = _run_config(args)
     run = find_or_train(config, execution=execution)
     last = run.metrics()[-1]
     print(

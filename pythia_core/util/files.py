@@ -124,6 +124,16 @@ def check_results(folder: Path) -> None:
     check_writable(folder, f"set {RESULTS} to a folder that you may write to")
 
 
+def check_cache() -> None:
+    """Check that `cache_dir` is a folder, which need not be writable, or can be made.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not (folder := cache_dir()).is_dir():
+        check_writable(folder, f"set {CACHE} to a folder that you may write to")
+
+
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The numbers of the errors that a full disk or quota causes."""
 

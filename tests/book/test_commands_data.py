@@ -107,10 +107,15 @@ def test_find_matches_tokens_or_nothing(
         (["inspect", "x", "--data", "y", "--step", "1"], "pass either a RUN, or --data"),
         (["inspect", "--data", "pile-stndard", "--step", "1"], "Did you mean 'pile-standard'"),
         (["find", "x"], "pass a RUN and a TEXT"),
+        (["find", "", "x"], "pass a RUN and a TEXT"),
+        (["find", "x", ""], "pass a RUN and a TEXT"),
         (["find", "x", "y", "z"], "put quotes around a TEXT"),
         (["find", "x", "y", "--data", "z"], "put quotes around a TEXT"),
         (["find", "x", "--data", "pile-deduped"], "--to-step"),
         (["find", "nothing", "x"], "0 runs match 'nothing'"),
+        (["find", "nothing", "--limit", "3", "x"], "0 runs match 'nothing'"),
+        (["find", "nothing", "--limit", "3", "--", "--he"], "0 runs match 'nothing'"),
+        (["find", "--limit", "3", "--", "nothing", "--"], "0 runs match 'nothing'"),
     ],
 )
 def test_bad_input_gives_one_message(

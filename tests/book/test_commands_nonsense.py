@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import pythia_book
-from pythia_book.commands import whole_number
 from tiny_runs import control
 
 from pythia_core.__main__ import main, parser
+from pythia_core.commands import whole_number
 from pythia_core.errors import FetchError, PythiaError
 from pythia_core.training.runs import find_or_train
 
@@ -40,7 +40,7 @@ NONSENSE = (
     "", " ", "nonsense", "-1", "0", "1e999", "nan", "9" * 400, "../x/y", "\udcff", "e\n{x}%s\x1b",
     "a folder", "a file", "None", "last", "x" * 5000,
 )  # fmt: skip
-NEEDED = {"RUN": "RUN", "MODEL": "RUN", "SRC": "RUN", "[RUN] TEXT": "text", "SIZE": "7k"}
+NEEDED = {"RUN": "RUN", "MODEL": "RUN", "SRC": "RUN", "SIZE": "7k"}
 """By metavar, what an argument gets while others get nonsense."""
 
 
@@ -63,7 +63,7 @@ def calls(name: str) -> Iterator[list[str]]:
     def typed(changed: argparse.Action | None, value: str) -> list[str]:
         options, places = [], []
         for action in actions:
-            is_number = action.type in (int, whole_number)
+            is_number = action.type is whole_number
             needed = "1" if is_number else NEEDED.get(str(action.metavar), "nonsense")
             word = value if action is changed else needed
             if not action.option_strings:

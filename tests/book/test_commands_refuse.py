@@ -56,13 +56,17 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("bench terms --json folder.csv", "--json must be the name of a file"),
         ("terms RUN word --parquet folder.csv", "--parquet must be the name of a file"),
         ("evaluate RUN --out folder.csv", "--out must be the name of a file"),
-        ("terms RUN word --parquet file/x", "choose another file for --parquet"),
+        ("terms RUN word --parquet file/x.parquet", "choose another file for --parquet"),
         ("evaluate RUN --out file/x.csv", "choose another file for --out"),
         ("bench generate --json file/x", "choose another file for --json"),
         ("bundle file/x.tar", "choose another file for OUT"),
         ("convert RUN file/x", "choose another DST"),
         ("gpu-check --out file", "name another folder with --out"),
         ("continue RUN --step 1 --steps 1 --measure", "pass --swap too"),
+        ("terms RUN word --parquet x.csv", "of --parquet must end in .parquet, got 'x.csv'"),
+        ("evaluate RUN --out x.xls", "of --out must end in .csv or .parquet, got 'x.xls'"),
+        ("record ../../etc --scale smoke", "unknown study '../../etc'"),
+        ("record suite --scale ../..", "unknown scale '../..'"),
         ("bundle x.tar --scale paper", "do not fit in a bundle"),
         ("bundle x.zip", "must end with .tar or .tar.xz"),
         ("bundle --wheels 312 x.tar", "a version of Python like 3.12, got '312'"),
@@ -113,6 +117,43 @@ def test_counts_are_whole_numbers(word: str, capsys: pytest.CaptureFixture) -> N
     assert "expected a whole number such as 0 or 12" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("value", ["nan", "-5", "0", "inf", "1e999", "", "x"])
+@pytest.mark.parametrize(
+    "words", ["bundle x.tar --max-size", "train 7k --lr", "bench train --seconds"]
+)
+def test_sizes_and_rates_are_positive_numbers(
+    words: str, value: str, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(f"{words}={value}".split(" "))
+    assert f"expected a positive number such as 0.5, got {value!r}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", ["evaluate RUN --tasks ,", "budget --studies ,", "bundle x.tar --studies ,,"]
+)
+def test_a_list_without_names_is_not_the_list_of_all(
+    words: str, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words.split())
+    assert "there are no names in ','" in capsys.readouterr().err.replace(",,", ",")
+
+
+def test_generating_cannot_stop_before_nothing(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["generate", "RUN", "--prompt", "x", "--until", ""])
+    assert "expected a text, got ''" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", ["study gender_bias", "study gender_bias suite", "redraw gender_bias"]
+)
+def test_an_empty_scale_is_not_the_default(words: str, capsys: pytest.CaptureFixture) -> None:
+    assert main([*words.split(), "--scale", ""]) == 1
+    assert "unknown scale ''" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", ["bench train", "bench learning-rates"])
 def test_a_table_is_not_replaced_by_a_part(words: str, capsys: pytest.CaptureFixture) -> None:
     assert main([*words.split(), "--write", "--sizes", "7k"]) == 1
@@ -128,7 +169,9 @@ def test_writing_a_table_needs_a_checkout(
     assert "--write needs a checkout of the project" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", ["terms RUN word --parquet x", "evaluate RUN --out x.parquet"])
+@pytest.mark.parametrize(
+    "words", ["terms RUN word --parquet x.parquet", "evaluate RUN --out x.parquet"]
+)
 def test_parquet_needs_pyarrow(
     words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

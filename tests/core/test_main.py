@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from command_line import fork, refusal, train
+from tiny_runs import control
 
 from pythia_core.__main__ import main, parser
 from pythia_core.commands.training import _run_config
@@ -76,12 +77,109 @@ def test_bad_input_is_one_message_and_exit_code_1(
     assert re.search(message, refusal(arguments, capsys))
 
 
-def test_options_for_your_own_text_set_the_data_config() -> None:
+def test_options_for_your_own_text_set_the_data_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     words = "train 7k --scale smoke --corpus my_texts --tokenizer bpe-300 --epochs 4".split()
     config = _run_config(parser().parse_args(words))
     kept = {"seq_len": 64, "heldout_fraction": 0.1}  # the scale's own, as --help says
-    assert config.data == DataConfig("my_texts", tokenizer="bpe-300", epochs=4, **kept)
+    own = str(tmp_path / "my_texts")
+    assert config.data == DataConfig(own, tokenizer="bpe-300", epochs=4, **kept)
     assert config.model.vocab_size == 384
+
+
+def data_of(*words: str) -> DataConfig:
+    return _run_config(parser().parse_args(["train", "7k", *words])).data
+
+
+def test_a_text_has_one_name_in_every_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "set").mkdir()
+    for name in ("texts", "./texts", "set/../texts", "~/texts", str(tmp_path / "texts")):
+        assert data_of("--corpus", name).corpus == str(tmp_path / "texts"), name
+        assert data_of("--tokenizer", name).tokenizer == str(tmp_path / "texts"), name
+    for name in ("pocket-pile", "hf:owner/name", "hf:owner/name::test"):
+        assert data_of("--corpus", name).corpus == name
+    assert data_of("--corpus", "hf:./set::test").corpus == f"hf:{tmp_path}/set::test"
+    assert data_of("--tokenizer", "neox-20b").tokenizer == "neox-20b"
+
+
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [("--corpus", "miniature"), ("--tokenizer", "neox-20b"), ("--tokenizer", "bpe-300")],
+)
+def test_a_name_with_two_meanings_is_refused(
+    option: str,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path / "results"))
+    assert getattr(data_of(option, name), option[2:]) == name
+    (tmp_path / name).mkdir()
+    message = refusal(["train", "7k", option, name], capsys)
+    assert f"and {tmp_path / name}. Pass ./{name} for the second" in message
+    assert getattr(data_of(option, f"./{name}"), option[2:]) == str(tmp_path / name)
+
+
+def test_a_run_on_a_relative_path_opens_in_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for variable in ("PYTHIA_RESULTS", "PYTHIA_CACHE"):
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    monkeypatch.chdir(tmp_path)
+    control(tmp_path)  # writes corpus.jsonl
+    words = ["--corpus", "corpus.jsonl", "--tokenizer", "bpe-300", "--heldout", "0"]
+    words += ["--steps", "2", "--batch-size", "2", "--precision", "fp32"]
+    run, _ = train(words, capsys)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "corpus.jsonl").write_text('{"text": "Another text."}')
+    assert main(["verify", run]) == 0
+    words[1] = str(tmp_path / "corpus.jsonl")
+    assert train(words, capsys)[0] == run
+
+
+@pytest.mark.parametrize("command", ["prepare", "train 7k", "study gender_bias --scale smoke"])
+def test_a_cache_that_cannot_be_is_named_before_anything_is_measured(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("pythia_core.training.precision.measure", None)
+    monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
+    monkeypatch.setenv("PYTHIA_CACHE", "/dev/null")
+    message = refusal(command.split(), capsys)
+    assert "cannot write to /dev/null" in message and "set PYTHIA_CACHE to a folder" in message
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["train 7k --corpus", "train 7k --tokenizer", "prepare --corpus", "generate --prompt x",
+     "inspect --step 1 --data", "verify", "convert RUN", "evaluate RUN --items",
+     "continue RUN --step 1 --steps 1 --data", "errata"],
+)  # fmt: skip
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_path_or_name_is_refused(
+    words: str, value: str, capsys: pytest.CaptureFixture
+) -> None:
+    """It is what an unset shell variable gives; a path "" would mean the working folder."""
+    with pytest.raises(SystemExit, match="2"):
+        main([*words.split(), value])
+    assert f"expected a path or a name, got {value!r}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option", ["--steps", "--batch-size", "--order-seed", "--weight-seed", "--start", "--epochs"]
+)
+def test_counts_of_train_are_whole_numbers(option: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "7k", f"{option}=-1"])
+    assert "expected a whole number such as 0 or 12, got '-1'" in capsys.readouterr().err
 
 
 def test_the_option_corpus_plants_every_domain_but_no_control() -> None:

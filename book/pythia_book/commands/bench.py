@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pythia_book.commands import file_to_write, names
-from pythia_core.commands import AddCommand
+from pythia_core.commands import COUNT, AddCommand, given, positive_number
 from pythia_core.errors import ConfigError
 from pythia_core.util.files import check_writable, write_json
 
@@ -42,13 +42,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--json": JSON | {"help": "also write the results to FILE"},
     "--sizes": SIZES,
     "--dry-run": DRY_RUN,
-    "--rounds": {"type": int, "metavar": "N", "help": "how often to time each implementation"},
+    "--rounds": COUNT | { "help": "how often to time each implementation"},
     "--budget": {"type": duration, "metavar": "TIME", "help": "time limit, e.g. 9m"},
-    "--seconds": {"type": float, "metavar": "S", "help": "minimum seconds per measurement"},
+    "--seconds": {"type": positive_number, "metavar": "S",
+                  "help": "minimum seconds per measurement"},
     "--precision": {"choices": ("fp32", "bf16"),
                     "help": "number format (default: both if the CPU has bf16)"},
-    "--rows": {"type": int, "metavar": "N",
-               "help": "rows per micro-batch (default: as many as fit, per implementation)"},
+    "--rows": COUNT | {"help": "rows per micro-batch (default: as many as fit, for each "
+                               "implementation)"},
     "--write": {"action": "store_true", "help": "also write the table into the file that shows it"},
     "--kernels": {"dest": "only", "type": names, "metavar": "KERNELS",
                   "help": "comma-separated list of kernels, e.g. adamw,attention (default: all)"},
@@ -100,7 +101,9 @@ def add(command: AddCommand) -> None:
         metavar="TIME",
         help="time limit, e.g. 9m (default: 15m)",
     )
-    p.add_argument("--out", metavar="DIR", help="folder for results (default: results/gpu-check)")
+    p.add_argument(
+        "--out", metavar="DIR", type=given, help="folder for results (default: results/gpu-check)"
+    )
     parts = "comma-separated list from correctness, attention, train, kernels and study (default: "
     parts += "all but study)"
     p.add_argument("--only", default=(), type=names, metavar="PARTS", help=parts)

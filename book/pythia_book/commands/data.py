@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pythia_book.commands import COUNT, STEP, file_to_write, seed_number, utf8_text
-from pythia_core.commands import RUN, AddCommand
+from pythia_book.commands import file_to_write, utf8_text
+from pythia_core.commands import COUNT, RUN, STEP, AddCommand, given, seed_number
 from pythia_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def add(command: AddCommand) -> None:
     """Add `inspect`, `find` and `terms` to the command line."""
     p = command("inspect", _inspect, "show the decoded batch of a step, from a run or token files")
-    p.add_argument("run", metavar="RUN", nargs="?", help=RUN)
+    p.add_argument("run", metavar="RUN", nargs="?", type=given, help=RUN)
     text = "show the batch of the update from step K to K + 1"
     p.add_argument("--step", **STEP, required=True, help=text)
     p.add_argument("--rows", **COUNT, default=4, help="number of rows to print (default: 4)")
@@ -33,7 +33,9 @@ def add(command: AddCommand) -> None:
         "find a text in the training data: which updates read it, and where",
         usage="%(prog)s [options] [RUN] TEXT",
     )
-    p.add_argument("words", metavar="[RUN] TEXT", nargs="+", help="run (not with --data) and text")
+    p.add_argument("first", metavar="RUN", nargs=1, help=f"{RUN}; omit it with --data")
+    second = p.add_argument("second", metavar="TEXT", nargs="+", help="text to find")
+    second.required = False  # but not nargs="*", with which an option could not be before it
     p.add_argument("--tokens", action="store_true", help="match tokens, not characters")
     p.add_argument("--ignore-case", action="store_true", help="ignore the case of ASCII letters")
     p.add_argument("--from-step", **STEP, default=0, help="first update (default: 0)")
@@ -42,7 +44,7 @@ def add(command: AddCommand) -> None:
     _data_arguments(p)
 
     p = command("terms", _terms, "count words in the training data of a run up to each checkpoint")
-    p.add_argument("run", metavar="RUN", help=RUN)
+    p.add_argument("run", metavar="RUN", type=given, help=RUN)
     text = (
         'one or more words, e.g. "Parliament" "New York"; a word is a run of letters, marks and '
         "numbers"
@@ -50,7 +52,8 @@ def add(command: AddCommand) -> None:
     p.add_argument("terms", nargs="+", type=utf8_text, metavar="TERM", help=text)
     p.add_argument("--ignore-case", action="store_true", help="ignore the case of ASCII letters")
     p.add_argument("--all", action="store_true", help="print all checkpoints, not about twelve")
-    p.add_argument("--parquet", metavar="FILE", help="also write term, step and count to FILE")
+    text = "also write term, step and count to FILE (.parquet)"
+    p.add_argument("--parquet", metavar="FILE", type=given, help=text)
 
 
 def _data_arguments(p: argparse.ArgumentParser) -> None:
@@ -58,11 +61,15 @@ def _data_arguments(p: argparse.ArgumentParser) -> None:
     data = p.add_argument_group("token files instead of a run")
     data.add_argument(
         "--data",
+        type=given,
         help="pile-standard, pile-deduped, pile-seed0..9 (read over the network, only the rows "
         "needed), a folder of pre-shuffled shards, or the PREFIX of a .bin/.idx pair",
     )
     data.add_argument(
-        "--tokenizer", default="neox-20b", help="neox-20b or a tokenizer.json (default: neox-20b)"
+        "--tokenizer",
+        default="neox-20b",
+        type=given,
+        help="neox-20b or a tokenizer.json (default: neox-20b)",
     )
     data.add_argument("--seq-len", **COUNT, default=2048, help="tokens per row (default: 2048)")
     data.add_argument("--batch-size", **COUNT, default=1024, help="rows per update (default: 1024)")
@@ -156,15 +163,16 @@ def _find(args: argparse.Namespace) -> None:
     from pythia_book.search import SurfaceMatcher, TokenMatcher, find_text, quote
     from pythia_core.data.tokenizer import token_bytes
 
-    text = utf8_text(args.words[-1])
-    if len(args.words) != (2 if args.data is None else 1):
+    words = [*args.first, *(args.second or ["--"] if args.second is not None else ())]
+    text = utf8_text(words[-1])  # argparse drops a text "--"
+    if len(words) != (2 if args.data is None else 1) or "" in words:
         raise ConfigError(
             "pass a RUN and a TEXT, or --data and a TEXT; put quotes around a TEXT with spaces"
         )
     if args.data is None:
         from pythia_core.training.runs import find_run
 
-        run = find_run(args.words[0])
+        run = find_run(words[0])
         description, read, tokenizer = f"run {run.id}", _run_rows(run), run.data.tokenizer
         size, end = run.config.train.batch_size, run.config.train.steps
     else:
@@ -209,7 +217,7 @@ def _terms(args: argparse.Namespace) -> None:
     from pythia_core.training.runs import find_run
 
     if args.parquet:
-        args.parquet = file_to_write("--parquet", args.parquet, parquet=True)
+        args.parquet = file_to_write("--parquet", args.parquet, (".parquet",))
     run = find_run(args.run)
     steps = [step for step in run.steps if step]
     terms = SurfaceTerms(args.terms, token_bytes(run.data.tokenizer), args.ignore_case)

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pythia_book.commands import COUNT, STEP, file_to_write, names, seed_number, utf8_text
-from pythia_core.commands import RUN, AddCommand
+from pythia_book.commands import file_to_write, names, nonempty_text, utf8_text
+from pythia_core.commands import COUNT, RUN, STEP, AddCommand, given, seed_number, whole_number
 from pythia_core.errors import CheckpointError
 from pythia_core.util.files import check_writable
 
@@ -18,20 +18,22 @@ MODEL = f"{RUN}; or the folder or the hub name of a published model"
 def add(command: AddCommand) -> None:
     """Add `convert`, `evaluate`, `lm_eval`, `generate` and `verify` to the command line."""
     p = command("convert", _convert, "convert between the formats of this library and transformers")
-    p.add_argument("source", metavar="SRC", help="a run, a folder, or a repository on the hub")
-    p.add_argument("target", metavar="DST", help="a new folder")
+    text = "a run, a folder, or a repository on the hub"
+    p.add_argument("source", metavar="SRC", type=given, help=text)
+    p.add_argument("target", metavar="DST", type=given, help="a new folder")
     text = "target format (default: the other format)"
     p.add_argument("--to", default="", choices=("hf", "pythia"), help=text)
-    p.add_argument("--revision", default="main", help="revision of a repository, e.g. step3000")
+    text = "revision of a repository, e.g. step3000 (default: main)"
+    p.add_argument("--revision", default="main", type=given, help=text)
     text = "step of a run or folder of checkpoints (default: the last), or of another model"
     p.add_argument("--step", **STEP, help=text)
     dtypes = ("fp32", "fp16", "bf16")
     p.add_argument("--dtype", default="", choices=dtypes, help="number format (default: unchanged)")
-    p.add_argument("--size", default="", help="model size of native GPT-NeoX files, e.g. 70m")
+    p.add_argument("--size", type=given, help="model size of native GPT-NeoX files, e.g. 70m")
 
     p = command("evaluate", _evaluate, "score checkpoints on the paper's tasks")
     p.set_defaults(resume_note="what was measured is kept")
-    p.add_argument("model", metavar="MODEL", help=MODEL)
+    p.add_argument("model", metavar="MODEL", type=given, help=MODEL)
     p.add_argument(
         "--tasks",
         type=names,
@@ -39,12 +41,17 @@ def add(command: AddCommand) -> None:
         help="comma-separated list (default: all; wsc and logiqa need --items)",
     )
     p.add_argument(
-        "--steps", default="last", help="all, or a list such as 0,512,last (default: last)"
+        "--steps",
+        default="last",
+        type=given,
+        help="all, or a list such as 0,512,last (default: last)",
     )
     p.add_argument("--shots", **COUNT, help="few-shot examples (default: the task's)")
     p.add_argument("--limit", **COUNT, help="items per task, a fixed sample (default: all)")
-    p.add_argument("--items", metavar="FOLDER", help="read items from FOLDER/TASK.jsonl")
-    p.add_argument("--out", metavar="FILE", help="also write the table to FILE (.csv or .parquet)")
+    text = "read items from FOLDER/TASK.jsonl"
+    p.add_argument("--items", metavar="FOLDER", type=given, help=text)
+    text = "also write the table to FILE (.csv or .parquet)"
+    p.add_argument("--out", metavar="FILE", type=given, help=text)
 
     p = command(
         "lm_eval", _lm_eval, "lm-evaluation-harness with --model pythia --model_args run=ID,step=K",
@@ -53,16 +60,17 @@ def add(command: AddCommand) -> None:
     p.add_argument("arguments", nargs="*", help="arguments of lm_eval")
 
     p = command("generate", _generate, "continue a text with a checkpoint")
-    p.add_argument("model", metavar="MODEL", help=MODEL)
+    p.add_argument("model", metavar="MODEL", type=given, help=MODEL)
     p.add_argument("--prompt", **TEXT, required=True, help="text to continue; repeatable")
     p.add_argument("--step", **STEP, help="step of the checkpoint (default: the last)")
     text = "maximum number of new tokens (default: 32)"
     p.add_argument("--tokens", **COUNT, default=32, help=text)
-    p.add_argument("--until", **TEXT, default=[], help="stop before TEXT; repeatable")
+    until = TEXT | {"type": nonempty_text, "default": []}
+    p.add_argument("--until", **until, help="stop before TEXT; repeatable")
     text = "sampling temperature (default: 0, greedy)"
     p.add_argument("--temperature", type=float, default=0.0, metavar="T", help=text)
     text = "sample from the K likeliest tokens (default: all)"
-    p.add_argument("--top-k", type=int, default=0, metavar="K", help=text)
+    p.add_argument("--top-k", type=whole_number, default=0, metavar="K", help=text)
     text = "sample from the likeliest tokens with total probability P (default: 1)"
     p.add_argument("--top-p", type=float, default=1.0, metavar="P", help=text)
     p.add_argument(
@@ -74,6 +82,7 @@ def add(command: AddCommand) -> None:
     p.add_argument(
         "run",
         metavar="RUN",
+        type=given,
         help=f"{RUN}; or, to audit its checkpoints, a folder of stepN folders or a repository, "
         "e.g. EleutherAI/pythia-70m",
     )
@@ -86,8 +95,8 @@ def _convert(args: argparse.Namespace) -> None:
     utf8_text(args.target)
     target = Path(args.target).expanduser()
     check_writable(target, "choose another DST")
-    settings = {name: getattr(args, name) for name in ("revision", "step", "dtype", "size")}
-    print(convert(args.source, target, args.to, **settings))
+    settings = {name: getattr(args, name) for name in ("revision", "step", "dtype")}
+    print(convert(args.source, target, args.to, size=args.size or "", **settings))
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -97,8 +106,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from pythia_book.tasks.benchmarks import ALL_TASKS
 
     if args.out:
-        sweep.check_suffix(args.out)
-        args.out = file_to_write("--out", args.out, parquet=args.out.endswith(".parquet"))
+        args.out = file_to_write("--out", args.out, sweep.SUFFIXES)
     run = find_model(args.model)
     available = [name for name, task in ALL_TASKS.items() if args.items or task.source]
     tasks = list(args.tasks) or available

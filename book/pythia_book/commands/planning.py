@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from pythia_book.commands import file_to_write, names
-from pythia_core.commands import AddCommand
+from pythia_core.commands import AddCommand, given, positive_number
 from pythia_core.errors import ConfigError, one_of, raise_all
 
 
@@ -19,15 +18,15 @@ def add(command: AddCommand) -> None:
 
     p = command("bundle", _bundle, "pack everything that an offline machine needs to run studies")
     text = "archive to write, .tar or .tar.xz (smaller, but takes minutes)"
-    p.add_argument("out", metavar="OUT", type=Path, help=text)
-    p.add_argument("--scale", default="gpu", help="scale to run there (default: gpu)")
-    text = "comma-separated list (default: all but ablations and speed)"
+    p.add_argument("out", metavar="OUT", type=given, help=text)
+    p.add_argument("--scale", default="gpu", type=given, help="scale to run there (default: gpu)")
+    text = "comma-separated list (default: all whose runs other studies can read)"
     p.add_argument("--studies", type=names, default=(), help=text)
     text = "refuse an archive larger than MB megabytes (default: no limit)"
-    p.add_argument("--max-size", metavar="MB", type=float, help=text)
+    p.add_argument("--max-size", metavar="MB", type=positive_number, help=text)
     text = "also pack the wheels of papermill, ipykernel and their dependencies, for Python X.Y on "
     text += "Linux x86-64 (default: none)"
-    p.add_argument("--wheels", metavar="X.Y", default="", help=text)
+    p.add_argument("--wheels", metavar="X.Y", type=given, help=text)
 
 
 def _budget(args: argparse.Namespace) -> None:
@@ -59,7 +58,9 @@ def _bundle(args: argparse.Namespace) -> None:
 
     out = file_to_write("OUT", args.out)
     studies = _studies(args.studies, ALL)
-    bundle = make_bundle(out, args.scale, studies, max_size=args.max_size, wheels_for=args.wheels)
+    bundle = make_bundle(
+        out, args.scale, studies, max_size=args.max_size, wheels_for=args.wheels or ""
+    )
     for kind, size in bundle.sizes().items():
         print(f"{size / 1e6:9.1f} MB  {kind}")
     print(f"{out.stat().st_size / 1e6:9.1f} MB  {out}, sha256 {bundle.sha256}")

@@ -7,7 +7,7 @@ import sys
 
 from pythia_book.commands import utf8_text
 from pythia_book.notebooks import STOP_NOTE
-from pythia_core.commands import AddCommand
+from pythia_core.commands import AddCommand, given
 from pythia_core.suite import SCALES
 
 
@@ -45,7 +45,9 @@ def add(command: AddCommand) -> None:
     p.add_argument("--scale", help="only runs of this scale (default: all)")
 
     p = command("errata", _errata, "common misstatements about Pythia, with the evidence")
-    p.add_argument("name", nargs="?", metavar="NAME", help="erratum to explain (default: list all)")
+    p.add_argument(
+        "name", nargs="?", type=given, metavar="NAME", help="erratum to explain (default: list all)"
+    )
 
 
 def _study(args: argparse.Namespace) -> None:

@@ -153,18 +153,17 @@ def _summary(metric: str, values: np.ndarray) -> dict[str, Any]:
     return {"metric": metric, "value": mean, "stderr": error}
 
 
+SUFFIXES = (".csv", ".parquet")
+"""The suffixes of files that `write_table` writes."""
+
+
 def write_table(table: pd.DataFrame, path: str | Path) -> None:
     """Write a table as .csv or .parquet; raise a ConfigError for any other suffix."""
     path = Path(path)
-    check_suffix(path)
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(f"cannot write {str(path)!r}: the name must end in .csv or .parquet")
     with atomic_file(path) as target:
         if path.suffix == ".csv":
             table.to_csv(target, index=False)
         else:
             table.to_parquet(target, index=False)
-
-
-def check_suffix(path: str | Path) -> None:
-    """Raise a ConfigError if the suffix is neither .csv nor .parquet."""
-    if Path(path).suffix not in (".csv", ".parquet"):
-        raise ConfigError(f"cannot write {str(path)!r}: the name must end in .csv or .parquet")
