@@ -53,8 +53,7 @@ def given(word: str) -> str:
     """
     if not word.strip():
         raise argparse.ArgumentTypeError(
-            f"expected a path or a name, got {word!r}; omit the option, or see whether a shell "
-            "variable is not set"
+            f"expected a path or a name, got {word!r}; perhaps a shell variable is not set"
         )
     return word
 
