@@ -115,7 +115,8 @@ MATRIX = {
         book/released/test_pile.py test_the_released_document_index
     """,
     "text in bad UTF-8, with lone surrogates, NUL, BOM, CRLF or U+2028: E, or right text": """
-        core/data/test_corpus.py test_files_and_folders test_a_nul_is_a_character
+        core/data/test_corpus.py test_files_and_folders
+            test_a_nul_is_a_character_only_if_it_is_written_as_one
             test_bad_jsonl_is_named_by_file_and_line test_bad_text_files
     """,
     "empty documents, and documents of one token: counted": """

@@ -174,7 +174,7 @@ def test_a_path_is_named_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for find in (find_model, download.load):
         with pytest.raises(CheckpointError, match="it is a file; pass the folder of the model"):
             find("mine/config.json")
-        with pytest.raises(CheckpointError, match="mine exists here, so this name is read as a"):
+        with pytest.raises(CheckpointError, match="is read as a path, because mine exists here"):
             find("mine/pythia")
         with pytest.raises(CheckpointError, match="because step3000 is the name of a checkpoint"):
             find("typo/step3000")
