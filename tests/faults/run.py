@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
@@ -33,9 +34,11 @@ def main() -> int:
     parser.add_argument("--flips", type=int, default=1000, help="flips over all kinds of file")
     parser.add_argument("--out", type=Path, default=OUT, help="file to write")
     args = parser.parse_args()
-    commit = records.commit()
-    if args.out == OUT and commit["dirty"]:
-        print("error: commit the code first, so that the counts name it", file=sys.stderr)
+    commit, tests = records.commit(), Path(__file__).resolve().parents[1]
+    status = ["git", "status", "--porcelain", "--", str(tests)]
+    changed = subprocess.run(status, cwd=tests, capture_output=True, check=False)
+    if args.out.resolve() == OUT and (commit["dirty"] in (True, None) or changed.stdout):
+        print("error: commit code and tests first, so that the counts name them", file=sys.stderr)
         return 1
     kills, flips, bad = {}, {}, []
     with tempfile.TemporaryDirectory() as folder:

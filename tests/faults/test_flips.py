@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from flips import OUTCOMES, Kind, Unnoticed, all_kinds, count
+from flips import OUTCOMES, Kind, Unnoticed, all_kinds, count, flip
+from places import ROOT
 
 from pythia_core.errors import DataError
 
@@ -20,7 +23,15 @@ def test_every_flip_is_refused_by_name_repaired_or_harmless(
 ) -> None:
     kinds = all_kinds(tmp_path, monkeypatch)
     assert all(kind.files for kind in kinds)
+    shown = json.loads((ROOT / "book" / "faults.json").read_text())["flips"]
+    assert {kind.name for kind in kinds} == shown.keys(), "run tests/faults/run.py again"
     assert [problem for kind in kinds for problem in count(kind, FLIPS, seed=1)[1]] == []
+
+
+def test_a_flip_changes_one_bit(tmp_path: Path) -> None:
+    (file := tmp_path / "weights").write_bytes(bytes(40))
+    flip(file, np.random.default_rng(0))
+    assert sum(byte.bit_count() for byte in file.read_bytes()) == 1
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES)

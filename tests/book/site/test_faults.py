@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from flips import BAD, OUTCOMES
+from places import ROOT
 
 pytest.importorskip("sphinx", reason="the extra `book` is not installed")
 
@@ -33,6 +35,21 @@ def test_the_committed_counts_have_nothing_unequal_or_unnoticed() -> None:
     assert all(each["equal"] == each["finished"] > 0 for each in counts["kills"].values())
     assert sum(sum(row.values()) for row in counts["flips"].values()) >= 1000
     assert not any(row.get(outcome) for outcome in BAD for row in counts["flips"].values())
+
+
+def test_the_counts_name_a_commit_of_this_history() -> None:
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", *words], cwd=ROOT, check=False, capture_output=True, text=True
+        )
+        return done.stdout.strip() if done.returncode == 0 else "failed"
+
+    if git("rev-parse", "--is-shallow-repository") != "false":
+        pytest.skip("the history is not here")
+    counted = json.loads(faults.FILE.read_text())["commit"]
+    assert git("merge-base", "--is-ancestor", counted, "HEAD") == "", (
+        "run tests/faults/run.py again"
+    )
 
 
 def test_a_damaged_file_of_counts_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
