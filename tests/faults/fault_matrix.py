@@ -30,6 +30,8 @@ MATRIX = {
         core/training/test_checkpoint.py test_no_space_left
         core/data/test_prepare.py test_full_disk
         core/data/test_indexed_dataset.py test_full_disk_while_writing_leaves_nothing
+        core/data/test_interventions.py test_a_full_disk_is_named
+        core/util/test_files.py test_safetensors_on_a_full_disk_are_an_error_of_the_system
     """,
     "folder that becomes read-only or vanishes: E, then R": """
         faults/test_training.py test_a_folder_that_becomes_read_only
@@ -45,11 +47,16 @@ MATRIX = {
         core/training/test_checkpoint.py test_every_bit_flip_is_noticed
         core/training/test_completion.py test_every_entry_of_done_is_hashed
             test_a_changed_log_is_neither_read_nor_verified
+            test_replays_are_verified_and_other_files_named
+        core/test_hf.py
+            test_every_changed_bit_of_a_saved_folder_gives_the_model_or_names_the_file
+        book/test_records.py test_costs_cut_anywhere_or_changed_are_refused
     """,
     "missing, extra or swapped files: E": """
         core/training/test_checkpoint.py test_missing_extra_and_swapped_files_are_noticed
         core/training/test_completion.py test_a_checkpoint_of_another_run_is_found
-            test_a_missing_file_is_named
+            test_a_missing_file_is_named test_the_done_json_of_another_run_is_refused
+            test_damage_is_not_sealed_by_finishing_the_run_again
     """,
     "other configuration in the same folder: E": """
         core/training/test_runs.py
@@ -87,6 +94,7 @@ MATRIX = {
     "no GPU, or out of memory: E": """
         core/training/test_trainer.py test_modes_are_checked
             test_out_of_memory_recommends_a_micro_batch
+        book/tasks/test_harness.py test_arguments_are_checked_before_anything_is_measured
         faults/test_training.py test_a_worker_that_is_killed_is_an_error_not_a_hang
     """,
     "damaged or hostile index, header or archive: E": """
@@ -103,6 +111,9 @@ MATRIX = {
         core/data/test_indexed_dataset.py test_truncated_and_extended_files_are_found
             test_a_shard_that_ends_inside_a_token_is_refused
         book/released/test_pile.py test_errors_name_what_is_missing
+        book/released/test_continuation.py test_a_folder_may_hold_the_needed_shards_only
+        book/released/test_download.py test_a_missing_shard_of_a_revision
+        core/test_hf.py test_missing_and_truncated_shards
     """,
     "token id outside the vocabulary: E": """
         core/data/test_indexed_dataset.py test_ids_outside_the_vocabulary_are_refused
@@ -146,6 +157,8 @@ MATRIX = {
     "clock that jumps, folder that was moved: R": """
         faults/test_training.py test_a_clock_that_jumps_and_a_folder_that_moves
             test_a_stopped_run_is_moved_and_goes_on
+        book/released/test_continuation.py
+            test_a_run_is_found_after_its_folder_of_results_was_moved
         core/training/test_runs.py test_a_renamed_folder_is_still_the_run
     """,
     "log torn by a kill: R": """
@@ -162,7 +175,8 @@ MATRIX = {
     """,
     "two processes that prepare one text, cache of another text: one prepares": """
         faults/test_training.py test_of_processes_that_need_the_same_tokens_one_makes_them
-        core/data/test_prepare.py test_fingerprint_depends_on_the_content_only
+        core/data/test_prepare.py test_a_cache_of_another_text_is_refused
+            test_fingerprint_depends_on_the_content_only
             test_corpus_that_changes_while_read
     """,
     "notebook cell that fails: E": """
