@@ -119,6 +119,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 file=sys.stderr,
             )
             return 1
+        except RuntimeError as error:
+            if "home directory" not in str(error):  # of pathlib.Path.expanduser
+                raise
+            print(
+                "error: a path begins with ~ and the name of no user; write the path in full",
+                file=sys.stderr,
+            )
+            return 1
         except UnicodeEncodeError as error:
             if error.reason != "surrogates not allowed":
                 raise

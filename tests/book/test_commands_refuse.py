@@ -105,6 +105,16 @@ def test_bytes_that_are_no_text_are_refused(
     assert r"\udcff' is not UTF-8 text" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words", [["convert", "~nobody.here/x", "y"], ["bundle", "~nobody.here/x"]]
+)
+def test_a_home_folder_that_is_not_there_is_an_error_with_a_message(
+    words: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    assert main(words) == 1
+    assert "begins with ~ and the name of no user" in capsys.readouterr().err
+
+
 def test_text_is_utf8_in_every_locale(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.fsencode", lambda word: word.encode("ascii", "surrogateescape"))
     assert utf8_text("Garc\udcc3\udcada") == "García"

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
+from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
 from pythia_book import claim_tables, notebooks, records
@@ -17,6 +18,7 @@ from pythia_book.recording import COSTS, all_costs
 from pythia_book.site import report
 from pythia_book.site.runs import NOT_RUN, SelectedRun
 from pythia_book.site.staging import ROOT, RUNS, TABLES, recorded_run, unshown
+from pythia_core.errors import DataError
 from pythia_core.suite import SCALES
 
 
@@ -215,7 +217,11 @@ class Costs(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         header = [name[:1].upper() + name[1:] for name in COSTS]
-        return [table(header, [list(row) for row in all_costs(ROOT)], "costs")]
+        try:
+            rows = all_costs(ROOT)
+        except DataError as error:
+            raise ExtensionError(str(error)) from error
+        return [table(header, [list(row) for row in rows], "costs")]
 
 
 class Scales(SphinxDirective):
