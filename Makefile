@@ -95,7 +95,7 @@ lab: $(READY) ## open the notebooks in JupyterLab (installs it on first use)
 	@$(BIN)/python -c 'import jupyterlab' 2> /dev/null || { \
 	  echo "== Installing JupyterLab into $(VENV)"; \
 	  $(PIP) -c <($(BIN)/python -m pip freeze --exclude-editable | grep -v ' @ ') 'jupyterlab>=4.2'; }
-	@$(BIN)/jupyter-lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
+	@$(if $(PYTHIA_RESULTS),PYTHIA_RESULTS="$$(realpath -m -- "$$PYTHIA_RESULTS")") $(BIN)/jupyter-lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 lint: $(READY) ## check style and formatting with ruff, and the library's types with mypy
 	@$(BIN)/ruff check .

@@ -236,6 +236,17 @@ def test_dtypes(tmp_path: Path) -> None:
     assert hf.load(ours, dtype=None)[0].embed_in.weight.dtype == torch.float16
 
 
+def test_a_target_that_exists_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(hf.save(random_model(tiny()), tmp_path / "model"))
+    write_native(random_model(tiny()), native := tmp_path / "global_step10", 1)
+    monkeypatch.setattr("pythia_book.released.convert.read", lambda *_: pytest.fail("was read"))
+    for source, to in ((folder, "hf"), (str(native), "")):
+        with pytest.raises(CheckpointError, match="exists; choose a new folder"):
+            convert(source, folder, to)
+
+
 def test_invalid_conversions_are_refused(tmp_path: Path) -> None:
     folder = str(hf.save(random_model(tiny()), tmp_path / "model"))
     with pytest.raises(
