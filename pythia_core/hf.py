@@ -36,7 +36,7 @@ from pythia_core.errors import CheckpointError, ConfigError, one_of, raise_all
 from pythia_core.model import GPTNeoX, Rotary
 from pythia_core.suite import OFFICIAL_SIZES, size_of
 from pythia_core.training.checkpoint import MANIFEST, read_manifest, sha256_tensors
-from pythia_core.util.files import atomic_dir, file_sha256, save_safetensors
+from pythia_core.util.files import atomic_dir, file_sha256, json_object, save_safetensors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -107,8 +107,8 @@ class Weights(Mapping[str, Tensor]):
                 refuse_pickle(str(folder), [p.name for p in folder.iterdir()])
             return {}
         try:
-            index = dict(json.loads((folder / INDEX).read_bytes())["weight_map"])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            index = dict(json_object((folder / INDEX).read_bytes())["weight_map"])
+        except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{folder / INDEX} is damaged ({error!r}); get the file again from its source"
             ) from error
@@ -280,12 +280,9 @@ def read_settings(folder: Path) -> dict[str, dict[str, Any]]:
 def _read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file; raise CheckpointError if that is impossible."""
     try:
-        value = json.loads(path.read_bytes())
-        if not isinstance(value, dict):
-            raise ValueError("the contents are not a JSON object")
-    except (OSError, ValueError, RecursionError) as error:
+        return json_object(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    return value
 
 
 def tokenizer_path(folder: Path) -> Path:
@@ -356,6 +353,12 @@ def load(
 # --- writing ---------------------------------------------------------------------------------
 
 
+def refuse_existing(folder: Path) -> None:
+    """Raise CheckpointError if the folder that `save` is to create exists already."""
+    if folder.exists():
+        raise CheckpointError(f"{folder} exists; choose a new folder or delete this one")
+
+
 def save(
     model: GPTNeoX,
     folder: str | Path,
@@ -381,8 +384,7 @@ def save(
         CheckpointError: the folder exists, or a weight exceeds the range of `dtype`.
     """
     folder = Path(folder)
-    if folder.exists():
-        raise CheckpointError(f"{folder} exists; choose a new folder or delete this one")
+    refuse_existing(folder)
     state = to_hf_state(model.state_dict(), "embed_out.weight")
     shards = _shards(state, dtype, shard_bytes)
     names = [WEIGHTS] if len(shards) == 1 else [

@@ -9,7 +9,6 @@ models.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,12 +39,12 @@ class Finished:
     def find(cls) -> Finished:
         """Read the identities of all finished runs; damaged runs are left out."""
         from pythia_core.training.execution import Execution
-        from pythia_core.training.runs import code_identity
+        from pythia_core.training.runs import code_identity, read_identity
 
         code, folders = code_identity(Execution.from_environment()), {}
         for done in sorted((results_dir() / "runs").glob("*/done.json")):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                identity = json.loads((done.parent / "identity.json").read_text("utf-8"))
+            with contextlib.suppress(PythiaError, KeyError):
+                identity = read_identity(done.parent)
                 if identity["code"] == code:
                     folders[stable_hash(identity["config"])] = done.parent
         return cls(folders)
@@ -58,13 +57,12 @@ class Finished:
     def seconds_per_flop(self) -> float | None:
         """The seconds that one thread of this machine takes per FLOP of training; None: unknown."""
         from pythia_core.training.metrics import read_metrics
-        from pythia_core.training.runs import run_flops
+        from pythia_core.training.runs import read_identity, run_flops
 
         seconds = flops = 0.0
         for folder in [*self.folders.values()][:SAMPLE]:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError, PythiaError):
-                identity = json.loads((folder / "identity.json").read_text("utf-8"))
-                config = run_config_from_dict(identity["config"])
+                config = run_config_from_dict(read_identity(folder)["config"])
                 tokens = config.train.batch_size * config.data.seq_len
                 rows = read_metrics(folder / "metrics.jsonl")
                 seconds += sum(tokens / row["tokens_per_s"] for row in rows)

@@ -789,15 +789,20 @@ def test_recording_copies_the_run_and_fills_in_the_costs(committed: None, projec
     assert [path.name for path in target.parent.iterdir()] == ["laptop"]
 
 
-def test_costs_on_another_machine_are_kept(
-    committed: None, project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def record_on(project: Path, monkeypatch: pytest.MonkeyPatch, *machines: str) -> None:
+    """Record a run on each machine in turn, with a README that shows the costs."""
     (project / "README.md").write_text("<!-- costs -->\n<!-- /costs -->\n")
-    for machine in ("one, 1 thread", "one, 2 threads", "another | one"):
+    for machine in machines:
         monkeypatch.setattr(recording, "device_text", lambda record, machine=machine: machine)
         write(project)
         finish(project)
         recording.record_run("tiny", "laptop")
+
+
+def test_costs_on_another_machine_are_kept(
+    committed: None, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record_on(project, monkeypatch, "one, 1 thread", "one, 2 threads", "another | one")
     assert [row[2] for row in recording.all_costs(project)] == ["another | one", "one, 2 threads"]
     readme = (project / "README.md").read_text()
     assert readme.count("| tiny |") == 2 and r"| another \| one |" in readme
@@ -806,12 +811,7 @@ def test_costs_on_another_machine_are_kept(
 @pytest.fixture
 def costs(committed: None, project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of costs, with rows of a recorded run, and before and after of earlier ones."""
-    (project / "README.md").write_text("<!-- costs -->\n<!-- /costs -->\n")
-    for machine in ("a|b, 1 thread", "z, 1 thread", "m, 1 thread"):
-        monkeypatch.setattr(recording, "device_text", lambda record, machine=machine: machine)
-        write(project)
-        finish(project)
-        recording.record_run("tiny", "laptop")
+    record_on(project, monkeypatch, "a|b, 1 thread", "z, 1 thread", "m, 1 thread")
     return project / recording.COSTS_FILE
 
 

@@ -140,9 +140,9 @@ def convert(
     if dtype and dtype not in DTYPES:
         raise ConfigError(one_of(dtype, DTYPES, "dtype"))
     cast_to = DTYPES.get(dtype)
-    ours = neox_format.find(Path(source).expanduser(), step) or not is_published(source)
-    if (to == "hf" or (not to and ours)) and Path(target).exists():  # reading may take minutes
-        raise CheckpointError(f"{target} exists; choose a new folder or delete this one")
+    native = neox_format.find(Path(source).expanduser(), step) is not None
+    if to == "hf" or (not to and (native or not is_published(source))):
+        hf.refuse_existing(Path(target))  # before reading, which may take minutes
     origin = read(source, revision, step, size)
     if (to or ("pythia" if origin.kind == "hf" else "hf")) == "hf":
         return hf.save(

@@ -124,6 +124,8 @@ def test_what_convert_wrote_is_a_model(
     one.rename(renamed := tmp_path / "renamed")
     for folder in (plain, renamed):
         assert find_model(str(folder)).steps == [5] and read(str(folder)).step == 5
+        with pytest.raises(ConfigError, match="is of step 5, not of step 7"):
+            find_source(str(folder)).check(7, "main")
     renamed.rename(one)
 
     hub = printed("generate", str(tmp_path / "step5"), "--prompt", "The", "--tokens", "5")

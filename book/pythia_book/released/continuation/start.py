@@ -17,7 +17,14 @@ from pythia_core.config import ModelConfig, TrainConfig
 from pythia_core.data.prepare import Batches
 from pythia_core.data.tokenizer import load_tokenizer
 from pythia_core.errors import CheckpointError, ConfigError, one_of
-from pythia_core.hf import local_folder, model_config, read_config, step_of, tokenizer_path
+from pythia_core.hf import (
+    local_folder,
+    model_config,
+    read_config,
+    stated_step,
+    step_of,
+    tokenizer_path,
+)
 from pythia_core.suite import OFFICIAL_SIZES, size_of
 from pythia_core.training.checkpoint import saved_steps
 from pythia_core.training.precision import best_precision
@@ -187,7 +194,7 @@ class PublishedSource:
     def check(self, step: int, revision: str) -> None:
         stated = step_of(revision)
         if stated is None and local_folder(self.name):
-            stated = step_of(download.locate(self.name, revision).folder.name)
+            stated = stated_step(download.locate(self.name, revision).folder)
         if stated not in (None, step):
             raise ConfigError(
                 f"the revision {revision} of {self.name} is of step {stated}, not of step {step}; "
