@@ -1,4 +1,4 @@
-"""The library's own commands of `python -m pythia_core`, and what all commands read words with.
+"""The library's own commands of `python -m pythia_core`, and the types of all arguments.
 
 Each module has a function `add`, which declares its commands. The functions that run commands
 import heavy modules only when they run, so that `--help` is fast.
@@ -45,8 +45,8 @@ def trained_scales() -> list[str]:
 # --- types of arguments ----------------------------------------------------------------------
 
 
-def given(word: str) -> str:
-    """Return a path or name, which must not be blank, as is that of an unset shell variable.
+def nonblank(word: str) -> str:
+    """Return a path or a name unless it is blank, as the value of an unset shell variable is.
 
     Raises:
         argparse.ArgumentTypeError: it is blank.

@@ -12,7 +12,7 @@ from typing import Any
 from pythia_core.commands import (
     COUNT,
     AddCommand,
-    given,
+    nonblank,
     positive_number,
     seed_number,
     trained_scales,
@@ -38,10 +38,10 @@ def add(command: AddCommand) -> None:
     p.set_defaults(resume_note="training so far is saved")
     option = p.add_argument
     sizes = ", ".join(size for size in SIZES if size not in OFFICIAL_SIZES)
-    option("size", metavar="SIZE", type=given, help=f"size of the model: {sizes}")
+    option("size", metavar="SIZE", type=nonblank, help=f"size of the model: {sizes}")
     scales = ", ".join(trained_scales())
     text = f"amount of training and data: {scales} (default: laptop)"
-    option("--scale", default="laptop", type=given, help=text)
+    option("--scale", default="laptop", type=nonblank, help=text)
     _add_data_options(p)
     option("--steps", **COUNT, help="number of updates (default: the scale's)")
     text = "rows per update (default: the scale's)"
@@ -58,7 +58,7 @@ def add(command: AddCommand) -> None:
     option("--precision", choices=PRECISIONS, help=text)
     option(
         "--execution",
-        type=given,
+        type=nonblank,
         help=f"how updates run: {', '.join(MODES)}, each optionally with +recompute, which saves "
         f"memory; graph needs a CUDA device (default: the variable {VARIABLE}, or eager)",
     )
@@ -83,13 +83,13 @@ def _add_data_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--corpus",
         metavar="PATH",
-        type=given,
+        type=nonblank,
         help="your own text: a file or folder of .jsonl/.txt (also .gz or .zst), hf:NAME, or "
         "the name of a registered corpus (default: the scale's)",
     )
     p.add_argument(
         "--tokenizer",
-        type=given,
+        type=nonblank,
         help="bpe-N (trained on the corpus), neox-20b or a tokenizer.json (default: the scale's)",
     )
     text = "passes over the text (default: the scale's)"

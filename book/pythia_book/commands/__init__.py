@@ -15,7 +15,7 @@ def names(text: str) -> tuple[str, ...]:
     """Split a comma-separated list of names; return those that are not empty.
 
     Raises:
-        argparse.ArgumentTypeError: all are, although the text is not.
+        argparse.ArgumentTypeError: the text has only commas and spaces.
     """
     listed = tuple(name for name in text.split(",") if name.strip())
     if text and not listed:

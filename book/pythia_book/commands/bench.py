@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pythia_book.commands import file_to_write, names
-from pythia_core.commands import COUNT, AddCommand, given, positive_number
+from pythia_core.commands import COUNT, AddCommand, nonblank, positive_number
 from pythia_core.errors import ConfigError
 from pythia_core.util.files import check_writable, write_json
 
@@ -102,7 +102,10 @@ def add(command: AddCommand) -> None:
         help="time limit, e.g. 9m (default: 15m)",
     )
     p.add_argument(
-        "--out", metavar="DIR", type=given, help="folder for results (default: results/gpu-check)"
+        "--out",
+        metavar="DIR",
+        type=nonblank,
+        help="folder for results (default: results/gpu-check)",
     )
     parts = "comma-separated list from correctness, attention, train, kernels and study (default: "
     parts += "all but study)"

@@ -12,7 +12,7 @@ import contextlib
 import io
 from typing import TYPE_CHECKING, Any
 
-from pythia_core.commands import COUNT, STEP, AddCommand, given, positive_number
+from pythia_core.commands import COUNT, STEP, AddCommand, nonblank, positive_number
 from pythia_core.config import PRECISIONS, PRONOUN_SWAPS
 from pythia_core.errors import ConfigError, DataError
 
@@ -30,12 +30,12 @@ def add(command: AddCommand) -> None:
     p.add_argument(
         "source",
         metavar="SRC",
-        type=given,
+        type=nonblank,
         help="a run (folder or id), the folder of a published model, a folder with one subfolder "
         "stepN per revision, or a repository on the hub such as EleutherAI/pythia-70m-deduped",
     )
     text = "revision of a published model, e.g. step133000"
-    p.add_argument("--revision", type=given, help=text)
+    p.add_argument("--revision", type=nonblank, help=text)
     p.add_argument("--step", **STEP, help="step to start from (default: the revision's)")
     p.add_argument("--steps", **COUNT, required=True, help="number of updates")
     p.add_argument(
@@ -43,12 +43,12 @@ def add(command: AddCommand) -> None:
     )
     p.add_argument(
         "--data",
-        type=given,
+        type=nonblank,
         help="rows in training order: pile-deduped, pile-standard, a folder with the shards, or "
         "anything else that `inspect --data` takes (default: the run's own)",
     )
     text = "neox-20b or a tokenizer.json (default: the model's)"
-    p.add_argument("--tokenizer", type=given, help=text)
+    p.add_argument("--tokenizer", type=nonblank, help=text)
     p.add_argument("--seq-len", **COUNT, default=2048, help="tokens per row (default: 2048)")
     p.add_argument(
         "--state",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pythia_book.commands import file_to_write, utf8_text
-from pythia_core.commands import COUNT, RUN, STEP, AddCommand, given, seed_number
+from pythia_core.commands import COUNT, RUN, STEP, AddCommand, nonblank, seed_number
 from pythia_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def add(command: AddCommand) -> None:
     """Add `inspect`, `find` and `terms` to the command line."""
     p = command("inspect", _inspect, "show the decoded batch of a step, from a run or token files")
-    p.add_argument("run", metavar="RUN", nargs="?", type=given, help=RUN)
+    p.add_argument("run", metavar="RUN", nargs="?", type=nonblank, help=RUN)
     text = "show the batch of the update from step K to K + 1"
     p.add_argument("--step", **STEP, required=True, help=text)
     p.add_argument("--rows", **COUNT, default=4, help="number of rows to print (default: 4)")
@@ -44,7 +44,7 @@ def add(command: AddCommand) -> None:
     _data_arguments(p)
 
     p = command("terms", _terms, "count words in the training data of a run up to each checkpoint")
-    p.add_argument("run", metavar="RUN", type=given, help=RUN)
+    p.add_argument("run", metavar="RUN", type=nonblank, help=RUN)
     text = (
         'one or more words, e.g. "Parliament" "New York"; a word is a run of letters, marks and '
         "numbers"
@@ -53,7 +53,7 @@ def add(command: AddCommand) -> None:
     p.add_argument("--ignore-case", action="store_true", help="ignore the case of ASCII letters")
     p.add_argument("--all", action="store_true", help="print all checkpoints, not about twelve")
     text = "also write term, step and count to FILE (.parquet)"
-    p.add_argument("--parquet", metavar="FILE", type=given, help=text)
+    p.add_argument("--parquet", metavar="FILE", type=nonblank, help=text)
 
 
 def _data_arguments(p: argparse.ArgumentParser) -> None:
@@ -61,14 +61,14 @@ def _data_arguments(p: argparse.ArgumentParser) -> None:
     data = p.add_argument_group("token files instead of a run")
     data.add_argument(
         "--data",
-        type=given,
+        type=nonblank,
         help="pile-standard, pile-deduped, pile-seed0..9 (read over the network, only the rows "
         "needed), a folder of pre-shuffled shards, or the PREFIX of a .bin/.idx pair",
     )
     data.add_argument(
         "--tokenizer",
         default="neox-20b",
-        type=given,
+        type=nonblank,
         help="neox-20b or a tokenizer.json (default: neox-20b)",
     )
     data.add_argument("--seq-len", **COUNT, default=2048, help="tokens per row (default: 2048)")

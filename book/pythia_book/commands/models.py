@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pythia_book.commands import file_to_write, names, nonempty_text, utf8_text
-from pythia_core.commands import COUNT, RUN, STEP, AddCommand, given, seed_number, whole_number
+from pythia_core.commands import COUNT, RUN, STEP, AddCommand, nonblank, seed_number, whole_number
 from pythia_core.errors import CheckpointError
 from pythia_core.util.files import check_writable
 
@@ -19,21 +19,21 @@ def add(command: AddCommand) -> None:
     """Add `convert`, `evaluate`, `lm_eval`, `generate` and `verify` to the command line."""
     p = command("convert", _convert, "convert between the formats of this library and transformers")
     text = "a run, a folder, or a repository on the hub"
-    p.add_argument("source", metavar="SRC", type=given, help=text)
-    p.add_argument("target", metavar="DST", type=given, help="a new folder")
+    p.add_argument("source", metavar="SRC", type=nonblank, help=text)
+    p.add_argument("target", metavar="DST", type=nonblank, help="a new folder")
     text = "target format (default: the other format)"
     p.add_argument("--to", default="", choices=("hf", "pythia"), help=text)
     text = "revision of a repository, e.g. step3000 (default: main)"
-    p.add_argument("--revision", default="main", type=given, help=text)
+    p.add_argument("--revision", default="main", type=nonblank, help=text)
     text = "step of a run or folder of checkpoints (default: the last), or of another model"
     p.add_argument("--step", **STEP, help=text)
     dtypes = ("fp32", "fp16", "bf16")
     p.add_argument("--dtype", default="", choices=dtypes, help="number format (default: unchanged)")
-    p.add_argument("--size", type=given, help="model size of native GPT-NeoX files, e.g. 70m")
+    p.add_argument("--size", type=nonblank, help="model size of native GPT-NeoX files, e.g. 70m")
 
     p = command("evaluate", _evaluate, "score checkpoints on the paper's tasks")
     p.set_defaults(resume_note="what was measured is kept")
-    p.add_argument("model", metavar="MODEL", type=given, help=MODEL)
+    p.add_argument("model", metavar="MODEL", type=nonblank, help=MODEL)
     p.add_argument(
         "--tasks",
         type=names,
@@ -43,15 +43,15 @@ def add(command: AddCommand) -> None:
     p.add_argument(
         "--steps",
         default="last",
-        type=given,
+        type=nonblank,
         help="all, or a list such as 0,512,last (default: last)",
     )
     p.add_argument("--shots", **COUNT, help="few-shot examples (default: the task's)")
     p.add_argument("--limit", **COUNT, help="items per task, a fixed sample (default: all)")
     text = "read items from FOLDER/TASK.jsonl"
-    p.add_argument("--items", metavar="FOLDER", type=given, help=text)
+    p.add_argument("--items", metavar="FOLDER", type=nonblank, help=text)
     text = "also write the table to FILE (.csv or .parquet)"
-    p.add_argument("--out", metavar="FILE", type=given, help=text)
+    p.add_argument("--out", metavar="FILE", type=nonblank, help=text)
 
     p = command(
         "lm_eval", _lm_eval, "lm-evaluation-harness with --model pythia --model_args run=ID,step=K",
@@ -60,7 +60,7 @@ def add(command: AddCommand) -> None:
     p.add_argument("arguments", nargs="*", help="arguments of lm_eval")
 
     p = command("generate", _generate, "continue a text with a checkpoint")
-    p.add_argument("model", metavar="MODEL", type=given, help=MODEL)
+    p.add_argument("model", metavar="MODEL", type=nonblank, help=MODEL)
     p.add_argument("--prompt", **TEXT, required=True, help="text to continue; repeatable")
     p.add_argument("--step", **STEP, help="step of the checkpoint (default: the last)")
     text = "maximum number of new tokens (default: 32)"
@@ -82,7 +82,7 @@ def add(command: AddCommand) -> None:
     p.add_argument(
         "run",
         metavar="RUN",
-        type=given,
+        type=nonblank,
         help=f"{RUN}; or, to audit its checkpoints, a folder of stepN folders or a repository, "
         "e.g. EleutherAI/pythia-70m",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from pythia_book.commands import file_to_write, names
-from pythia_core.commands import AddCommand, given, positive_number
+from pythia_core.commands import AddCommand, nonblank, positive_number
 from pythia_core.errors import ConfigError, one_of, raise_all
 
 
@@ -18,15 +18,17 @@ def add(command: AddCommand) -> None:
 
     p = command("bundle", _bundle, "pack everything that an offline machine needs to run studies")
     text = "archive to write, .tar or .tar.xz (smaller, but takes minutes)"
-    p.add_argument("out", metavar="OUT", type=given, help=text)
-    p.add_argument("--scale", default="gpu", type=given, help="scale to run there (default: gpu)")
+    p.add_argument("out", metavar="OUT", type=nonblank, help=text)
+    p.add_argument(
+        "--scale", default="gpu", type=nonblank, help="scale to run there (default: gpu)"
+    )
     text = "comma-separated list (default: all whose runs other studies can read)"
     p.add_argument("--studies", type=names, default=(), help=text)
     text = "refuse an archive larger than MB megabytes (default: no limit)"
     p.add_argument("--max-size", metavar="MB", type=positive_number, help=text)
     text = "also pack the wheels of papermill, ipykernel and their dependencies, for Python X.Y on "
     text += "Linux x86-64 (default: none)"
-    p.add_argument("--wheels", metavar="X.Y", type=given, help=text)
+    p.add_argument("--wheels", metavar="X.Y", type=nonblank, help=text)
 
 
 def _budget(args: argparse.Namespace) -> None:

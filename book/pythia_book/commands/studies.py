@@ -7,7 +7,7 @@ import sys
 
 from pythia_book.commands import utf8_text
 from pythia_book.notebooks import STOP_NOTE
-from pythia_core.commands import AddCommand, given
+from pythia_core.commands import AddCommand, nonblank
 from pythia_core.suite import SCALES
 
 
@@ -46,7 +46,11 @@ def add(command: AddCommand) -> None:
 
     p = command("errata", _errata, "common misstatements about Pythia, with the evidence")
     p.add_argument(
-        "name", nargs="?", type=given, metavar="NAME", help="erratum to explain (default: list all)"
+        "name",
+        nargs="?",
+        type=nonblank,
+        metavar="NAME",
+        help="erratum to explain (default: list all)",
     )
 
 
