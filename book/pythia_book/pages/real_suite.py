@@ -1,4 +1,4 @@
-"""Makes the tables of the page on the released models: their training, and the cost of their use.
+"""Makes the tables of the page on the released models: their training, and the cost of using them.
 
 All numbers follow from the constants here, recipe.HARDWARE and suite.OFFICIAL_SIZES. No time was
 measured; all times are estimates at assumed rates.
@@ -12,12 +12,11 @@ from pythia_book.pages import formatted
 from pythia_book.released.continuation.data import TokenFileData
 from pythia_book.released.continuation.plan import Plan, make_plan
 from pythia_book.released.continuation.start import published_train
-from pythia_book.released.recipe import BATCH_ROWS, H100_UTILISATION, HARDWARE, SEQ_LEN, estimates
+from pythia_book.released.recipe import BATCH_ROWS, H100_UTILISATION, HARDWARE, SEQ_LEN
 from pythia_book.studies.phases.ngrams import ORDERS
 from pythia_book.studies.phases.probes import LONGEST_COPY, N_POSITIONS, N_ROWS, N_SEQUENCES
 from pythia_book.style import Table
 from pythia_core.suite import OFFICIAL_SIZES
-from pythia_core.training.memory import state_bytes
 from pythia_core.training.metrics import flops_per_token
 from pythia_core.training.schedule import N_CHECKPOINTS
 
@@ -223,28 +222,13 @@ def commands_table() -> pd.DataFrame:
     return frame
 
 
-def training_table() -> pd.DataFrame:
-    """Return the cost of retraining each size with this library, which does not split models.
-
-    Columns: `size`, `parameters`, `h100_hours` (see `recipe.estimates`), and
-    - `state`: bytes of weights, gradients and optimizer in bf16, without activations.
-    - `fits`: whether the state fits on a GPU of 80 GB.
-    """
-    frame = estimates()[["size", "h100_hours"]].copy()
-    models = [OFFICIAL_SIZES[name].model() for name in frame["size"]]
-    frame["parameters"] = [model.n_params for model in models]
-    frame["state"] = [state_bytes(model, "bf16") for model in models]
-    frame["fits"] = frame.state < GPU_BYTES
-    return frame
-
-
 # --- tables ----------------------------------------------------------------------------------
 
 SPACE = "\N{NO-BREAK SPACE}"
 RATE = "{:.1e}".format
 
 
-def _bytes(value: float) -> str:
+def bytes_text(value: float) -> str:
     """Format bytes in decimal units with three significant digits, e.g. 1.41e8 as "141 MB"."""
     units = ("kB", "MB", "GB", "TB")
     power = min(len(units), max(1, len(f"{value:.0f}") - 1) // 3)
@@ -283,10 +267,10 @@ def reading() -> Table:
     columns = {
         "size": ("Size", str),
         "repository": ("Name", str),
-        "stored": ("One checkpoint", _bytes),
+        "stored": ("One checkpoint", bytes_text),
         "minutes": ("Download", lambda minutes: _time(60 * minutes)),
-        "stored_all": ("All 154", _bytes),
-        "memory": ("Memory, fp32", _bytes),
+        "stored_all": ("All 154", bytes_text),
+        "memory": ("Memory, fp32", bytes_text),
         "row_seconds": ("2,048 tokens", _time),
         "task_seconds": ("All tasks", _time),
     }
@@ -309,8 +293,8 @@ def commands() -> Table:
     ]
     columns = {
         "command": ("python -m pythia_core", str),
-        "fetched": ("Fetched", lambda n: _bytes(n) if n else "hashes only"),
-        "memory": ("Memory", lambda n: _bytes(n) if n else "little"),
+        "fetched": ("Fetched", lambda n: bytes_text(n) if n else "hashes only"),
+        "memory": ("Memory", lambda n: bytes_text(n) if n else "little"),
         "time": ("Time", str),
     }
     caption = (
@@ -326,11 +310,11 @@ def forks() -> Table:
     """Return the table of the cost of training a pronoun-swap run and its control."""
     columns = {
         "size": ("Size", str),
-        "weights": ("Weights to fetch", _bytes),
-        "rows": ("Rows to fetch", _bytes),
-        "state": ("Weights, gradients, optimizer", _bytes),
+        "weights": ("Weights to fetch", bytes_text),
+        "rows": ("Rows to fetch", bytes_text),
+        "state": ("Weights, gradients, optimizer", bytes_text),
         "fits": ("On a GPU of 80 GB", lambda fits: "yes" if fits else "no"),
-        "disk": ("Disk", _bytes),
+        "disk": ("Disk", bytes_text),
         "gpu_seconds": ("One H100", _time),
     }
     caption = (
@@ -338,16 +322,3 @@ def forks() -> Table:
         f"time at an assumed {H100_UTILISATION:.0%} of the peak"
     )
     return Table(formatted(forks_table(), columns), caption)
-
-
-def training() -> Table:
-    """Return the table of the cost of retraining each size."""
-    columns = {
-        "size": ("Size", str),
-        "parameters": ("Parameters", "{:,}".format),
-        "state": ("Weights, gradients, optimizer", _bytes),
-        "fits": ("On a GPU of 80 GB", lambda fits: "yes" if fits else "no"),
-        "h100_hours": ("Hours on one H100", "{:,.0f}".format),
-    }
-    caption = "Retraining a size in bf16, without activations; hours as on the recipe's page"
-    return Table(formatted(training_table(), columns), caption)

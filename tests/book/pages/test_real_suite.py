@@ -39,13 +39,11 @@ def test_sizes_follow_from_the_parameters() -> None:
     assert frame.stored["70m"] == 2 * 70_426_624
     assert frame.memory["12b"] == 4 * 11_846_072_320
     assert real_suite.reading().frame["One checkpoint"].tolist()[2] == "141\N{NO-BREAK SPACE}MB"
-    training = real_suite.training_table().set_index("size")
-    assert training.fits["2.8b"] and not training.fits["6.9b"]
 
 
 def test_the_page_shows_every_table_and_commands_that_parse() -> None:
     drawn = re.findall(r"^```\{drawing\} real_suite\.(\w+)$", PAGE, flags=re.MULTILINE)
-    assert sorted(drawn) == ["commands", "fidelity", "forks", "reading", "training"]
+    assert sorted(drawn) == ["commands", "fidelity", "forks", "reading"]
     for name in set(drawn) - {"commands"}:
         assert len(getattr(real_suite, name)().frame) == len(OFFICIAL_SIZES)
     commands = re.findall(r"^python -m pythia_core (.+?)(?: +#.*)?$", PAGE, flags=re.MULTILINE)

@@ -1,0 +1,297 @@
+"""Makes the tables and the figure of the page on clusters: a budget for the real suite.
+
+The budget follows from the cost model of one GPU (pythia_book.bench.cost_model), the memory
+estimate (pythia_core.training.memory) and the bytes that GPUs exchange. Nothing was measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from pythia_book.bench.cost_model import MICRO_TOKENS, ns_per_token, optimizer_seconds
+from pythia_book.budget import WRITE_RATE
+from pythia_book.pages import DASH, formatted
+from pythia_book.pages.real_suite import GPU_BYTES, SPACE, bytes_text
+from pythia_book.released.continuation.start import published_train
+from pythia_book.released.recipe import BATCH_ROWS, SEQ_LEN
+from pythia_book.style import MUTED, Drawing, Table, figure, legend, panels, size_colour, style
+from pythia_core.config import DataConfig, RunConfig
+from pythia_core.suite import OFFICIAL_SIZES
+from pythia_core.training.execution import Execution
+from pythia_core.training.memory import largest_micro_batch, training_bytes
+from pythia_core.training.retention import checkpoint_bytes, saved_state_bytes
+from pythia_core.training.schedule import N_CHECKPOINTS, OFFICIAL_STEPS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pythia_core.config import ModelConfig
+
+GPUS = (8, 64, 256)
+NODE = 8
+"""GPUs per node."""
+NVLINK = 360e9
+"""Bytes per second that a GPU sends to others in its node [estimate: 80 % of the 450 GB/s of an
+H100's data sheet]."""
+FABRIC = 40e9
+"""Bytes per second that a GPU sends to other nodes [estimate: 80 % of one 400 Gbit/s link per
+GPU]."""
+EXECUTION = Execution()
+"""How updates run: no activation is computed a second time."""
+GRADIENT_BYTES, COPY_BYTES = 4, 2
+"""Bytes per parameter of gradients, which are summed in fp32, and of weights in bf16."""
+ROWS_BYTES = BATCH_ROWS * (SEQ_LEN + 1) * 2 * OFFICIAL_STEPS
+"""Bytes of all training rows of one data set, as published: 2 per token."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a released size is trained in bf16 on a number of GPUs, and how long an update takes.
+
+    Every GPU takes an equal part of the batch. Weights, gradients and moments are whole on each GPU
+    if they fit, else split over the GPUs of a node, else over all GPUs.
+    """
+
+    model: ModelConfig
+    gpus: int
+
+    @cached_property
+    def split(self) -> int:
+        """The number of GPUs that share one copy of the training state."""
+        node = min(NODE, self.gpus)
+        fits = (n for n in (1, node) if self._largest_micro_batch(n))
+        return next(fits, self.gpus)
+
+    def _largest_micro_batch(self, split: int) -> int:
+        """Return how many rows at a time fit the memory of a GPU."""
+        return largest_micro_batch(
+            self.model, SEQ_LEN, int(GPU_BYTES), EXECUTION, "bf16", processes=split
+        )
+
+    @property
+    def rows(self) -> int:
+        """The rows of every batch that a GPU reads."""
+        return BATCH_ROWS // self.gpus
+
+    @property
+    def micro_batch(self) -> int:
+        """The rows per forward and backward pass: a power of two, as many as fit or are useful."""
+        most = min(self.rows, MICRO_TOKENS // SEQ_LEN, self._largest_micro_batch(self.split))
+        return 1 << (most.bit_length() - 1)
+
+    @property
+    def memory(self) -> int:
+        """The estimated bytes of memory that training takes on each GPU."""
+        tokens = self.micro_batch * SEQ_LEN
+        return training_bytes(self.model, tokens, EXECUTION, "bf16", processes=self.split)
+
+    @property
+    def compute_seconds(self) -> float:
+        """The predicted seconds of an update without communication."""
+        ns = ns_per_token(self.model, "ours", SEQ_LEN, self.micro_batch * SEQ_LEN)
+        return 1e-9 * ns * self.rows * SEQ_LEN + optimizer_seconds(self.model) / self.split
+
+    @property
+    def sent_in_node(self) -> float:
+        """The bytes per update that a GPU sends to others in its node."""
+        gradient, copy = (b * self.model.n_params for b in (GRADIENT_BYTES, COPY_BYTES))
+        share = (min(NODE, self.gpus) - 1) / min(NODE, self.gpus)
+        if self.split == 1:  # a reduce-scatter and an all-gather of the gradient
+            return 2 * share * gradient
+        passes = self.rows // self.micro_batch
+        return share * passes * (2 * copy + gradient)
+
+    @property
+    def sent_between_nodes(self) -> float:
+        """The bytes per update that a GPU sends to other nodes."""
+        nodes = self.gpus // NODE
+        if nodes == 1:
+            return 0.0
+        if self.split > NODE:
+            return (nodes - 1) / nodes * self.sent_in_node  # of what it sends at all
+        return 2 * (nodes - 1) / nodes * GRADIENT_BYTES * self.model.n_params / NODE
+
+    @property
+    def communication_seconds(self) -> float:
+        """The predicted seconds that an update spends on communication, if nothing hides it."""
+        return self.sent_in_node / NVLINK + self.sent_between_nodes / FABRIC
+
+    @property
+    def seconds(self) -> float:
+        """The predicted seconds of an update.
+
+        The sum of whole gradients comes after the last backward pass. What a split state exchanges
+        within a node is hidden behind the passes, as far as these take longer.
+        """
+        if self.split == 1:
+            return self.compute_seconds + self.communication_seconds
+        hidden = max(self.compute_seconds, self.sent_in_node / NVLINK)
+        return hidden + self.sent_between_nodes / FABRIC
+
+    @property
+    def days(self) -> float:
+        """The predicted days of training all OFFICIAL_STEPS updates."""
+        return self.seconds * OFFICIAL_STEPS / 86_400
+
+
+def layouts() -> dict[tuple[str, int], Layout]:
+    """Map (size, number of GPUs) to the layout of each released size on each of GPUS."""
+    return {
+        (size, gpus): Layout(shape.model(), gpus)
+        for size, shape in OFFICIAL_SIZES.items()
+        for gpus in GPUS
+    }
+
+
+def budget_table() -> pd.DataFrame:
+    """Predict the training of each released size on each of GPUS, one row per pair.
+
+    Columns: `size`, `gpus`, and the properties of Layout of the same names; `busy` is the share of
+    an update that is not spent waiting for the network.
+    """
+    import pandas as pd
+
+    return pd.DataFrame(
+        [
+            {
+                "size": size,
+                "gpus": gpus,
+                "split": layout.split,
+                "micro_batch": layout.micro_batch,
+                "memory": layout.memory,
+                "sent": layout.sent_in_node + layout.sent_between_nodes,
+                "seconds": layout.seconds,
+                "busy": layout.compute_seconds / layout.seconds,
+                "days": layout.days,
+            }
+            for (size, gpus), layout in layouts().items()
+        ]
+    )
+
+
+def disk_table() -> pd.DataFrame:
+    """Return what training each released size once writes, one row per size.
+
+    Columns: `size`; `checkpoint`, `checkpoints`: bytes of the bf16 weights of one step and of all;
+    `state`: bytes of one training state; `seconds`: of writing a state from one process.
+    """
+    import pandas as pd
+
+    rows = []
+    for size, shape in OFFICIAL_SIZES.items():
+        model = shape.model()
+        train = published_train(model, SEQ_LEN, precision="bf16")
+        config = RunConfig(model, DataConfig(seq_len=SEQ_LEN), train)
+        weights, state = checkpoint_bytes(config), saved_state_bytes(config)
+        rows.append(
+            {
+                "size": size,
+                "checkpoint": weights,
+                "checkpoints": N_CHECKPOINTS * weights,
+                "state": state,
+                "seconds": state / WRITE_RATE,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+# --- drawings --------------------------------------------------------------------------------
+
+
+@figure
+def days() -> Drawing:
+    """Draw the predicted days of training each size, and the share of them that is not waiting."""
+    frame = budget_table()
+    with style():
+        note = "Predicted, not measured: H100, bf16, 8 per node, one 400 Gbit/s link per GPU."
+        drawn, (time, busy) = panels(2, 3.0, note)
+        lines = {}
+        for size in OFFICIAL_SIZES:
+            rows = frame[frame["size"] == size]
+            look = {"color": size_colour(size), "marker": "o"}
+            time.plot(rows.gpus, rows.days, label=size, **look)
+            busy.plot(rows.gpus, 100 * rows.busy, label=size, **look)
+            lines[size] = look
+        for ax in (time, busy):
+            ax.set(xscale="log", xlabel="GPUs")
+            ax.set_xticks(GPUS, [str(n) for n in GPUS])
+            ax.minorticks_off()
+        time.set(yscale="log", ylabel="days", title="One model, 300 billion tokens")
+        busy.set(ylim=(0, 104), ylabel="% of the time", title="Not waiting for the network")
+        legend(drawn, lines)
+        by = frame.set_index(["size", "gpus"])
+        small, large = list(OFFICIAL_SIZES)[0], list(OFFICIAL_SIZES)[-1]
+        few, many = GPUS[0], GPUS[-1]
+        description = (
+            f"Days of training by number of GPUs: {small} from {by.days[small, few]:.2g} on {few} "
+            f"to {by.days[small, many]:.2g} on {many}, {large} from {by.days[large, few]:.0f} to "
+            f"{by.days[large, many]:.1f}; {small} then computes {100 * by.busy[small, many]:.0f} % "
+            f"of the time, {large} {100 * by.busy[large, many]:.0f} %"
+        )
+        return Drawing(drawn, description)
+
+
+def time() -> Table:
+    """Return the table of the predicted days of training each size, with their sum."""
+    frame = budget_table().pivot(index="size", columns="gpus", values="days")
+    frame = frame.loc[list(OFFICIAL_SIZES)].reset_index()
+    frame.loc[len(frame)] = {"size": "All ten", **frame[list(GPUS)].sum().to_dict()}
+    columns = {"size": ("Size", str)} | {n: (f"{n} GPUs", _days) for n in GPUS}
+    caption = "Predicted days of training, one size after another, for one half of the suite"
+    return Table(formatted(frame, columns), caption)
+
+
+def memory() -> Table:
+    """Return the table of the memory that each GPU needs, and of what an update sends."""
+    import pandas as pd
+
+    frame, rows = budget_table(), []
+    for size, group in frame.groupby("size", sort=False):
+        row = {"size": size}
+        for each in group.itertuples():
+            over = {1: "whole", NODE: "over a node"}.get(each.split, "over all")
+            row[f"{each.gpus} GPUs"] = f"{bytes_text(each.memory)}, {over}"
+            row[f"{each.gpus} GPUs, sent"] = bytes_text(each.sent)
+        rows.append(row)
+    columns = {name: (name.capitalize() if name == "size" else name, str) for name in rows[0]}
+    caption = (
+        f"Memory per GPU, and how weights, gradients and moments are kept: whole on each GPU of "
+        f"{GPU_BYTES / 1e9:.0f} GB, or split. Sent: by each GPU, per update"
+    )
+    return Table(formatted(pd.DataFrame(rows), columns), caption)
+
+
+def disk() -> Table:
+    """Return the table of what training each size writes."""
+    frame = disk_table()
+    total = frame[["checkpoints"]].sum().to_dict()
+    frame.loc[len(frame)] = {"size": "All ten", **total}
+    columns = {
+        "size": ("Size", str),
+        "checkpoint": ("Weights of a step", bytes_text),
+        "checkpoints": (f"Of {N_CHECKPOINTS} steps", bytes_text),
+        "state": ("A training state", bytes_text),
+        "seconds": ("Writing it", lambda seconds: f"{seconds:.2g}{SPACE}s"),
+    }
+    caption = (
+        f"What training writes, for one half of the suite; writing by one process, at "
+        f"{WRITE_RATE / 1e9:.0f} GB/s"
+    )
+    return Table(formatted(frame, columns), caption)
+
+
+def _days(value: float) -> str:
+    """Format days with two significant digits, or more above ten."""
+    return f"{value:.2g}" if value < 10 else f"{value:,.0f}"
+
+
+def rows_terabytes() -> str:
+    """Return the size of the training rows of one data set, in TB."""
+    return f"{ROWS_BYTES / 1e12:.1f}"
+
+
+def batch_megabytes() -> str:
+    """Return the size of a batch of training rows, in MB."""
+    return f"{BATCH_ROWS * (SEQ_LEN + 1) * 2 / 1e6:.1f}"
