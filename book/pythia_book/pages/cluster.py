@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from pythia_book.bench.cost_model import MICRO_TOKENS, ns_per_token, optimizer_seconds
 from pythia_book.budget import WRITE_RATE
-from pythia_book.pages import DASH, formatted
+from pythia_book.pages import formatted
 from pythia_book.pages.real_suite import GPU_BYTES, SPACE, bytes_text
 from pythia_book.released.continuation.start import published_train
 from pythia_book.released.recipe import BATCH_ROWS, SEQ_LEN
-from pythia_book.style import MUTED, Drawing, Table, figure, legend, panels, size_colour, style
+from pythia_book.style import Drawing, Table, figure, legend, panels, size_colour, style
 from pythia_core.config import DataConfig, RunConfig
 from pythia_core.suite import OFFICIAL_SIZES
 from pythia_core.training.execution import Execution
