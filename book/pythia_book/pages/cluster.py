@@ -222,7 +222,7 @@ def days() -> Drawing:
         busy.set(ylim=(0, 104), ylabel="% of the time", title="Not waiting for the network")
         legend(drawn, lines)
         by = frame.set_index(["size", "gpus"])
-        small, large = list(OFFICIAL_SIZES)[0], list(OFFICIAL_SIZES)[-1]
+        small, *_, large = OFFICIAL_SIZES
         few, many = GPUS[0], GPUS[-1]
         description = (
             f"Days of training by number of GPUs: {small} from {by.days[small, few]:.2g} on {few} "
