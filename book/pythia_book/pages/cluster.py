@@ -15,7 +15,7 @@ from pythia_book.budget import WRITE_RATE
 from pythia_book.pages import formatted
 from pythia_book.pages.real_suite import GPU_BYTES, SPACE, bytes_text
 from pythia_book.released.continuation.start import published_train
-from pythia_book.released.recipe import BATCH_ROWS, SEQ_LEN
+from pythia_book.released.recipe import BATCH_ROWS, H100_UTILISATION, SEQ_LEN, estimates
 from pythia_book.style import Drawing, Table, figure, legend, panels, size_colour, style
 from pythia_core.config import DataConfig, RunConfig
 from pythia_core.suite import OFFICIAL_SIZES
@@ -94,24 +94,27 @@ class Layout:
         return 1e-9 * ns * self.rows * SEQ_LEN + optimizer_seconds(self.model) / self.split
 
     @property
+    def passes(self) -> int:
+        """The forward and backward passes per update."""
+        return self.rows // self.micro_batch
+
+    @property
     def sent_in_node(self) -> float:
         """The bytes per update that a GPU sends to others in its node."""
         gradient, copy = (b * self.model.n_params for b in (GRADIENT_BYTES, COPY_BYTES))
         share = (min(NODE, self.gpus) - 1) / min(NODE, self.gpus)
         if self.split == 1:  # a reduce-scatter and an all-gather of the gradient
             return 2 * share * gradient
-        passes = self.rows // self.micro_batch
-        return share * passes * (2 * copy + gradient)
+        return share * self.passes * (2 * copy + gradient)  # weights, twice, and gradient
 
     @property
     def sent_between_nodes(self) -> float:
         """The bytes per update that a GPU sends to other nodes."""
-        nodes = self.gpus // NODE
-        if nodes == 1:
-            return 0.0
+        share = 1 - NODE / self.gpus
         if self.split > NODE:
-            return (nodes - 1) / nodes * self.sent_in_node  # of what it sends at all
-        return 2 * (nodes - 1) / nodes * GRADIENT_BYTES * self.model.n_params / NODE
+            return share * self.sent_in_node
+        sums = 1 if self.split == 1 else self.passes
+        return 2 * share * sums * GRADIENT_BYTES * self.model.n_params / NODE
 
     @property
     def communication_seconds(self) -> float:
@@ -122,13 +125,12 @@ class Layout:
     def seconds(self) -> float:
         """The predicted seconds of an update.
 
-        The sum of whole gradients comes after the last backward pass. What a split state exchanges
-        within a node is hidden behind the passes, as far as these take longer.
+        Whole gradients are summed after the last backward pass. If the state is split, blocks are
+        exchanged while others compute, which hides the communication as far as that takes longer.
         """
         if self.split == 1:
             return self.compute_seconds + self.communication_seconds
-        hidden = max(self.compute_seconds, self.sent_in_node / NVLINK)
-        return hidden + self.sent_between_nodes / FABRIC
+        return max(self.compute_seconds, self.communication_seconds)
 
     @property
     def days(self) -> float:
@@ -219,6 +221,7 @@ def days() -> Drawing:
             ax.set_xticks(GPUS, [str(n) for n in GPUS])
             ax.minorticks_off()
         time.set(yscale="log", ylabel="days", title="One model, 300 billion tokens")
+        time.set_yticks([0.01, 0.1, 1, 10], ["0.01", "0.1", "1", "10"])
         busy.set(ylim=(0, 104), ylabel="% of the time", title="Not waiting for the network")
         legend(drawn, lines)
         by = frame.set_index(["size", "gpus"])
@@ -234,10 +237,13 @@ def days() -> Drawing:
 
 
 def time() -> Table:
-    """Return the table of the predicted days of training each size, with their sum."""
+    """Return the table of the predicted days of training each size, with two sums."""
     frame = budget_table().pivot(index="size", columns="gpus", values="days")
     frame = frame.loc[list(OFFICIAL_SIZES)].reset_index()
-    frame.loc[len(frame)] = {"size": "All ten", **frame[list(GPUS)].sum().to_dict()}
+    total, hours = frame[list(GPUS)].sum().to_dict(), estimates().h100_hours.sum()
+    assumed = {gpus: hours / gpus / 24 for gpus in GPUS}
+    frame.loc[len(frame)] = {"size": "All ten", **total}
+    frame.loc[len(frame)] = {"size": f"All ten, at {H100_UTILISATION:.0%} of the peak", **assumed}
     columns = {"size": ("Size", str)} | {n: (f"{n} GPUs", _days) for n in GPUS}
     caption = "Predicted days of training, one size after another, for one half of the suite"
     return Table(formatted(frame, columns), caption)
