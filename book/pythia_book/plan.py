@@ -45,7 +45,7 @@ class Finished:
         for done in sorted((results_dir() / "runs").glob("*/done.json")):
             with contextlib.suppress(PythiaError, KeyError):
                 identity = read_identity(done.parent)
-                if identity["code"] == code:
+                if code.items() <= identity["code"].items():  # several processes add to it
                     folders[stable_hash(identity["config"])] = done.parent
         return cls(folders)
 

@@ -21,13 +21,12 @@ import contextlib
 import io
 import os
 import secrets
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -44,16 +43,13 @@ from pythia_core.training.memory import (
     state_bytes,
 )
 from pythia_core.util.machine import memory_bytes, process_count
-from pythia_core.util.stopping import Stopped, ignore_signals
+from pythia_core.util.stopping import Stopped, leave_quietly
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others during training."""
 PATIENCE = timedelta(days=7)
 """How long the other processes wait while the first one prepares text."""
-LAST_WORDS = 2.0
-"""Seconds for which another process outlives the first one's error. When one process ends, torchrun
-ends the others, perhaps before the first one has printed what was wrong."""
 SHARDING = ("auto", "never", "always")
 """When to shard the state: if it does not fit one device, never, or always."""
 
@@ -177,7 +173,7 @@ class World:
             self._any((False,), self.waiting)
         else:
             if self._any((False,), self.waiting)[0]:
-                _leave()
+                leave_quietly()
             yield
 
     def check_same(self, value: object, name: str, advice: str) -> None:
@@ -318,14 +314,7 @@ def run_together(function: Callable[[World], None], sharding: str = "auto") -> N
                 _tell(world.rank, error)
             if world.is_rank_zero or (died and world.rank == 1 and not _told(0)):
                 raise  # in the second process, because the first may be the one that died
-            _leave()
-
-
-def _leave() -> NoReturn:
-    """End this process without a word, once the first one has had the time to print its error."""
-    ignore_signals()  # torchrun's, for one process has ended
-    time.sleep(LAST_WORDS)
-    raise SystemExit(1)
+            leave_quietly()
 
 
 # --- the state of a run ----------------------------------------------------------------------

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pythia_core.errors import ConfigError
+from pythia_core.util.stopping import leave_quietly
 
 if TYPE_CHECKING:
     import torch
@@ -47,13 +48,19 @@ def process_count() -> int:
 
 
 def require_one_process(what: str) -> None:
-    """Raise ConfigError if torchrun started several processes, which would all do the same."""
-    if process_count() > 1:
-        raise ConfigError(
-            f"{what} does not share its work under torchrun: each of the {process_count()} "
-            "processes would do all of it. Only `train` and `continue` share their batches. For "
-            "everything else, start one worker per GPU: python -m pythia_core worker --help"
-        )
+    """Raise ConfigError if torchrun started several processes, which would all do the same.
+
+    Only the first process raises the error; the others end without a word.
+    """
+    if process_count() == 1:
+        return
+    if os.environ.get("RANK", "0") != "0":
+        leave_quietly()
+    raise ConfigError(
+        f"{what} does not share its work under torchrun: each of the {process_count()} processes "
+        "would do all of it. Only the commands `train` and `continue` share their batches. For "
+        "everything else, start one worker per GPU: python -m pythia_core worker --help"
+    )
 
 
 def memory_bytes() -> float:
