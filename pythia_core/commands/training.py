@@ -81,7 +81,8 @@ def add(command: AddCommand) -> None:
     text = "train a fork: a run that swaps these words in the updates --start to --stop - 1"
     option("--swap", choices=SWAPS, help=text)
     text = "first update with swapped words (default: swap in the last 7 %% of the updates)"
-    option("--start", type=whole_number, metavar="STEP", help=text)
+    # torchrun takes --start for its own --start-method, even after the name of the module
+    option("--start", "--start-step", type=whole_number, metavar="STEP", help=text)
     text = "first update without swapped words again (default: swap until the end of the run)"
     option("--stop", type=whole_number, metavar="STEP", help=text)
 
