@@ -62,7 +62,10 @@ class Finished:
         seconds = flops = 0.0
         for folder in [*self.folders.values()][:SAMPLE]:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError, PythiaError):
-                config = run_config_from_dict(read_identity(folder)["config"])
+                identity = read_identity(folder)
+                if "processes" in identity["code"]:
+                    continue  # trained on several devices
+                config = run_config_from_dict(identity["config"])
                 tokens = config.train.batch_size * config.data.seq_len
                 rows = read_metrics(folder / "metrics.jsonl")
                 seconds += sum(tokens / row["tokens_per_s"] for row in rows)

@@ -134,7 +134,7 @@ class ShardedParameters:
         """Do nothing: FSDP rounds the weights to the compute dtype whenever it gathers them."""
 
     def gathered(self, rounded: bool) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name of each parameter and its whole tensor, one at a time, on the host.
+        """Yield the name of each parameter and its whole tensor, one at a time.
 
         All processes must iterate to the end.
 
@@ -146,7 +146,7 @@ class ShardedParameters:
             rows = p.detach()
             if rounded and name not in self.norms:
                 rows = rows.to(self._dtype)
-            yield name, rows.full_tensor().cpu()
+            yield name, rows.full_tensor()
 
 
 def _fully_shard(

@@ -410,7 +410,7 @@ class Trainer:
         """
         if isinstance(self.flat, ShardedParameters):
             gathered = self.flat.gathered(rounded=True)
-            return {name: whole for name, whole in gathered if self.world.is_rank_zero}
+            return {name: whole.cpu() for name, whole in gathered if self.world.is_rank_zero}
         norms = {n for n, m in self.model.named_modules() if isinstance(m, LayerNorm)}
         rounded = {n: c for n, c in self.flat.copies.items() if n.rsplit(".", 1)[0] not in norms}
         return {n: rounded.get(n, p).detach() for n, p in self.model.named_parameters()}
@@ -419,7 +419,7 @@ class Trainer:
         """Return the sha256 of the fp32 weights; if the state is sharded, in the first process."""
         if isinstance(self.flat, ShardedParameters):
             gathered = self.flat.gathered(rounded=False)
-            return sha256_tensors({n: whole for n, whole in gathered if self.world.is_rank_zero})
+            return sha256_tensors({n: t.cpu() for n, t in gathered if self.world.is_rank_zero})
         return sha256_tensors(self.state()["model"])
 
     def state(self) -> State:
