@@ -43,7 +43,7 @@ class Finished:
 
         code, folders = code_identity(Execution.from_environment()), {}
         for done in sorted((results_dir() / "runs").glob("*/done.json")):
-            with contextlib.suppress(PythiaError, KeyError):
+            with contextlib.suppress(PythiaError, KeyError, AttributeError):
                 identity = read_identity(done.parent)
                 if code.items() <= identity["code"].items():  # several processes add to it
                     folders[stable_hash(identity["config"])] = done.parent

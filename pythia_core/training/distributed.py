@@ -49,7 +49,7 @@ T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others during training."""
 PATIENCE = timedelta(days=7)
-"""How long the other processes wait while the first one prepares text."""
+"""How long a process waits for others that prepare text, or read or write files."""
 SHARDING = ("auto", "never", "always")
 """When to shard the state: if it does not fit one device, never, or always."""
 
@@ -76,7 +76,7 @@ class World:
     shards: int = 1
     """Number of processes that share one copy of the state of training; 1: each has its own."""
     waiting: Any = field(default=None, compare=False, repr=False)
-    """The group of processes for exchanges that may take long (`rank_zero_first`)."""
+    """The group of processes for exchanges that wait for the file system or a download."""
 
     @property
     def is_rank_zero(self) -> bool:
@@ -128,11 +128,15 @@ class World:
                 for tensor in tensors:
                     dist.all_reduce(tensor)
 
-    def any_rank(self, *flags: bool) -> tuple[bool, ...]:
-        """Return which flags are set in any process, without waiting for a GPU."""
-        return self._any(flags, None) if self.size > 1 else flags
+    def any_rank(self, flag: bool) -> bool:
+        """Return whether `flag` is set in any process, without waiting for a GPU."""
+        return self.any_of(flag)[0]
 
-    def _any(self, flags: tuple[bool, ...], group: Any) -> tuple[bool, ...]:
+    def any_of(self, *flags: bool) -> tuple[bool, ...]:
+        """Return for each flag whether it is set in any process, without waiting for a GPU."""
+        return self._any(flags) if self.size > 1 else flags
+
+    def _any(self, flags: tuple[bool, ...], group: Any = None) -> tuple[bool, ...]:
         """Return which flags are set in any process of a group (None: the default group)."""
         numbers = torch.tensor(flags, dtype=torch.int32)
         with self._answered():
@@ -140,12 +144,12 @@ class World:
         return tuple(map(bool, numbers))
 
     def gather(self, value: T) -> list[T]:
-        """Return the values of all processes, in the order of their ranks."""
+        """Return the values of all processes, by rank; they may be busy with files meanwhile."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
         with self._answered():
-            dist.all_gather_object(values, value)
+            dist.all_gather_object(values, value, self.waiting)
         return values
 
     def from_rank_zero(self, value: T) -> T:
@@ -168,7 +172,8 @@ class World:
             try:
                 yield
             except BaseException:
-                self._any((True,), self.waiting)
+                with contextlib.suppress(ProcessDied):
+                    self._any((True,), self.waiting)
                 raise
             self._any((False,), self.waiting)
         else:
@@ -260,7 +265,8 @@ def init_world(sharding: str = "auto") -> Iterator[World]:
     """Connect the processes that torchrun started, if any; yield this process's World.
 
     Raises:
-        ConfigError: the sharding is "always", but there is only one process.
+        ConfigError: the sharding is "always", but there is only one process; or something else than
+            torchrun set WORLD_SIZE; or there are more processes than GPUs.
     """
     size = process_count()
     if size == 1:
@@ -271,6 +277,12 @@ def init_world(sharding: str = "auto") -> Iterator[World]:
             )
         yield ALONE
         return
+    needed = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    if missing := [name for name in needed if name not in os.environ]:
+        raise ConfigError(
+            f"WORLD_SIZE={size} asks for {size} processes, but {', '.join(missing)} is not set; "
+            "start the command with torchrun, or unset WORLD_SIZE"
+        )
     backend = "gloo"
     if torch.cuda.is_available():
         local, devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()

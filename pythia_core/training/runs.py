@@ -135,7 +135,7 @@ def find_folder(name: str, identity: dict[str, Any]) -> tuple[Path, dict[str, An
     candidates = [_named(name, alone), *sorted(exact.parent.glob(f"{glob.escape(name)}-x*-*"))]
     found = [(0, exact, identity)]
     for folder in filter(_progress, candidates):
-        with contextlib.suppress(CheckpointError, KeyError):  # damaged, so it is not found
+        with contextlib.suppress(CheckpointError, KeyError, AttributeError):  # damaged
             other = read_identity(folder)
             if _without_processes(other) == alone:
                 found.append((_progress(folder), folder, other))

@@ -128,7 +128,7 @@ class ShardedParameters:
     def all_finite(self) -> bool:
         """Return whether every weight in every process is finite."""
         finite = all(bool(torch.isfinite(rows).all()) for rows in self.local.values())
-        return not self._world.any_rank(not finite)[0]
+        return not self._world.any_rank(not finite)
 
     def refresh_copies(self) -> None:
         """Do nothing: FSDP rounds the weights to the compute dtype whenever it gathers them."""

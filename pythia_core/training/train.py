@@ -209,16 +209,16 @@ def _train_worker(
         drain(LAG[trainer.device.type])
         if sharded and trainer.step in scheduled:
             save_weights()
-        stopping, state_due = trainer.world.any_rank(bool(stop_requested()), False)
+        stopping, state_due = trainer.world.any_of(bool(stop_requested()), False)
         if sharded and (trainer.step in keep or state_due or stopping):
             drain()
             save_sharded(states, trainer.step, trainer.state(), {}, trainer.world)
         if stopping:
             raise Stopped(f"stopped after step {trainer.step}", stop_requested() or signal.SIGINT)
     drain()
-    trainer.world.barrier()
     if sharded:
         trainer.weights_sha256()
+    trainer.world.barrier()
 
 
 def train(
@@ -345,7 +345,7 @@ def train(
                 if trainer.step in scheduled:
                     save_weights()
                 state_due = time.monotonic() > next_state and not writer.busy
-                stopping, state_due = world.any_rank(bool(stop_requested()), state_due)
+                stopping, state_due = world.any_of(bool(stop_requested()), state_due)
                 if trainer.step in keep or state_due or stopping:
                     save_state()
                     interval = max(STATE_EVERY_SECONDS, writer.seconds / STATE_SHARE)
@@ -356,5 +356,6 @@ def train(
                         f"stopped after saving step {trainer.step}",
                         stop_requested() or signal.SIGINT,
                     )
+        sha256 = trainer.weights_sha256()
         world.barrier()  # everything is written
-        return trainer.weights_sha256()
+        return sha256

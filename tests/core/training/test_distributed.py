@@ -10,11 +10,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import click
+import nbformat
 import numpy as np
 import pytest
 import torch
 from command_line import TRAIN, refusal
 from continued_fakes import BATCH, SEQ, STEPS, publish
+from pythia_book.papermill_engine import PythiaEngine
 from pythia_book.plan import Finished
 from pythia_book.released.continuation.run import Continued
 from tiny_runs import control
@@ -49,7 +52,8 @@ def test_a_single_process_exchanges_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     ALONE.check_same(3, "something", "")
     ALONE.check_shared(Path("nowhere"))
     with ALONE.rank_zero_first():
-        assert ALONE.gather(3) == [3] and ALONE.any_rank(True, False) == (True, False)
+        assert ALONE.gather(3) == [3] and ALONE.any_of(True, False) == (True, False)
+        assert ALONE.any_rank(True) and not ALONE.any_rank(False)
     assert rows.tolist() == [0, 1, 2, 3, 4, 5]
 
 
@@ -188,6 +192,8 @@ def test_other_commands_refuse_several_processes(
         said = refusal(words, capsys)
         assert f"the command `{words[0]}` does not share its work under torchrun" in said
         assert "one worker per GPU: python -m pythia_core worker" in said
+    with pytest.raises(click.ClickException, match="a notebook does not share its work"):
+        PythiaEngine.execute_notebook(nbformat.v4.new_notebook(), "python3")
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr("pythia_core.util.stopping.LAST_WORDS", 0.0)
     with pytest.raises(SystemExit) as end:
@@ -195,6 +201,8 @@ def test_other_commands_refuse_several_processes(
     assert end.value.code == 1 and capsys.readouterr().err == ""
     monkeypatch.setenv("WORLD_SIZE", "two")
     assert "WORLD_SIZE must be the number of processes, got 'two'" in refusal(TRAIN, capsys)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set" in refusal(TRAIN, capsys)
 
 
 @pytest.mark.slow
