@@ -25,6 +25,7 @@ from pythia_core.errors import PythiaError
 from pythia_core.util import stopping
 from pythia_core.util.extensions import registered
 from pythia_core.util.files import CACHE, FULL_DISK, RESULTS, full_disk_advice
+from pythia_core.util.machine import require_one_process
 
 
 def parser() -> argparse.ArgumentParser:
@@ -95,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             args = parser().parse_args(arguments)
             resume_note = getattr(args, "resume_note", "")
+            if not getattr(args, "together", False):
+                require_one_process(f"the command `{args.command}`")
             args.function(args)
             sys.stdout.flush()  # errors of the last lines are reported below, too
         except PythiaError as error:

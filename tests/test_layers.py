@@ -29,6 +29,8 @@ OPTIONAL_IN_CORE = {
 }
 """Libraries that only one module imports, when it is asked for what needs them."""
 WITHOUT_TORCH = ("data", "config", "errors", "suite", "util", "training.schedule")
+MANY_PROCESSES = ("pythia_core.training.distributed", "pythia_core.training.sharding")
+"""The modules that use torch.distributed."""
 HEAVY = (
     "datasets datatrove flash_attn lm_eval matplotlib papermill seaborn transformers triton"
 ).split()
@@ -144,7 +146,7 @@ def test_rules_on_libraries(module: str) -> None:
         assert "torch" not in everywhere, "data modules do not import torch"
     if "kernels" not in module and not module.startswith("pythia_book.bench"):
         assert "triton" not in everywhere, "only kernels import Triton"
-    if module != "pythia_core.training.distributed":
+    if module not in MANY_PROCESSES:
         assert not {n for n in imports_of(module) if n.startswith("torch.distributed")}
     if module.startswith("pythia_book.studies") and not module.endswith("figures"):
         assert not everywhere & {"matplotlib", "seaborn"}, "only figures draw"

@@ -36,6 +36,7 @@ from pythia_core.util.files import (
     full_disk_advice,
     results_dir,
 )
+from pythia_core.util.machine import require_one_process
 from pythia_core.util.progress import TERMINAL, is_live
 from pythia_core.util.stopping import SIGNALS, Stopped, ignore_signals, report_stop, stop_requests
 
@@ -475,6 +476,7 @@ class PythiaEngine:
         papermill = dict(nb.metadata.get("papermill", {}))
         study = Path(str(kwargs.get("input_path") or "")).stem
         try:
+            require_one_process("a notebook")
             given = papermill.get("parameters", {})
             given = {k: v for k, v in given.items() if k not in notebooks.PATH_PARAMETERS}
             values = notebooks.validate_parameters(nb, given)

@@ -43,9 +43,9 @@ class Finished:
 
         code, folders = code_identity(Execution.from_environment()), {}
         for done in sorted((results_dir() / "runs").glob("*/done.json")):
-            with contextlib.suppress(PythiaError, KeyError):
+            with contextlib.suppress(PythiaError, KeyError, AttributeError):
                 identity = read_identity(done.parent)
-                if identity["code"] == code:
+                if code.items() <= identity["code"].items():  # several processes add to it
                     folders[stable_hash(identity["config"])] = done.parent
         return cls(folders)
 
@@ -62,7 +62,10 @@ class Finished:
         seconds = flops = 0.0
         for folder in [*self.folders.values()][:SAMPLE]:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError, PythiaError):
-                config = run_config_from_dict(read_identity(folder)["config"])
+                identity = read_identity(folder)
+                if "processes" in identity["code"]:
+                    continue  # trained on several devices
+                config = run_config_from_dict(identity["config"])
                 tokens = config.train.batch_size * config.data.seq_len
                 rows = read_metrics(folder / "metrics.jsonl")
                 seconds += sum(tokens / row["tokens_per_s"] for row in rows)

@@ -98,3 +98,15 @@ def positive_number(word: str) -> float:
 COUNT: dict[str, Any] = {"type": whole_number, "metavar": "N"}
 STEP: dict[str, Any] = {"type": whole_number, "metavar": "K"}
 """Keyword arguments of `add_argument` for an option that takes a count (COUNT) or a step (STEP)."""
+
+
+def share_under_torchrun(p: argparse.ArgumentParser) -> None:
+    """Say that the processes that torchrun starts for a command share its training; add --shard."""
+    p.set_defaults(together=True)
+    p.add_argument(
+        "--shard",
+        choices=("auto", "never", "always"),
+        default="auto",
+        help="under torchrun, split weights, gradients and optimizer state over the processes: if "
+        "they do not fit one device (auto, the default), never, or always",
+    )

@@ -7,7 +7,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pythia_core.commands import (
     COUNT,
@@ -15,6 +15,7 @@ from pythia_core.commands import (
     nonblank,
     positive_number,
     seed_number,
+    share_under_torchrun,
     trained_scales,
     whole_number,
 )
@@ -25,6 +26,9 @@ from pythia_core.training.execution import MODES, VARIABLE, Execution
 from pythia_core.training.schedule import PAPER_FORKS
 from pythia_core.util.files import check_cache, check_results, results_dir
 
+if TYPE_CHECKING:
+    from pythia_core.training.distributed import World
+
 
 def add(command: AddCommand) -> None:
     """Declare the commands `prepare` and `train`."""
@@ -34,8 +38,16 @@ def add(command: AddCommand) -> None:
     p.add_argument("--scale", default="laptop", choices=trained_scales(), help=text)
     _add_data_options(p)
 
-    p = command("train", _train, "train a model, or reuse the run if it exists")
+    p = command(
+        "train",
+        _train,
+        "train a model, or reuse the run if it exists",
+        epilog="Several GPUs, or nodes with one results folder, share each batch if torchrun "
+        "starts one process per GPU: torchrun --nproc-per-node 8 -m pythia_core train SIZE ... A "
+        "run that another number of processes started is found, and resumed if it is unfinished.",
+    )
     p.set_defaults(resume_note="training so far is saved")
+    share_under_torchrun(p)
     option = p.add_argument
     sizes = ", ".join(size for size in SIZES if size not in OFFICIAL_SIZES)
     option("size", metavar="SIZE", type=nonblank, help=f"size of the model: {sizes}")
@@ -69,7 +81,8 @@ def add(command: AddCommand) -> None:
     text = "train a fork: a run that swaps these words in the updates --start to --stop - 1"
     option("--swap", choices=SWAPS, help=text)
     text = "first update with swapped words (default: swap in the last 7 %% of the updates)"
-    option("--start", type=whole_number, metavar="STEP", help=text)
+    # torchrun takes --start for its own --start-method, even after the name of the module
+    option("--start", "--start-step", type=whole_number, metavar="STEP", help=text)
     text = "first update without swapped words again (default: swap until the end of the run)"
     option("--stop", type=whole_number, metavar="STEP", help=text)
 
@@ -184,14 +197,24 @@ def _run_config(args: argparse.Namespace) -> RunConfig:
 
 
 def _train(args: argparse.Namespace) -> None:
+    """Train the run or find it, in all processes that torchrun started; then print its results."""
+    from pythia_core.training.distributed import run_together
+
+    run_together(lambda world: _train_in(world, args), args.shard)
+
+
+def _train_in(world: World, args: argparse.Namespace) -> None:
     """Train the run or find it, then print its results and its folder."""
     from pythia_core.training.runs import find_or_train
 
     execution = Execution.parse(args.execution) if args.execution else None
-    check_results(results_dir())
-    check_cache()  # before the precision is measured, which is stored there
-    config = _run_config(args)
-    run = find_or_train(config, execution=execution)
+    with world.rank_zero_first():
+        check_results(results_dir())
+        check_cache()  # before the precision is measured, which is stored there
+        config = _run_config(args)
+    run = find_or_train(config, execution=execution, world=world)
+    if not world.is_rank_zero:
+        return
     last = run.metrics()[-1]
     print(
         f"run {run.id}: {len(run.steps)} checkpoints, last loss {last['loss']:.4f}, "

@@ -7,7 +7,8 @@ pickled. All hashes are checked before anything is loaded, because neither safet
 would notice a flipped bit.
 
 *Weights* are saved as the forward pass used them, i.e. in bf16 if a run trains in bf16. A *state*
-has the fp32 master weights, Adam's moments and everything else that exact resumption needs.
+has the fp32 master weights, Adam's moments and everything else that exact resumption needs. If
+several processes share the state, each writes its shard (pythia_core.training.sharding).
 """
 
 from __future__ import annotations
@@ -136,31 +137,43 @@ def save_checkpoint(
                 raise CheckpointError("training has now come to other values of this step")
             return target
         except CheckpointError as error:
-            _set_aside(target, error)
+            set_aside(target, error)
     try:
         with atomic_dir(target) as folder:
             for stem, tensors in files.items():
                 contiguous = {name: t.detach().contiguous() for name, t in tensors.items()}
                 save_safetensors(save_file, contiguous, folder / f"{stem}.safetensors")
-            manifest: dict[str, Any] = {
-                "step": step,
-                "meta": meta,
-                "files": {
-                    p.name: {"bytes": p.stat().st_size, "sha256": file_sha256(p)}
-                    for p in sorted(folder.iterdir())
-                },
-            }
-            manifest["manifest_sha256"] = _self_hash(manifest)
-            (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
+            entries = {p.name: describe_file(p) for p in sorted(folder.iterdir())}
+            write_manifest(folder, step, meta, entries)
     except OSError as error:
-        reason = "no space left" if error.errno in FULL_DISK else str(error)
-        raise TrainingError(
-            f"could not save step {step} in {parent}: {reason} "
-            f"({shutil.disk_usage(parent).free / 1e6:.0f} MB are free). Earlier checkpoints are "
-            "intact. Free some space, or move the results folder to another disk and set "
-            "PYTHIA_RESULTS to its new path. Then run again: training resumes from the last state."
-        ) from error
+        raise TrainingError(not_saved(parent, step, error)) from error
     return target
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Return the entry of a file in a manifest: its size and its sha256."""
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def write_manifest(
+    folder: Path, step: int, meta: dict[str, Any], files: dict[str, dict[str, Any]]
+) -> None:
+    """Write the manifest of a checkpoint into its folder; `files` are those of `describe_file`."""
+    manifest: dict[str, Any] = {"step": step, "meta": meta, "files": files}
+    manifest["manifest_sha256"] = _self_hash(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
+
+
+def not_saved(parent: Path, step: int, error: OSError) -> str:
+    """Return the message about a checkpoint that cannot be written."""
+    reason = "no space left" if error.errno in FULL_DISK else str(error)
+    place = next(path for path in (parent, *parent.parents) if path.exists())
+    return (
+        f"could not save step {step} in {parent}: {reason} "
+        f"({shutil.disk_usage(place).free / 1e6:.0f} MB are free). Earlier checkpoints are "
+        "intact. Free some space, or move the results folder to another disk and set "
+        "PYTHIA_RESULTS to its new path. Then run again: training resumes from the last state."
+    )
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -204,8 +217,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+def load_checkpoint(
+    folder: Path, hashes: bool = True
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Check all hashes of a checkpoint, then load it.
+
+    Args:
+        hashes: whether to check the hashes of the files; if not, another process has just done it.
 
     Returns:
         The tensors, {file stem: {name: tensor}}, and the `meta` of `save_checkpoint`.
@@ -220,7 +238,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
             "(pythia_core.training.retention); to get the weights, delete the run's folder and "
             "train the run again with the environment variable PYTHIA_KEEP_ALL=1"
         )
-    for name, entry in manifest["files"].items():
+    for name, entry in manifest["files"].items() if hashes else ():
         actual = file_sha256(folder / name)
         if actual != entry["sha256"]:
             raise CheckpointError(
@@ -250,11 +268,11 @@ def newest_loadable(
         try:
             return step, *load_checkpoint(folder)
         except CheckpointError as error:
-            _set_aside(folder, error)
+            set_aside(folder, error)
     return None
 
 
-def _set_aside(folder: Path, error: CheckpointError) -> None:
+def set_aside(folder: Path, error: CheckpointError) -> None:
     """Rename a corrupt checkpoint to `*.corrupt`, with a warning."""
     aside = folder.with_name(folder.name + ".corrupt")
     shutil.rmtree(aside, ignore_errors=True)

@@ -4,6 +4,10 @@ A parameter takes memory for a master weight, two moments and a gradient in fp32
 compute dtype. A token takes memory for what autograd saves in every block, and for the block that
 is being differentiated. Logits are never in memory all at once (kernels.cross_entropy).
 
+If n processes share one copy of the state, each has 1/n of it in fp32. In addition, a block's
+parameters are gathered for its computation, the next block's meanwhile, and a block's gradient is
+whole until it has been summed; so are embedding and unembedding.
+
 The estimates assume the fused kernels on a CUDA device. They were compared with the tensors that
 autograd saves (tests/core/kernels/triton_bodies/model.py), but not yet measured on a GPU.
 """
@@ -11,7 +15,7 @@ autograd saves (tests/core/kernels/triton_bodies/model.py), but not yet measured
 from __future__ import annotations
 
 from pythia_core.config import ModelConfig, RunConfig
-from pythia_core.training.execution import Execution
+from pythia_core.training.execution import EAGER, Execution
 
 GIB = 2**30
 CONTEXT_BYTES = 1.0e9
@@ -26,9 +30,25 @@ INFERENCE_LOGIT_ROWS = 8192
 """Tokens whose fp32 logits, with copies, are in memory at a time during evaluation."""
 
 
-def state_bytes(model: ModelConfig, precision: str) -> int:
-    """Return the bytes of a model's weights, gradients, moments and copies during training."""
+def state_bytes(model: ModelConfig, precision: str, processes: int = 1) -> int:
+    """Return the bytes of a model's weights, gradients, moments and copies during training.
+
+    Args:
+        processes: number of processes that share the state; each then has this many bytes.
+    """
+    if processes > 1:  # FSDP makes the copies when it gathers the parameters
+        return -(-16 * model.n_params // processes)
     return model.n_params * (16 if precision == "fp32" else 18)
+
+
+def gathered_bytes(model: ModelConfig, precision: str) -> int:
+    """Return the bytes of parameters and gradients that are not sharded, at their peak."""
+    size, embedding = _size(precision), model.vocab_size * model.d_model
+    block = model.n_params_non_embedding // model.n_layers
+    blocks = block * (2 * size + size + 4)  # this one, the next, a gradient, and its fp32 copy
+    # the unembedding stays from the forward to the backward; then its gradient, or the
+    # embedding's, which is in fp32
+    return blocks + embedding * (size + max(size + 4, 12))
 
 
 def saved_activation_bytes(model: ModelConfig, execution: Execution, precision: str) -> int:
@@ -59,21 +79,54 @@ def activation_bytes_per_token(model: ModelConfig, execution: Execution, precisi
     return saved_activation_bytes(model, execution, precision) + again + gradients
 
 
-def training_bytes(model: ModelConfig, tokens: int, execution: Execution, precision: str) -> int:
-    """Return the estimated device memory of training, in bytes, with `tokens` per micro-batch."""
+def training_bytes(
+    model: ModelConfig, tokens: int, execution: Execution, precision: str, processes: int = 1
+) -> int:
+    """Return the estimated device memory of training, in bytes, with `tokens` per micro-batch.
+
+    Args:
+        processes: number of processes, with a device each, that share the state.
+    """
     unembedding = 4 * model.vocab_size * model.d_model  # its gradient before it is added
+    whole = unembedding if processes == 1 else gathered_bytes(model, precision)
     activations = tokens * activation_bytes_per_token(model, execution, precision)
-    return RESERVE + state_bytes(model, precision) + unembedding + activations
+    return RESERVE + state_bytes(model, precision, processes) + whole + activations
+
+
+def smallest_training_bytes(config: RunConfig, execution: Execution, processes: int = 1) -> int:
+    """Return the device memory that a run needs at least, with micro-batches of one row."""
+    return training_bytes(
+        config.model, config.data.seq_len, execution, config.train.precision, processes
+    )
+
+
+def smallest_world(
+    config: RunConfig, device_bytes: float, execution: Execution = EAGER
+) -> int | None:
+    """Return the smallest number of processes on which a run fits devices of `device_bytes`.
+
+    Only numbers that divide the batch count. None: not even one process per row would do.
+    """
+    batch = config.train.batch_size
+    worlds = (n for n in range(1, batch + 1) if batch % n == 0)
+    fits = (n for n in worlds if smallest_training_bytes(config, execution, n) <= device_bytes)
+    return next(fits, None)
 
 
 def largest_micro_batch(
-    model: ModelConfig, seq_len: int, bytes_free: int, execution: Execution, precision: str
+    model: ModelConfig,
+    seq_len: int,
+    bytes_free: int,
+    execution: Execution,
+    precision: str,
+    processes: int = 1,
 ) -> int:
     """Return how many rows of `seq_len` tokens fit into one micro-batch; 0 if no row fits.
 
-    `bytes_free` is the device memory that is free before the model is allocated.
+    `bytes_free` is the device memory that is free before the model is allocated, and `processes`
+    the number of processes that share the state.
     """
-    left = bytes_free - training_bytes(model, 0, execution, precision)
+    left = bytes_free - training_bytes(model, 0, execution, precision, processes)
     return max(0, left // (seq_len * activation_bytes_per_token(model, execution, precision)))
 
 

@@ -25,6 +25,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "grad_norm": (*_NUMBER, type(None)),
     "batch_hash": (str,),
     "tokens_per_s": _NUMBER,
+    "processes": (int,),  # only if there are several
     "tokens_changed": (int,),
 }
 """The types of what the rows of logs have; `bool` is none of them."""

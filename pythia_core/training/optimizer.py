@@ -11,17 +11,25 @@ GPT-NeoX say "Adam".
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from pythia_core.config import TrainConfig
 from pythia_core.kernels.adamw import AdamWBuffers, AdamWHyperparameters, adamw_
 from pythia_core.model import GPTNeoX, Linear
+from pythia_core.training.distributed import World
 
 
 def is_decayed(name: str) -> bool:
     """Return whether weight decay applies to the parameter called `name`."""
     return name.endswith("weight") and "layernorm" not in name and "layer_norm" not in name
+
+
+def flat_order(names: Iterable[str]) -> list[str]:
+    """Return the names of a model's parameters in the order of the flat buffers: decayed first."""
+    return sorted(names, key=lambda name: not is_decayed(name))  # stable sort
 
 
 class FlatParameters:
@@ -37,7 +45,7 @@ class FlatParameters:
 
     def __init__(self, model: GPTNeoX, compute_dtype: torch.dtype) -> None:
         parameters = dict(model.named_parameters())
-        self.names = sorted(parameters, key=lambda name: not is_decayed(name))  # stable sort
+        self.names = flat_order(parameters)
         self.n_decayed = sum(parameters[n].numel() for n in self.names if is_decayed(n))
         self.flat = torch.cat([parameters[n].detach().flatten() for n in self.names])
         self.grad = torch.zeros_like(self.flat)
@@ -83,9 +91,21 @@ class FlatParameters:
         if self.copy is not None:
             self.copy.copy_(self.flat)
 
+    def zero_grad_(self) -> None:
+        """Set all gradients to zero."""
+        self.grad.zero_()
+
+    def sum_gradients_(self, world: World, total: Tensor) -> None:
+        """Sum the gradients, and the tensor `total`, over all processes."""
+        world.all_reduce_(self.grad, total)
+
     def norm(self) -> Tensor:
         """Return the global norm of the gradient, as a 0-dim fp32 tensor on the device."""
         return torch.linalg.vector_norm(self.grad)
+
+    def all_finite(self) -> bool:
+        """Return whether every weight is finite."""
+        return bool(torch.isfinite(self.flat).all())
 
 
 def clip_factor(norm: Tensor, max_norm: float) -> Tensor:

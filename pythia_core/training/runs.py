@@ -1,8 +1,9 @@
 """Find a run by its identity, or train it. Runs are stored in results/runs.
 
 The identity of a run is everything on which its weights depend bitwise: config, fingerprint of the
-data, versions of torch and of this code, kernels and kind of device. A hash of the identity is part
-of the name of the run's folder. A finished run is loaded, and a stopped run is continued.
+data, versions of torch and of this code, kernels, kind of device, and the number of processes if
+there are several. A hash of the identity is part of the name of the run's folder. A finished run is
+loaded, and a stopped run is continued, whatever number of processes started it.
 
 A fork is a run with an intervention (a change of its training text). Its control is the same run
 without the intervention, and is found or trained first. The fork starts from the control's exact
@@ -11,6 +12,8 @@ state at the branching step, and then reads the control's batches with the chang
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import re
 import warnings
 from collections.abc import Callable
@@ -58,6 +61,7 @@ from pythia_core.training.completion import (
     read_done,
     write_done,
 )
+from pythia_core.training.distributed import ALONE, World, check_memory, plan_state
 from pythia_core.training.execution import EAGER, Execution
 from pythia_core.training.gpu_sharing import admission_gate, limit_memory
 from pythia_core.training.lineage import TESTED_UP_TO, continues
@@ -65,8 +69,9 @@ from pythia_core.training.memory import run_bytes
 from pythia_core.training.metrics import flops_per_token, read_metrics
 from pythia_core.training.retention import Keep, prune_during_training, prune_run
 from pythia_core.training.schedule import PAPER_FORKS, checkpoint_steps, linear_steps
+from pythia_core.training.sharding import unsharded
 from pythia_core.training.train import Saving, Start, train
-from pythia_core.training.trainer import State, Trainer
+from pythia_core.training.trainer import State
 from pythia_core.util.extensions import registered
 from pythia_core.util.files import is_intact, json_object, results_dir, write_json
 from pythia_core.util.machine import device_info, keep_freed_memory
@@ -78,17 +83,20 @@ TRAJECTORY_VERSION = 4
 """Part of every run's identity: raise it when a change of the code alters trained weights."""
 
 
-def run_identity(config: RunConfig, data: str, execution: Execution = EAGER) -> dict[str, Any]:
+def run_identity(
+    config: RunConfig, data: str, execution: Execution = EAGER, world: World = ALONE
+) -> dict[str, Any]:
     """Return the identity of a run; the keys are "config", "data" (fingerprint) and "code"."""
-    return {"config": config_dict(config), "data": data, "code": code_identity(execution)}
+    return {"config": config_dict(config), "data": data, "code": code_identity(execution, world)}
 
 
-def code_identity(execution: Execution = EAGER) -> dict[str, Any]:
+def code_identity(execution: Execution = EAGER, world: World = ALONE) -> dict[str, Any]:
     """Return the part of a run's identity that depends on the code and the machine.
 
     The keys are "trajectory" (TRAJECTORY_VERSION), "torch" (major and minor version), "device"
     ("cpu", or the model of the GPU, because libraries choose their algorithms by it) and "kernels"
-    (see `Execution.backend`).
+    (see `Execution.backend`). With several processes, "processes" is their number when the run
+    started, and "sharded" how many of them share one copy of the state, if they do.
 
     Raises:
         ConfigError: this machine's device does not support the execution mode.
@@ -106,7 +114,50 @@ def code_identity(execution: Execution = EAGER) -> dict[str, Any]:
         "torch": f"{major}.{minor}",
         "device": info["device"] if kind == "cuda" else kind,
         "kernels": execution.backend(kernels, kind),
+        **world.identity,
     }
+
+
+def find_folder(name: str, identity: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """Return the folder of the run with an identity, and the identity of the run in this folder.
+
+    A run that another number of processes started is the same run but for the last bits of its
+    weights. So if no run with exactly this identity was started, one of those is found instead: a
+    finished one, or else one with saved states. If there is none, the folder does not exist yet.
+
+    Args:
+        name: the beginning of the folder's name, which also has the number of processes if there
+            are several, and a hash of the identity.
+    """
+    exact, alone = _named(name, identity), _without_processes(identity)
+    if _progress(exact):
+        return exact, identity
+    candidates = [_named(name, alone), *sorted(exact.parent.glob(f"{glob.escape(name)}-x*-*"))]
+    found = [(0, exact, identity)]
+    for folder in filter(_progress, candidates):
+        with contextlib.suppress(CheckpointError, KeyError, AttributeError):  # damaged
+            other = read_identity(folder)
+            if _without_processes(other) == alone:
+                found.append((_progress(folder), folder, other))
+    return max(found, key=lambda each: each[0])[1:]
+
+
+def _without_processes(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return an identity as one process would give it to the same run."""
+    code = {k: v for k, v in identity["code"].items() if k not in ("processes", "sharded")}
+    return identity | {"code": code}
+
+
+def _named(name: str, identity: dict[str, Any]) -> Path:
+    """Return the path of the folder of exactly the run with an identity."""
+    processes = identity["code"].get("processes", 1)
+    many = f"-x{processes}" if processes > 1 else ""
+    return results_dir() / "runs" / f"{name}{many}-{stable_hash(identity)[:12]}"
+
+
+def _progress(folder: Path) -> int:
+    """Return 2 if the run in a folder is finished, 1 if it has saved states, else 0."""
+    return 2 if (folder / DONE).exists() else int(bool(saved_steps(folder / "states")))
 
 
 def read_identity(folder: Path) -> dict[str, Any]:
@@ -155,6 +206,11 @@ CORE_FLOPS = 5e10
 """Approximate FLOP/s of one core in training; only for a warning."""
 LONG_HOURS = 12
 """Without a GPU, warn before training that would take longer than this."""
+DIFFERENT = (
+    "Start all of them with the same command and the same versions, on GPUs of one kind, and set "
+    "PYTHIA_RESULTS to one folder that all of them see"
+)
+"""Advice for processes that would train different runs."""
 SHORT = 1e12
 """FLOP below which training takes less time than starting a worker process."""
 
@@ -311,13 +367,14 @@ class Run:
             )
 
     def state(self, step: int) -> State:
-        """Load the saved training state of a step.
+        """Load the saved training state of a step, as one process would have saved it.
 
         Raises:
             CheckpointError: the state does not exist, is corrupt or is that of another run.
         """
         check_step(self.folder, "states", step)
-        return load_checkpoint(step_folder(self.states, step))[0]
+        files = load_checkpoint(step_folder(self.states, step))[0]
+        return unsharded(files, self.config.model)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the rows of the run's log, a dict for each update.
@@ -376,12 +433,20 @@ def _describe(config: RunConfig) -> str:
     return f"{config.model.n_params_non_embedding:,} parameters, {arm_label(config)}"
 
 
-def locate(config: RunConfig, progress: bool = True, execution: Execution | None = None) -> Run:
+def locate(
+    config: RunConfig,
+    progress: bool = True,
+    execution: Execution | None = None,
+    world: World = ALONE,
+) -> Run:
     """Prepare the data and the folder of a run, and return the run, trained or not.
+
+    A run of another number of processes is found, too (see `find_folder`).
 
     Args:
         execution: default: Execution.from_environment(). Executions with bitwise equal results
             share one run.
+        world: the processes that are to train it (with `distributed.plan_state`).
 
     Raises:
         ConfigError: too little data or too small a vocabulary for the config.
@@ -398,11 +463,26 @@ def locate(config: RunConfig, progress: bool = True, execution: Execution | None
             f"{config.train.batch_size} rows, but the run has {config.train.steps} steps. Use "
             "fewer steps, more epochs (--epochs, DataConfig.epochs) or more text."
         )
-    identity = run_identity(config, data.fingerprint, execution or Execution.from_environment())
-    shape = f"L{config.model.n_layers}-d{config.model.d_model}"
-    folder = results_dir() / "runs" / f"{shape}-{arm_label(config)}-{stable_hash(identity)[:12]}"
+    folder, identity = _place(config, data, execution or Execution.from_environment(), world)
     claim_folder(folder, identity)
     return Run(folder, config, data)
+
+
+def _place(
+    config: RunConfig, data: PreparedData, execution: Execution, world: World
+) -> tuple[Path, dict[str, Any]]:
+    """Return the folder of a run, and its identity (see `find_folder`).
+
+    The identity of a fork includes its control if several processes started the control, because
+    the bits of the fork depend on it.
+    """
+    identity = run_identity(config, data.fingerprint, execution, world)
+    if config.parent:
+        _, control = _place(config.parent, data, execution, world)
+        if "processes" in control["code"]:
+            identity["code"]["control"] = stable_hash(control)[:12]
+    name = f"L{config.model.n_layers}-d{config.model.d_model}-{arm_label(config)}"
+    return find_folder(name, identity)
 
 
 def _check_vocabulary(config: RunConfig, id_limit: int) -> None:
@@ -464,18 +544,25 @@ def find_run(name: str) -> Run:
     return open_run(matches[0])
 
 
-def _parent_state(config: RunConfig, progress: bool, execution: Execution) -> Start:
-    """Return the control's exact state at a fork's branching step; if needed, train the control."""
+def _parent_state(
+    config: RunConfig, progress: bool, execution: Execution, world: World
+) -> Start | None:
+    """Return the control's exact state at a fork's branching step; if needed, train the control.
+
+    None: the fork starts with the first update, from its initial weights. The state may be sharded.
+    """
     assert config.parent and config.intervention
-    parent = find_or_train(config.parent, progress, execution=execution)
+    parent = find_or_train(config.parent, progress, execution=execution, world=world)
     start = config.intervention.start
     if start == 0:
-        return Start(0, Trainer(config.parent, torch.device("cpu")).state())
-    if start not in saved_steps(parent.states):
+        return None
+    states = parent.states
+    if not world.from_rank_zero(start in saved_steps(states)):
         replay = parent.folder / "replays" / str(start)  # one for each, as it has its own log
-        older = newest_loadable(parent.states, at_most=start)
-        if older:
-            check_step(parent.folder, "states", older[0])
+        older: tuple[int, State, dict[str, Any]] | None = None
+        with world.rank_zero_first():
+            if older := newest_loadable(states, at_most=start):
+                check_step(parent.folder, "states", older[0])
         train(
             config.parent,
             parent.batch,
@@ -486,9 +573,13 @@ def _parent_state(config: RunConfig, progress: bool, execution: Execution) -> St
             progress=progress,
             label=f"replaying to step {start}",
             execution=execution,
+            world=world,
         )
         return Start(start, load_checkpoint(step_folder(replay / "states", start))[0])
-    return Start(start, parent.state(start))
+    with world.rank_zero_first():
+        check_step(parent.folder, "states", start)
+        files, _ = load_checkpoint(step_folder(states, start), hashes=world.is_rank_zero)
+    return Start(start, files)
 
 
 def find_or_train(
@@ -496,6 +587,7 @@ def find_or_train(
     progress: bool = True,
     keep: Keep | None = None,
     execution: Execution | None = None,
+    world: World = ALONE,
 ) -> Run:
     """Return the finished run that `config` describes; train it to its end if necessary.
 
@@ -506,30 +598,46 @@ def find_or_train(
         keep: what to keep if the run is large (see pythia_core.training.retention); default:
             everything. A fork's control, if it must be trained, keeps everything.
         execution: default: Execution.from_environment().
+        world: the processes that train together (`distributed.run_together`); all of them call
+            this function.
 
     Raises:
-        ConfigError: too little data or too small a vocabulary for the config.
+        ConfigError: too little data or too small a vocabulary for the config, or the processes do
+            not divide the batch.
         DataError: the intervention changes nothing, or is impossible with these data.
         CheckpointError, TrainingError: see pythia_core.training.checkpoint and .train.
     """
     execution = execution or Execution.from_environment()
-    run = locate(config, progress, execution)
-    if run.finished:
+    world = plan_state(world, config, execution)
+    with world.rank_zero_first():  # the others find its data and its decision
+        run = locate(config, progress and world.is_rank_zero, execution, world)
+        if not run.finished:
+            check_memory(world, config, execution)
+            _ = run.ledger  # its errors come before the control is trained
+    world.check_same(run.folder.name, "the run to train", DIFFERENT)
+    if world.from_rank_zero(run.finished):
         return run
-    _ = run.ledger  # its errors come before the control is trained
     states = linear_steps(PAPER_FORKS, config.train.steps)
+    batch_at: Callable[[int], np.ndarray] = run.batch
+    if world.is_rank_zero:  # it alone deletes
+        batch_at = prune_during_training(run.batch, run.folder, config, keep)
     sha256 = train(
         config,
-        prune_during_training(run.batch, run.folder, config, keep),
+        batch_at,
         run.folder,
-        start=_parent_state(config, progress, execution) if config.intervention else None,
+        start=_parent_state(config, progress, execution, world) if config.intervention else None,
         saving=Saving(frozenset(run.scheduled_steps), states | keep.states if keep else states),
         progress=progress,
         label=f"training {_describe(config)}",
         execution=execution,
+        world=world,
     )
-    write_done(run.folder, {"final_sha256": sha256, "machine": device_info()})
-    prune_run(run.folder, config, keep)
+    with world.rank_zero_first():
+        if world.is_rank_zero:
+            processes = {"processes": world.size} if world.size > 1 else {}
+            done = {"final_sha256": sha256, "machine": device_info(), **processes}
+            write_done(run.folder, done)
+            prune_run(run.folder, config, keep)
     return run
 
 
@@ -681,7 +789,8 @@ def verify(run: Run) -> list[str]:
     states = saved_steps(run.states)
     for step in states:
         state = load_checkpoint(step_folder(run.states, step))[0]
-        final = state["model"] if step == last else final
+        if step == last:
+            final = unsharded(state, run.config.model)["model"]
     if run.finished and final and sha256_tensors(final) != run.final_sha256:
         raise CheckpointError(
             f"the final weights of run {run.id} do not have the hash in {DONE}. {RESTORE_ADVICE}"

@@ -32,10 +32,10 @@ from pythia_core.errors import TrainingError
 from pythia_core.training.async_writer import CheckpointWriter
 from pythia_core.training.checkpoint import (
     delete_temporaries,
+    load_checkpoint,
     manifest_hash,
     newest_loadable,
     prune,
-    sha256_tensors,
     step_folder,
 )
 from pythia_core.training.completion import check_against_state
@@ -43,6 +43,7 @@ from pythia_core.training.distributed import ALONE, World
 from pythia_core.training.execution import EAGER, Execution
 from pythia_core.training.metrics import MetricsLog
 from pythia_core.training.schedule import checkpoint_steps
+from pythia_core.training.sharding import save_sharded
 from pythia_core.training.trainer import PendingUpdate, State, Trainer
 from pythia_core.util.machine import device_info, keep_freed_memory
 from pythia_core.util.progress import bar as progress_bar
@@ -103,8 +104,11 @@ def _locked(folder: Path) -> Iterator[None]:
 class _InFlight:
     """The updates that were launched but are not logged yet, oldest first."""
 
-    def __init__(self, log: MetricsLog, bar: Any, config: RunConfig, lag: int) -> None:
+    def __init__(
+        self, log: MetricsLog, bar: Any, config: RunConfig, lag: int, world: World
+    ) -> None:
         self._log, self._bar, self._lag = log, bar, lag
+        self._processes = {"processes": world.size} if world.size > 1 else {}
         self._tokens = config.train.batch_size * config.data.seq_len
         self._precision = config.train.precision
         self._entries: deque[tuple[float, PendingUpdate]] = deque()
@@ -130,7 +134,7 @@ class _InFlight:
                 "grad_norm": norm,
                 "batch_hash": batch_hash(pending.batch),
                 "tokens_per_s": round(rate),
-            }
+            } | self._processes
             if pending.loss_scale is not None:
                 finite = {
                     k: row[k] if math.isfinite(row[k]) else None for k in ("loss", "grad_norm")
@@ -151,11 +155,14 @@ def _resume(
 ) -> None:
     """Set the trainer to the newest saved state up to step `end`, or else to `start`.
 
-    Raises:
-        TrainingError: the processes that train together would resume from different steps.
+    The first process checks the hashes of the state, which the others then read, too.
     """
-    if saved := newest_loadable(states, at_most=end):
-        step, state, meta = saved
+    saved, step = None, None
+    if trainer.world.is_rank_zero and (saved := newest_loadable(states, at_most=end)):
+        step = saved[0]
+    step = trainer.world.from_rank_zero(step)
+    if step is not None:
+        _, state, meta = saved or (step, *load_checkpoint(step_folder(states, step), hashes=False))
         trainer.load_state(step, state)
         if meta.get("machine") != machine:
             warnings.warn(
@@ -166,27 +173,52 @@ def _resume(
             )
     elif start:
         trainer.load_state(start.step, start.state)
-    trainer.world.check_same(trainer.step, "the step to resume from")
 
 
 def _train_worker(
     trainer: Trainer,
     batch_at: Callable[[int], np.ndarray],
+    states: Path,
     end: int,
+    scheduled: set[int],
+    keep: set[int],
     stop_requested: Callable[[], int],
-) -> str:
-    """Train up to step `end` without writing files; return the sha256 of the fp32 weights."""
+) -> None:
+    """Train up to step `end` in another process than the first, which decides what is saved.
+
+    This process writes nothing but its shards of the states, if they are sharded.
+    """
     in_flight: deque[PendingUpdate] = deque()
+    sharded = trainer.world.sharded
+
+    def drain(remaining: int = 0) -> None:
+        """Wait for the oldest updates, until only `remaining` are in flight."""
+        while len(in_flight) > remaining:
+            in_flight.popleft().result()
+
+    def save_weights() -> None:
+        """Take part in gathering the weights."""
+        drain()
+        if trainer.flat.all_finite():  # else the first process raises an error
+            trainer.weights()
+
+    if sharded and trainer.step in scheduled:
+        save_weights()
     while trainer.step < end:
         in_flight.append(trainer.launch(batch_at(trainer.step)))
-        while len(in_flight) > LAG[trainer.device.type]:
-            in_flight.popleft().result()
-        if trainer.world.any_rank(bool(stop_requested())):
+        drain(LAG[trainer.device.type])
+        if sharded and trainer.step in scheduled:
+            save_weights()
+        stopping, state_due = trainer.world.any_of(bool(stop_requested()), False)
+        if sharded and (trainer.step in keep or state_due or stopping):
+            drain()
+            save_sharded(states, trainer.step, trainer.state(), {}, trainer.world)
+        if stopping:
             raise Stopped(f"stopped after step {trainer.step}", stop_requested() or signal.SIGINT)
-    for pending in in_flight:
-        pending.result()
+    drain()
+    if sharded:
+        trainer.weights_sha256()
     trainer.world.barrier()
-    return sha256_tensors(trainer.state()["model"])
 
 
 def train(
@@ -197,7 +229,7 @@ def train(
     start: Start | None = None,
     stop_at: int | None = None,
     saving: Saving = Saving(),
-    make_trainer: Callable[[RunConfig, torch.device, Execution], Trainer] = Trainer,
+    make_trainer: Callable[..., Trainer] = Trainer,
     device: torch.device | None = None,
     execution: Execution = EAGER,
     world: World = ALONE,
@@ -212,12 +244,14 @@ def train(
         folder: the run's folder, for checkpoints/, states/ and metrics.jsonl.
         start: the state to start from if the folder has no saved state yet.
         stop_at: last step of this call; the state at that step is kept.
+        make_trainer: called with the config, device and execution, and with `world` by name.
         device: default: the CUDA device if there is one, otherwise the CPU.
-        world: the processes that share each update. All of them call `train`.
+        world: the processes that share each update, and perhaps the state. All of them call
+            `train`.
         label: text of the progress bar.
 
     Returns:
-        sha256 of the fp32 weights at the last step.
+        sha256 of the fp32 weights at the last step; "" in all processes but the first.
 
     Raises:
         TrainingError: the loss is not finite, no space is left, the folder was moved, or another
@@ -237,19 +271,20 @@ def train(
     checkpoints, states = folder / "checkpoints", folder / "states"
     for path in (checkpoints, states):
         path.mkdir(parents=True, exist_ok=True)
-    machine = device_info() | ({"processes": world.size} if world.size > 1 else {})
+    machine = device_info() | world.identity
+    world.check_shared(folder)
 
     def resume() -> Trainer:
         """Create the trainer and load the state to start from."""
-        trainer = make_trainer(config, device, execution)
-        trainer.world = world
+        trainer = make_trainer(config, device, execution, world=world)
         _resume(trainer, states, end, start, machine)
         return trainer
 
     if not world.is_rank_zero:
         with one_thread(), stop_requests() as stop_requested:
             world.barrier()  # the first process deletes leftovers before it gets here
-            return _train_worker(resume(), batch_at, end, stop_requested)
+            _train_worker(resume(), batch_at, states, end, scheduled, keep, stop_requested)
+            return ""
 
     with one_thread(), _locked(folder), stop_requests() as stop_requested:
         delete_temporaries(checkpoints)
@@ -265,7 +300,7 @@ def train(
             ) as bar,
             CheckpointWriter(asynchronous) as writer,
         ):
-            in_flight = _InFlight(log, bar, config, LAG[device.type])
+            in_flight = _InFlight(log, bar, config, LAG[device.type], world)
 
             def save_state() -> None:
                 """Log all updates in flight, then save the full training state."""
@@ -277,14 +312,20 @@ def train(
                     hashes[str(saved)] = manifest_hash(step_folder(checkpoints, saved))
                 step, state = trainer.step, trainer.state()
                 meta = {"machine": machine, "log": log.sha256, "checkpoints": dict(hashes)}
-                trainer.wait_for_copy(
-                    writer.save(states, step, state, meta, lambda: prune(states, keep))
-                )
+                if not world.sharded:
+                    trainer.wait_for_copy(
+                        writer.save(states, step, state, meta, lambda: prune(states, keep))
+                    )
+                    return
+                started = time.monotonic()
+                save_sharded(states, step, state, meta, world)
+                prune(states, keep)
+                writer.seconds = time.monotonic() - started
 
             def save_weights() -> None:
                 """Log all updates in flight, then save the weights, which must be finite."""
                 in_flight.drain()
-                if not torch.isfinite(trainer.flat.flat).all():
+                if not trainer.flat.all_finite():
                     raise TrainingError(
                         f"the update to step {trainer.step} gave weights that are not finite, so "
                         "the weights were not saved. Try a lower lr_max (now "
@@ -304,7 +345,7 @@ def train(
                 if trainer.step in scheduled:
                     save_weights()
                 state_due = time.monotonic() > next_state and not writer.busy
-                stopping = world.any_rank(bool(stop_requested()))
+                stopping, state_due = world.any_of(bool(stop_requested()), state_due)
                 if trainer.step in keep or state_due or stopping:
                     save_state()
                     interval = max(STATE_EVERY_SECONDS, writer.seconds / STATE_SHARE)
@@ -315,5 +356,6 @@ def train(
                         f"stopped after saving step {trainer.step}",
                         stop_requested() or signal.SIGINT,
                     )
+        sha256 = trainer.weights_sha256()
         world.barrier()  # everything is written
-        return sha256_tensors(trainer.state()["model"])
+        return sha256

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -26,14 +26,16 @@ from torch import Tensor
 
 from pythia_core.config import ModelConfig, RunConfig
 from pythia_core.data.order import batch_hash
-from pythia_core.errors import CheckpointError, DataError, TrainingError
+from pythia_core.errors import DataError, TrainingError
 from pythia_core.model import GPTNeoX, LayerNorm, Rotary
+from pythia_core.training.checkpoint import sha256_tensors
 from pythia_core.training.distributed import ALONE, World
 from pythia_core.training.execution import EAGER, Execution
 from pythia_core.training.loss_scale import LossScale
 from pythia_core.training.memory import largest_micro_batch
 from pythia_core.training.optimizer import FlatAdamW, FlatParameters, clip_factor
 from pythia_core.training.schedule import learning_rate
+from pythia_core.training.sharding import SavedState, ShardedAdamW, ShardedParameters
 from pythia_core.util.machine import training_numerics
 
 # --- one micro-batch -------------------------------------------------------------------------
@@ -210,12 +212,12 @@ class Trainer:
 
     Args:
         make_model: returns a model, e.g. with other operations or initial weights.
+        world: the processes that share every batch, and perhaps the state. A sharded state is
+            executed in mode "eager" instead of "graph", which gives the same bits.
 
     Attributes:
-        world: the processes that share every batch.
+        flat: the parameters, which this process has all (FlatParameters) or in part.
     """
-
-    world: World = ALONE
 
     def __init__(
         self,
@@ -223,23 +225,19 @@ class Trainer:
         device: torch.device,
         execution: Execution = EAGER,
         make_model: Callable[[ModelConfig], GPTNeoX] = GPTNeoX,
+        world: World = ALONE,
     ) -> None:
         execution.check(device.type)
+        if world.sharded and execution.mode == "graph":
+            execution = replace(execution, mode="eager")
+        self.world = world
         self.config, self.device, self.execution, self.step = config, device, execution, 0
         self._kernels: Callable[[], contextlib.AbstractContextManager[None]] = (
             partial(training_numerics, execution.deterministic)
             if device.type == "cuda"
             else contextlib.nullcontext
         )
-        self.model = make_model(config.model)
-        self.model.init_weights(config.train.weight_seed)
-        self.model.to(device)
-        self.flat = FlatParameters(self.model, DTYPES[config.train.precision])
-        half = config.train.precision != "fp32"
-        if device.type == "cuda" and half and execution.mode != "compile":
-            # torch.compile neither traces a gradient that is added to a buffer nor `out_dtype`
-            self.flat.add_gradients_in_backward(self.model)
-        self.optimizer = FlatAdamW(self.flat, config.train)
+        self._make_parameters(make_model)
         self.scaler = LossScale() if config.train.precision == "fp16" else None
         self._total = torch.zeros((), dtype=torch.float64, device=device)
         self._failed = torch.zeros((), dtype=torch.bool, device=device)
@@ -247,6 +245,26 @@ class Trainer:
         scale = self._scale if self.scaler else None
         self._micro = MicroStep(self.model, execution, self._total, scale)
         self._copies: list[torch.cuda.Event] = []
+
+    def _make_parameters(self, make_model: Callable[[ModelConfig], GPTNeoX]) -> None:
+        """Make the model, its parameters and their optimizer, whole or sharded."""
+        config, dtype = self.config, DTYPES[self.config.train.precision]
+        self.flat: FlatParameters | ShardedParameters
+        self.optimizer: FlatAdamW | ShardedAdamW
+        if self.world.sharded:
+            parts = ShardedParameters(make_model, config, dtype, self.world, self.device)
+            self.model, self.flat = parts.model, parts
+            self.optimizer = ShardedAdamW(parts, config.train)
+            return
+        self.model = make_model(config.model)
+        self.model.init_weights(config.train.weight_seed)
+        self.model.to(self.device)
+        self.flat = FlatParameters(self.model, dtype)
+        half = config.train.precision != "fp32"
+        if self.device.type == "cuda" and half and self.execution.mode != "compile":
+            # torch.compile neither traces a gradient that is added to a buffer nor `out_dtype`
+            self.flat.add_gradients_in_backward(self.model)
+        self.optimizer = FlatAdamW(self.flat, config.train)
 
     def update(self, batch: np.ndarray) -> tuple[float, float, float]:
         """Make one optimizer step on rows of token ids, (batch, S+1).
@@ -272,19 +290,19 @@ class Trainer:
 
     def _launch(self, batch: np.ndarray) -> PendingUpdate:
         """Launch an update, with only the CUDA kernels that the caller has allowed."""
-        rows = self.world.shard(self._on_device(batch))
+        rows = self.world.share_of(self._on_device(batch))
         parts = rows.split(self.config.train.micro_batch or len(rows))
         if self.scaler:
             self._scale.fill_(self.scaler.scale)
         try:
             self._micro.prepare(parts)
-            self.flat.grad.zero_()
+            self.flat.zero_grad_()
             self._total.zero_()
             for part in parts:
                 self._micro(part, len(batch))
         except torch.OutOfMemoryError as error:
             raise TrainingError(self._out_of_memory(len(parts[0]))) from error
-        self.world.all_reduce_(self.flat.grad, self._total)
+        self.flat.sum_gradients_(self.world, self._total)
         norm = self.flat.norm()
         finite = torch.isfinite(self._total + norm)
         if self.scaler:
@@ -342,6 +360,7 @@ class Trainer:
             free,
             self.execution,
             self.config.train.precision,
+            self.world.shards,
         )
         advice = f"micro_batch={fits} should fit." if fits else "Not even one row should fit."
         more = "" if self.execution.recompute else " recompute=True needs less memory."
@@ -386,26 +405,42 @@ class Trainer:
         """Map the name of each parameter to its weights as the forward pass reads them.
 
         LayerNorms are in fp32, all other weights in the compute dtype. The tensors are not copies,
-        so the next update changes them.
+        so the next update changes them. If the state is sharded, all processes must call this; the
+        first one gets copies on the host, the others nothing.
         """
+        if isinstance(self.flat, ShardedParameters):
+            gathered = self.flat.gathered(rounded=True)
+            return {name: whole.cpu() for name, whole in gathered if self.world.is_rank_zero}
         norms = {n for n, m in self.model.named_modules() if isinstance(m, LayerNorm)}
         rounded = {n: c for n, c in self.flat.copies.items() if n.rsplit(".", 1)[0] not in norms}
         return {n: rounded.get(n, p).detach() for n, p in self.model.named_parameters()}
+
+    def weights_sha256(self) -> str:
+        """Return the sha256 of the fp32 weights; if the state is sharded, in the first process."""
+        if isinstance(self.flat, ShardedParameters):
+            gathered = self.flat.gathered(rounded=False)
+            return sha256_tensors({n: t.cpu() for n, t in gathered if self.world.is_rank_zero})
+        return sha256_tensors(self.state()["model"])
 
     def state(self) -> State:
         """Return all tensors that exact resumption needs, as {file stem: {name: tensor}}.
 
         The stems are "model", "optimizer" and, in fp16, "scaler". The tensors of the model and the
-        optimizer are not copies, so the next update changes them.
+        optimizer are not copies, so the next update changes them. If the state is sharded, these
+        are the files that this process saves (pythia_core.training.sharding).
         """
-        state = {
-            "model": {name: p.detach() for name, p in self.model.named_parameters()},
-            "optimizer": {
-                "exp_avg": self.optimizer.exp_avg,
-                "exp_avg_sq": self.optimizer.exp_avg_sq,
-            },
-        }
-        if self.scaler:
+        state: State
+        if isinstance(self.optimizer, ShardedAdamW):
+            state = self.optimizer.state(self.world)
+        else:
+            state = {
+                "model": {name: p.detach() for name, p in self.model.named_parameters()},
+                "optimizer": {
+                    "exp_avg": self.optimizer.exp_avg,
+                    "exp_avg_sq": self.optimizer.exp_avg_sq,
+                },
+            }
+        if self.scaler and self.world.is_rank_zero:
             values: dict[str, Any] = asdict(self.scaler)
             state["scaler"] = {k: torch.tensor(v, dtype=torch.float64) for k, v in values.items()}
         return state
@@ -413,24 +448,22 @@ class Trainer:
     def load_state(self, step: int, state: State) -> None:
         """Set the model and the optimizer to a saved `state`, and the trainer's step to `step`.
 
+        The state may have been saved by any number of processes, sharded or not.
+
         Raises:
             CheckpointError: the tensors belong to another architecture.
         """
-        parameters = dict(self.model.named_parameters())
-        shapes = {name: tuple(p.shape) for name, p in parameters.items()}
-        saved_shapes = {name: tuple(t.shape) for name, t in state.get("model", {}).items()}
-        if shapes != saved_shapes:
-            names = sorted(shapes.keys() | saved_shapes.keys())
-            differing = [n for n in names if shapes.get(n) != saved_shapes.get(n)]
-            raise CheckpointError(
-                f"the saved state of step {step} has another architecture than the config: "
-                f"tensors are missing or have other shapes ({', '.join(differing[:4])} …)"
-            )
-        with torch.no_grad():
-            for name, p in parameters.items():
-                p.copy_(state["model"][name])
-            self.optimizer.exp_avg.copy_(state["optimizer"]["exp_avg"])
-            self.optimizer.exp_avg_sq.copy_(state["optimizer"]["exp_avg_sq"])
+        if isinstance(self.optimizer, ShardedAdamW):
+            self.optimizer.load(state)
+        else:
+            parameters = dict(self.model.named_parameters())
+            shapes = {name: p.shape for name, p in parameters.items()}
+            whole = SavedState(state, shapes).unsharded()
+            with torch.no_grad():
+                for name, p in parameters.items():
+                    p.copy_(whole["model"][name])
+                self.optimizer.exp_avg.copy_(whole["optimizer"]["exp_avg"])
+                self.optimizer.exp_avg_sq.copy_(whole["optimizer"]["exp_avg_sq"])
         if self.scaler and "scaler" in state:  # absent if training starts from weights alone
             saved = {key: value.item() for key, value in state["scaler"].items()}
             counts = {k: int(v) for k, v in saved.items() if k != "scale"}

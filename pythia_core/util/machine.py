@@ -9,12 +9,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import math
 import os
 import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pythia_core.errors import ConfigError
+from pythia_core.util.stopping import leave_quietly
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +33,42 @@ def _cpuinfo() -> dict[str, str]:
         return {}
     pairs = (line.partition(":") for line in first.splitlines())
     return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def process_count() -> int:
+    """Return how many processes torchrun started for one command; 1 without torchrun.
+
+    Raises:
+        ConfigError: the environment variable WORLD_SIZE is not a number above 0.
+    """
+    text = os.environ.get("WORLD_SIZE") or "1"
+    if not (text.isdecimal() and int(text)):
+        raise ConfigError(f"WORLD_SIZE must be the number of processes, got {text!r}; unset it")
+    return int(text)
+
+
+def require_one_process(what: str) -> None:
+    """Raise ConfigError if torchrun started several processes, which would all do the same.
+
+    Only the first process raises the error; the others end without a word.
+    """
+    if process_count() == 1:
+        return
+    if os.environ.get("RANK", "0") != "0":
+        leave_quietly()
+    raise ConfigError(
+        f"{what} does not share its work under torchrun: each of the {process_count()} processes "
+        "would do all of it. Only the commands `train` and `continue` share their batches. For "
+        "everything else, start one worker per GPU: python -m pythia_core worker --help"
+    )
+
+
+def memory_bytes() -> float:
+    """Return the bytes of this machine's memory; infinity if they are unknown."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return math.inf
 
 
 def cpu_name() -> str:

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 COMMAND = "PYTHIA_COMMAND"
 """Environment variable, set by the Makefile: what the user typed, e.g. "make book"."""
@@ -152,6 +152,20 @@ def ignore_signals() -> None:
     with contextlib.suppress(ValueError):
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
+
+
+LAST_WORDS = 2.0
+"""Seconds for which `leave_quietly` waits."""
+
+
+def leave_quietly() -> NoReturn:
+    """End one of several processes without a word, once the first has had the time to print why.
+
+    When one process ends, torchrun ends the others, perhaps before the first one has printed.
+    """
+    ignore_signals()
+    time.sleep(LAST_WORDS)
+    raise SystemExit(1)
 
 
 def report_stop(stop: KeyboardInterrupt, resume_note: str | None = "") -> int:

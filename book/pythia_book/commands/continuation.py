@@ -8,11 +8,16 @@ large downloads only with --yes.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 from typing import TYPE_CHECKING, Any
 
-from pythia_core.commands import COUNT, STEP, AddCommand, nonblank, positive_number
+from pythia_core.commands import (
+    COUNT,
+    STEP,
+    AddCommand,
+    nonblank,
+    positive_number,
+    share_under_torchrun,
+)
 from pythia_core.config import PRECISIONS, PRONOUN_SWAPS
 from pythia_core.errors import ConfigError, DataError
 
@@ -27,6 +32,7 @@ def add(command: AddCommand) -> None:
         "continue", _continue, "continue training from any checkpoint, with or without a swap"
     )
     p.set_defaults(resume_note="what was downloaded and trained is kept")
+    share_under_torchrun(p)
     p.add_argument(
         "source",
         metavar="SRC",
@@ -78,20 +84,45 @@ def add(command: AddCommand) -> None:
 
 
 def _continue(args: argparse.Namespace) -> None:
-    """Run `continue`. With several processes (torchrun), only the first process prints."""
-    from pythia_core.training.distributed import init_world
+    """Run `continue` in all processes that torchrun started."""
+    from pythia_core.training.distributed import run_together
 
-    with init_world() as world, contextlib.ExitStack() as quiet:
-        if not world.is_rank_zero:
-            quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        _continue_in(world, args)
+    run_together(lambda world: _continue_in(world, args), args.shard)
 
 
 def _continue_in(world: World, args: argparse.Namespace) -> None:
     """Print the plan of a continuation, train it unless --plan is given, and print a report."""
-    from pythia_book.released.continuation.data import TokenFileData, swap_summary
+    from pythia_book.released.continuation.data import swap_summary
+    from pythia_book.released.continuation.run import find_or_continue
+
+    with world.rank_zero_first():  # the others then find what it downloads
+        arguments = _planned(args)
+    if arguments is None:
+        return
+    run = find_or_continue(**arguments, progress=world.is_rank_zero, world=world)
+    if not world.is_rank_zero:
+        return
+    print(run.continuation.described())
+    for arm, trained in {"control": run.control, run.continuation.arm: run}.items():
+        loss = trained.metrics()[-1]["loss"]
+        print(
+            f"{arm}: run {trained.id}, {len(trained.steps)} checkpoints, last loss {loss:.4f}, "
+            f"weights sha256 {trained.final_sha256}\n{trained.folder}"
+        )
+    if run.swaps:
+        total = swap_summary(run.swaps)
+        print(
+            f"{total['tokens_changed']:,} of {total['tokens']:,} tokens changed "
+            f"({total['share_changed']:.3%}), {total['at_row_ends']:,} of them at row ends"
+        )
+    _report(run, args.measure)
+
+
+def _planned(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Print the plan; return the arguments of `find_or_continue`, or None with --plan."""
+    from pythia_book.released.continuation.data import TokenFileData
     from pythia_book.released.continuation.plan import make_plan
-    from pythia_book.released.continuation.run import Rewarm, find_or_continue
+    from pythia_book.released.continuation.run import Rewarm
     from pythia_book.released.continuation.start import find_source, published_train
     from pythia_core.hf import step_of
 
@@ -133,7 +164,7 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
             "missing shards there"
         )
     if args.plan:
-        return
+        return None
     if plan.is_large and not args.yes:
         raise ConfigError(
             "this run takes long or downloads a lot of data (see the plan above), so the run was "
@@ -144,35 +175,17 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
     rule = None
     if args.rewarm or args.rewarm_updates:
         rule = Rewarm(args.rewarm or "linear", args.rewarm_updates)
-    run = find_or_continue(
-        args.source,
-        step,
-        args.steps,
-        rows,
-        args.swap,
-        revision=args.revision or "",
-        train_config=train,
-        rewarm=rule,
-        state=args.state,
-        progress=world.is_rank_zero,
-        world=world,
-    )
-    if not world.is_rank_zero:
-        return
-    print(run.continuation.described())
-    for arm, trained in {"control": run.control, run.continuation.arm: run}.items():
-        loss = trained.metrics()[-1]["loss"]
-        print(
-            f"{arm}: run {trained.id}, {len(trained.steps)} checkpoints, last loss {loss:.4f}, "
-            f"weights sha256 {trained.final_sha256}\n{trained.folder}"
-        )
-    if run.swaps:
-        total = swap_summary(run.swaps)
-        print(
-            f"{total['tokens_changed']:,} of {total['tokens']:,} tokens changed "
-            f"({total['share_changed']:.3%}), {total['at_row_ends']:,} of them at row ends"
-        )
-    _report(run, args.measure)
+    return {
+        "source": args.source,
+        "step": step,
+        "steps": args.steps,
+        "batches": rows,
+        "intervention": args.swap,
+        "revision": args.revision or "",
+        "train_config": train,
+        "rewarm": rule,
+        "state": args.state,
+    }
 
 
 def _report(run: Continued, measure: bool) -> None:

@@ -79,8 +79,8 @@ def make_gradient_infinite(trainer: Trainer, at: set[int]) -> None:
 
 
 class OverflowingTrainer(Trainer):
-    def __init__(self, *arguments) -> None:
-        super().__init__(*arguments)
+    def __init__(self, *arguments, **named) -> None:
+        super().__init__(*arguments, **named)
         make_gradient_infinite(self, {2, 3, 7})
 
 

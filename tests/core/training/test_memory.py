@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pythia_core.config import DataConfig, RunConfig, TrainConfig
 from pythia_core.suite import OFFICIAL_SIZES, scale_named
 from pythia_core.training import memory
 from pythia_core.training.execution import Execution
 from pythia_core.training.memory import (
     GIB,
     activation_bytes_per_token,
+    gathered_bytes,
     largest_micro_batch,
     run_bytes,
+    smallest_training_bytes,
+    smallest_world,
     state_bytes,
+    training_bytes,
 )
 
 KEPT, AGAIN = Execution(), Execution(recompute=True)
@@ -73,3 +82,54 @@ def test_a_run_fits_if_its_micro_batch_does(execution: Execution) -> None:
     for free, fits in ((needs, True), (needs - 1, False)):
         rows = largest_micro_batch(run.model, run.data.seq_len, free, execution, t.precision)
         assert (rows >= t.batch_size) is fits
+
+
+# --- a state that several processes share ----------------------------------------------------
+
+SIZES = st.sampled_from(sorted(OFFICIAL_SIZES))
+
+
+@given(
+    SIZES, st.integers(0, 2**16), st.sampled_from(["fp32", "bf16"]), st.integers(1, 512),
+    st.integers(1, 512), st.booleans(),
+)  # fmt: skip
+@settings(deadline=None)
+def test_more_processes_never_need_more_memory_each(
+    size: str, tokens: int, precision: str, some: int, more: int, recompute: bool
+) -> None:
+    model, execution = OFFICIAL_SIZES[size].model(), Execution(recompute=recompute)
+    some, more = sorted((some, more))
+    needs = [training_bytes(model, tokens, execution, precision, n) for n in (some, more)]
+    assert needs[0] >= needs[1]
+    if more > 1:  # nor less than what no process can share
+        assert needs[1] > gathered_bytes(model, precision)
+    alone = training_bytes(model, tokens, execution, precision)
+    assert training_bytes(model, tokens, execution, precision, processes=1) == alone
+
+
+def official(size: str, **changes) -> RunConfig:
+    """The run of an official size, as it was released, in bf16."""
+    train = TrainConfig(steps=143_000, batch_size=1024, lr_max=1e-3, precision="bf16")
+    model = OFFICIAL_SIZES[size].model()
+    return RunConfig(model, DataConfig(seq_len=2048), replace(train, **changes))
+
+
+@pytest.mark.parametrize(("size", "needed"), [("70m", 1), ("2.8b", 1), ("6.9b", 2), ("12b", 4)])
+def test_how_many_gpus_of_80_gb_each_size_needs(size: str, needed: int) -> None:
+    run = official(size)
+    assert smallest_world(run, 80e9) == needed
+    assert smallest_training_bytes(run, KEPT, needed) <= 80e9
+    for fewer in range(1, needed):
+        assert smallest_training_bytes(run, KEPT, fewer) > 80e9
+    assert smallest_world(run, 1e9) is None
+    odd = official(size, batch_size=3)
+    divides = {None} if size == "12b" else {1, 3}  # 12B does not fit three
+    assert smallest_world(odd, 80e9) in divides
+
+
+def test_a_sharded_state_leaves_room_for_a_micro_batch() -> None:
+    model = OFFICIAL_SIZES["12b"].model()
+    assert largest_micro_batch(model, 2048, H100, AGAIN, "bf16") == 0
+    rows = largest_micro_batch(model, 2048, H100, AGAIN, "bf16", processes=8)
+    assert rows >= 8
+    assert training_bytes(model, rows * 2048, AGAIN, "bf16", 8) <= H100

@@ -230,8 +230,8 @@ def test_updates_launched_after_a_failure_change_nothing() -> None:
 
 
 class FailingTrainer(Trainer):
-    def __init__(self, run: RunConfig, device: torch.device, execution: Execution) -> None:
-        super().__init__(run, device, execution)
+    def __init__(self, run: RunConfig, device: torch.device, execution: Execution, **named) -> None:
+        super().__init__(run, device, execution, **named)
         make_gradient_nan(self, 6)
 
 

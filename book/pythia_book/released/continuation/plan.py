@@ -20,12 +20,12 @@ from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import ConfigError, DataError
 from pythia_core.hf import local_folder
 from pythia_core.suite import OFFICIAL_SIZES
-from pythia_core.training.memory import state_bytes
+from pythia_core.training.memory import smallest_world, state_bytes
 from pythia_core.training.retention import checkpoint_bytes, saved_state_bytes
 from pythia_core.training.schedule import checkpoint_steps
 
-GPU = "H100"
-"""Assumed device."""
+GPU, GPU_BYTES = "H100", 80e9
+"""Assumed device, and its memory."""
 NETWORK = 25e6
 """Assumed bytes per second of downloads."""
 LARGE_DOWNLOAD, LONG = 1e9, 3600.0
@@ -92,6 +92,17 @@ class Plan:
         return state_bytes(self.model, precision) if self.model else 0.0
 
     @property
+    def _processes(self) -> str:
+        """How many GPUs must share the state of training; "" if one can hold it."""
+        assert self.model and self.train
+        run = RunConfig(self.model, DataConfig(seq_len=self.seq_len), self.train)
+        fewest = smallest_world(run, GPU_BYTES)
+        if fewest == 1:
+            return ""
+        enough = f"at least {fewest} GPUs" if fewest else "more GPUs than a batch has rows"
+        return f"{enough} of {GPU_BYTES / 1e9:.0f} GB must share the state of this model; "
+
+    @property
     def disk(self) -> float:
         """Bytes of the saved weights and optimizer states of all arms; 0 for an unknown model."""
         if not self.model or not self.train:
@@ -136,7 +147,7 @@ class Plan:
                 "checkpoints per arm",
                 f"training: 6 N D = {self.flops:.2g} FLOP, {self.seconds / 3600:.2g} h on one "
                 f"{GPU} at an assumed {H100_UTILISATION:.0%} of {H100_PEAK / 1e12:.0f} TFLOP/s",
-                "this plan is for one GPU; to split every batch over N GPUs, run "
+                f"this plan is for one GPU; {self._processes}to split every batch over N GPUs, run "
                 "torchrun --nproc-per-node N -m pythia_core continue ...",
             ]
         return lines

@@ -31,17 +31,24 @@ from pythia_core.config import (
     TrainConfig,
     config_dict,
     run_config_from_dict,
-    stable_hash,
 )
 from pythia_core.data.interventions import Ledger
 from pythia_core.data.prepare import Batches
 from pythia_core.errors import CheckpointError, ConfigError, DataError, one_of
 from pythia_core.training.checkpoint import sha256_tensors
 from pythia_core.training.completion import check_file, write_done
-from pythia_core.training.distributed import ALONE, World
+from pythia_core.training.distributed import ALONE, World, check_memory, plan_state
 from pythia_core.training.execution import EAGER, Execution
 from pythia_core.training.metrics import MetricsLog, read_metrics
-from pythia_core.training.runs import Run, claim_folder, code_identity, find_run, read_identity
+from pythia_core.training.runs import (
+    DIFFERENT,
+    Run,
+    claim_folder,
+    code_identity,
+    find_folder,
+    find_run,
+    read_identity,
+)
 from pythia_core.training.schedule import PAPER_FORKS, checkpoint_steps, linear_steps
 from pythia_core.training.train import Saving, train
 from pythia_core.training.train import Start as TrainingStart
@@ -135,8 +142,9 @@ class ContinuedTrainer(Trainer):
         execution: Execution = EAGER,
         *,
         continuation: Continuation,
+        world: World = ALONE,
     ) -> None:
-        super().__init__(config, device, execution)
+        super().__init__(config, device, execution, world=world)
         self.continuation = continuation
 
     def lr(self) -> float:
@@ -214,7 +222,7 @@ class Continued(Run):
         identity = read_identity(self.folder)
         identity["continued"]["swap"] = ""
         unchanged = replace(self.continuation, swap="")
-        folder = _folder(self.config.model, unchanged, identity)
+        folder, _ = _place(self.config.model, unchanged, identity)
         return Continued(folder, replace(self.config, intervention=None), self.data, unchanged)
 
     def batch(self, step: int) -> np.ndarray:
@@ -290,30 +298,34 @@ def find_or_continue(
     """
     if steps < 1:
         raise ConfigError(f"steps must be at least 1, got {steps}")
-    start = find_source(source).start(step, revision, state)
-    swapped = locate_continued(start, steps, batches, intervention or "", train_config, rewarm)
-    if intervention and not swapped.place["control"]:
-        control = locate_continued(start, steps, batches, "", train_config, rewarm)
-        if not control.finished:
-            _train(control, start, progress, world)
-    if not swapped.finished:
-        _train(swapped, start, progress, world)
+    with world.rank_zero_first():  # the others find what it has downloaded and decided
+        start = find_source(source).start(step, revision, state)
+        settings = steps, batches, train_config, rewarm, world
+        swapped = locate_continued(start, intervention or "", *settings)
+        arms = [swapped]
+        if intervention and not swapped.place["control"]:
+            arms.insert(0, locate_continued(start, "", *settings))
+    for run in arms:
+        world.check_same(run.folder.name, "the run to train", DIFFERENT)
+        if not world.from_rank_zero(run.finished):
+            _train(run, start, progress, world)
     return swapped
 
 
 def locate_continued(
     start: Start,
+    swap: str,
     steps: int,
     batches: TokenFileData | None,
-    swap: str,
     train_config: TrainConfig | None = None,
     rewarm: Rewarm | None = None,
+    world: World = ALONE,
 ) -> Continued:
     """Check a continued run, write its identity.json and place.json, and return the run.
 
     Args:
         swap: a pronoun swap (config.SWAPS); "" for a control.
-        batches, train_config, rewarm: as for `find_or_continue`.
+        steps, batches, train_config, rewarm, world: as for `find_or_continue`.
 
     Raises:
         ConfigError, DataError: the settings or the rows are invalid.
@@ -333,6 +345,7 @@ def locate_continued(
     if swap and continuation.stop <= train_config.steps:  # the config records it
         window = InterventionConfig(swap, continuation.start, continuation.stop)
         config = replace(config, intervention=window)
+    execution = Execution.from_environment()
     identity = {
         "continued": asdict(continuation),
         "weights": sha256_tensors(start.weights),
@@ -340,10 +353,10 @@ def locate_continued(
         "model": config_dict(start.model),
         "train": config_dict(train_config),
         "data": data.identity(start.step, continuation.stop, train_config.batch_size, swap),
-        "code": code_identity(Execution.from_environment()),
+        "code": code_identity(execution, plan_state(world, config, execution)),
     }
     check_rows(start, data, train_config.batch_size)
-    folder = _folder(start.model, continuation, identity)
+    folder, identity = _place(start.model, continuation, identity)
     run = _name_of(start.run) if start.run is not None else None
     forks = _is_its_control(start, data, continuation, train_config)
     place = {
@@ -409,15 +422,21 @@ def _read_place(folder: Path) -> dict[str, Any]:
     return json_object(path.read_bytes())
 
 
-def _folder(model: ModelConfig, continuation: Continuation, identity: dict[str, Any]) -> Path:
-    """Return the folder of a continued run; its name ends with a hash of `identity`."""
+def _place(
+    model: ModelConfig, continuation: Continuation, identity: dict[str, Any]
+) -> tuple[Path, dict[str, Any]]:
+    """Return the folder of a continued run and its identity; see `runs.find_folder`."""
     role = f"{continuation.arm}-{continuation.start}-{continuation.stop}"
-    name = f"L{model.n_layers}-d{model.d_model}-continued-{role}-{stable_hash(identity)[:12]}"
-    return results_dir() / "runs" / name
+    return find_folder(f"L{model.n_layers}-d{model.d_model}-continued-{role}", identity)
 
 
 def _train(run: Continued, start: Start, progress: bool, world: World) -> None:
     """Train a continued run to its end, and record that the run is finished."""
+    execution = Execution.from_environment()
+    world = plan_state(world, run.config, execution)
+    with world.rank_zero_first():
+        check_memory(world, run.config, execution)
+        _ = run.ledger  # the first process writes it
     count = sum(t.numel() for t in start.weights.values())
     zero = torch.zeros(1).expand(count)
     moments = start.moments or {"exp_avg": zero, "exp_avg_sq": zero}
@@ -437,7 +456,7 @@ def _train(run: Continued, start: Start, progress: bool, world: World) -> None:
             make_trainer=functools.partial(ContinuedTrainer, continuation=run.continuation),
             progress=progress,
             label=f"continuing {start.label} from step {run.updates.start}, {run.continuation.arm}",
-            execution=Execution.from_environment(),
+            execution=execution,
             world=world,
         )
     if world.is_rank_zero:
