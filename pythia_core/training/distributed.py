@@ -218,18 +218,32 @@ class World:
                 )
 
     @contextlib.contextmanager
-    def _answered(self) -> Iterator[None]:
-        """Raise ProcessDied if another process died, or did not answer within TIMEOUT."""
+    def exchanging(self) -> Iterator[None]:
+        """Raise ProcessDied if torch cannot exchange tensors with another process in the block."""
         try:
             yield
-        except RuntimeError as error:  # gloo has no class of its own
-            told = filter(None, map(_told, range(self.size)))
-            reason = next(told, str(error).splitlines()[0][:200])
-            raise ProcessDied(
-                f"one of the {self.size} processes that train together died, or did not answer "
-                f"within {TIMEOUT.total_seconds():g} s ({reason}). End all processes, and run the "
-                "same command again: training resumes from the last state"
-            ) from error
+        except RuntimeError as error:
+            if isinstance(error, dist.DistError) or "gloo" in str(error):  # it has no own class
+                raise self._died(error) from error
+            raise
+
+    @contextlib.contextmanager
+    def _answered(self) -> Iterator[None]:
+        """Raise ProcessDied for any error in the block, which does nothing but exchange."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise self._died(error) from error
+
+    def _died(self, error: RuntimeError) -> ProcessDied:
+        """Return the error about a process that died, or that did not answer within TIMEOUT."""
+        told = filter(None, map(_told, range(self.size)))
+        reason = next(told, str(error).splitlines()[0][:200])
+        return ProcessDied(
+            f"one of the {self.size} processes that train together died, or did not answer "
+            f"within {TIMEOUT.total_seconds():g} s ({reason}). End all processes, and run the "
+            "same command again: training resumes from the last state"
+        )
 
 
 ALONE = World()
