@@ -257,8 +257,8 @@ def _store() -> Any:
     return dist.distributed_c10d._get_default_store()
 
 
-def _tell(rank: int, error: PythiaError) -> None:
-    """Leave the message of this process's error for the others, of which the first prints it."""
+def _tell(rank: int, error: BaseException) -> None:
+    """Leave the message of this process's end for the others, of which the first prints it."""
     with contextlib.suppress(Exception):  # the process that had the store is gone
         _store().set(f"pythia-error-{rank}", str(error))
 
@@ -332,6 +332,7 @@ def run_together(function: Callable[[World], None], sharding: str = "auto") -> N
                 return function(world)
         except Stopped as stop:
             if world.is_rank_zero:
+                _tell(0, stop)
                 raise
             raise SystemExit(128 + stop.number) from None
         except PythiaError as error:
