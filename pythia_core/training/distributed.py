@@ -218,18 +218,32 @@ class World:
                 )
 
     @contextlib.contextmanager
-    def _answered(self) -> Iterator[None]:
-        """Raise ProcessDied if another process died, or did not answer within TIMEOUT."""
+    def exchanging(self) -> Iterator[None]:
+        """Raise ProcessDied if torch cannot exchange tensors with another process in the block."""
         try:
             yield
-        except RuntimeError as error:  # gloo has no class of its own
-            told = filter(None, map(_told, range(self.size)))
-            reason = next(told, str(error).splitlines()[0][:200])
-            raise ProcessDied(
-                f"one of the {self.size} processes that train together died, or did not answer "
-                f"within {TIMEOUT.total_seconds():g} s ({reason}). End all processes, and run the "
-                "same command again: training resumes from the last state"
-            ) from error
+        except RuntimeError as error:
+            if isinstance(error, dist.DistError) or "gloo" in str(error):  # it has no own class
+                raise self._died(error) from error
+            raise
+
+    @contextlib.contextmanager
+    def _answered(self) -> Iterator[None]:
+        """Raise ProcessDied for any error in the block, which does nothing but exchange."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise self._died(error) from error
+
+    def _died(self, error: RuntimeError) -> ProcessDied:
+        """Return the error about a process that died, or that did not answer within TIMEOUT."""
+        told = filter(None, map(_told, range(self.size)))
+        reason = next(told, str(error).splitlines()[0][:200])
+        return ProcessDied(
+            f"one of the {self.size} processes that train together died, or did not answer "
+            f"within {TIMEOUT.total_seconds():g} s ({reason}). End all processes, and run the "
+            "same command again: training resumes from the last state"
+        )
 
 
 ALONE = World()
@@ -243,8 +257,8 @@ def _store() -> Any:
     return dist.distributed_c10d._get_default_store()
 
 
-def _tell(rank: int, error: PythiaError) -> None:
-    """Leave the message of this process's error for the others, of which the first prints it."""
+def _tell(rank: int, error: BaseException) -> None:
+    """Leave the message of this process's end for the others, of which the first prints it."""
     with contextlib.suppress(Exception):  # the process that had the store is gone
         _store().set(f"pythia-error-{rank}", str(error))
 
@@ -318,6 +332,7 @@ def run_together(function: Callable[[World], None], sharding: str = "auto") -> N
                 return function(world)
         except Stopped as stop:
             if world.is_rank_zero:
+                _tell(0, stop)
                 raise
             raise SystemExit(128 + stop.number) from None
         except PythiaError as error:

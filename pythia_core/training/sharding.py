@@ -146,7 +146,9 @@ class ShardedParameters:
             rows = p.detach()
             if rounded and name not in self.norms:
                 rows = rows.to(self._dtype)
-            yield name, rows.full_tensor()
+            with self._world.exchanging():
+                whole = rows.full_tensor()
+            yield name, whole
 
 
 def _fully_shard(

@@ -252,7 +252,8 @@ class Trainer:
         self.flat: FlatParameters | ShardedParameters
         self.optimizer: FlatAdamW | ShardedAdamW
         if self.world.sharded:
-            parts = ShardedParameters(make_model, config, dtype, self.world, self.device)
+            with self.world.exchanging():
+                parts = ShardedParameters(make_model, config, dtype, self.world, self.device)
             self.model, self.flat = parts.model, parts
             self.optimizer = ShardedAdamW(parts, config.train)
             return
@@ -282,10 +283,11 @@ class Trainer:
         """Launch an update without waiting for it; `PendingUpdate.result` waits.
 
         Raises:
-            TrainingError: out of memory; the message recommends a size of the micro-batch.
+            TrainingError: out of memory; the message recommends a size of the micro-batch. Or
+                another process died (distributed.ProcessDied).
             DataError: the batch has no rows, or a token id is outside the model's vocabulary.
         """
-        with self._kernels():
+        with self._kernels(), self.world.exchanging():
             return self._launch(batch)
 
     def _launch(self, batch: np.ndarray) -> PendingUpdate:

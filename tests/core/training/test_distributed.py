@@ -142,6 +142,11 @@ def place(tiny: RunConfig, world: World) -> Run:
     return locate(tiny, progress=False, world=plan_state(world, tiny, EAGER))
 
 
+def finish(run: Run) -> None:
+    """Make a run look finished, as an older version did it."""
+    (run.folder / "done.json").write_text('{"final_sha256": "0", "machine": {}}')
+
+
 def test_a_run_of_other_processes_is_found(tiny: RunConfig) -> None:
     two, four = place(tiny, TWO), place(tiny, replace(TWO, size=4, sharding="always"))
     assert "-control-x2-" in two.folder.name and two.folder.name.endswith(two.id)
@@ -154,7 +159,7 @@ def test_a_run_of_other_processes_is_found(tiny: RunConfig) -> None:
     (step_folder(two.states, 8) / "manifest.json").touch()
     for world in (ALONE, replace(TWO, size=4)):
         assert place(tiny, world).folder == two.folder, "unfinished, but started"
-    (four.folder / "done.json").touch()
+    finish(four)
     assert place(tiny, ALONE).folder == four.folder, "finished"
     assert place(tiny, TWO).folder == two.folder, "exactly this one"
     (four.folder / "identity.json").write_text("{")
@@ -163,7 +168,7 @@ def test_a_run_of_other_processes_is_found(tiny: RunConfig) -> None:
 
 def test_a_finished_run_of_two_processes_is_that_of_a_study(tiny: RunConfig) -> None:
     two = place(tiny, TWO)
-    (two.folder / "done.json").touch()
+    finish(two)
     assert Finished.find().has(tiny)
 
 
@@ -172,12 +177,12 @@ def test_a_fork_is_that_of_its_control(tiny: RunConfig) -> None:
     alone = place(fork, ALONE)
     assert "control" not in runs.read_identity(alone.folder)["code"]
     two = place(tiny, TWO)
-    (two.folder / "done.json").touch()
+    finish(two)
     other = place(fork, ALONE)
     assert runs.read_identity(other.folder)["code"]["control"] == two.id
     shared = place(fork, TWO)
     assert shared.id != other.id != alone.id
-    (shared.folder / "done.json").touch()
+    finish(shared)
     assert place(fork, ALONE).folder == shared.folder
 
 
