@@ -1,4 +1,4 @@
-"""Read the user's own text: .jsonl, .txt and .parquet files, or a Hugging Face dataset as "hf:NAME".
+"""Read the user's own text: .jsonl, .txt and .parquet files, or a Hugging Face dataset.
 
 Each line of a .jsonl file is an object with a document under "text", and each row of a .parquet
 file has one in the column "text". A .txt file is one document. The first two may be compressed with
@@ -29,7 +29,8 @@ from pythia_core.util.extensions import registered
 from pythia_core.util.files import file_sha256
 
 _NAME = re.compile(
-    r"(?P<stem>.*)\.((?P<form>jsonl|txt)(\.(gz|zst))?|(?P<table>parquet))", re.IGNORECASE | re.DOTALL
+    r"(?P<stem>.*)\.((?P<form>jsonl|txt)(\.(gz|zst))?|(?P<table>parquet))",
+    re.IGNORECASE | re.DOTALL,
 )
 _PACKED = re.compile(r"\.(gz|zst)$", re.IGNORECASE)
 READ = ".jsonl or .txt (or these with .gz or .zst), or .parquet"
