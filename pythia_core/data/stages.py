@@ -14,7 +14,11 @@ import contextlib
 import io
 import multiprocessing
 import os
+import shlex
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -173,3 +177,163 @@ def _start_worker(parent: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     exit_with_parent(parent, lambda: os._exit(1))
+
+
+# --- Slurm -----------------------------------------------------------------------------------
+
+POLL_SECONDS = 2.0
+LOST_SECONDS = 20.0
+"""A job that has left Slurm's queue without a result for so long has failed. (Files appear on
+other machines of a cluster only after some seconds.)"""
+
+
+class _Share:
+    """Runs some tasks of a stage as a Slurm job; what is not done at its time limit goes on."""
+
+    def __call__(self, stage: Stage, folder: Path, tasks: list[int]) -> BaseException | None:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        for task in tasks:
+            try:
+                with _named_failure(stage, folder, task):
+                    run_tasks(stage, folder, [task])
+            except (PythiaError, OSError) as error:
+                return error
+        return None
+
+    def checkpoint(self, *arguments: Any) -> Any:
+        """Let submitit queue the job again, if its time is over or it makes room for another."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, *arguments)
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """Runs each stage as one Slurm job array, from a machine on which sbatch works.
+
+    The work folder must have the same path on every node. More options of sbatch can be given as
+    its environment variables, such as SBATCH_ACCOUNT or SBATCH_MEM_PER_NODE.
+    """
+
+    jobs: int
+    """Number of jobs among which the tasks of a stage are divided."""
+    partition: str = ""
+    minutes: int = 60
+    """Time limit of a job. A job that reaches it is queued again, up to three times."""
+    workers: int = 0
+    """Maximum number of jobs that run at the same time; 0: no limit."""
+
+    def __post_init__(self) -> None:
+        if self.jobs < 1 or self.minutes < 1 or self.workers < 0:
+            raise ConfigError(
+                f"the work must be divided among at least one job of at least one minute, got "
+                f"{self.jobs} jobs of {self.minutes} minutes"
+            )
+
+    def run(self, stage: Stage, folder: Path, progress: bool) -> None:
+        """See `Engine.run`. Ctrl-C cancels the jobs, and so does the failure of one."""
+        _cancel_leftover(folder)  # of a command that was killed; nobody else runs stages here
+        tasks = incomplete(stage, folder)
+        if not tasks:
+            return
+        jobs = self._submit(stage, folder, tasks)
+        number = jobs[0].job_id.partition("_")[0]
+        _leftover(folder).write_text(number)
+        try:
+            with progress_bar(progress, total=len(tasks), desc=stage.name, unit="task") as bar:
+                lost_since: float | None = None
+                while waiting := [job for job in jobs if not job.paths.result_pickle.exists()]:
+                    bar.update(len(tasks) - len(incomplete(stage, folder)) - bar.n)
+                    lost = not _in_queue(number)
+                    lost_since = (lost_since or time.monotonic()) if lost else None
+                    if lost_since and time.monotonic() - lost_since > LOST_SECONDS:
+                        raise _job_failed(stage, waiting[0], "ended without a result")
+                    _raise_first(stage, [job for job in jobs if job not in waiting])
+                    time.sleep(POLL_SECONDS)
+                _raise_first(stage, jobs)
+                bar.update(len(tasks) - bar.n)
+        except KeyboardInterrupt as stop:
+            _cancel_leftover(folder)
+            stop.args = (f"stopped, and the Slurm job {number} was cancelled",)
+            raise
+        except BaseException:
+            _cancel_leftover(folder)
+            raise
+        _leftover(folder).unlink(missing_ok=True)
+
+    def _submit(self, stage: Stage, folder: Path, tasks: list[int]) -> list[Any]:
+        """Submit the tasks as a job array; return submitit's jobs."""
+        try:
+            import submitit
+        except ImportError as error:
+            raise MissingDependencyError(
+                "Slurm jobs need the package submitit: pip install submitit"
+            ) from error
+        name = stage.name.replace(" ", "-")
+        try:
+            executor = submitit.SlurmExecutor(folder / "slurm" / name)
+        except RuntimeError as error:
+            raise ConfigError(f"{error} Use --on local, or a machine where sbatch works") from error
+        settings = {"partition": self.partition} if self.partition else {}
+        executor.update_parameters(
+            job_name=f"pythia-{name}",
+            time=self.minutes,
+            cpus_per_task=1,
+            array_parallelism=self.workers or self.jobs,
+            # programs of an environment that is not activated are found, too
+            setup=[f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"],
+            **settings,
+        )
+        shares = _shares(tasks, self.jobs)
+        try:
+            return executor.map_array(
+                _Share(), [stage] * len(shares), [folder] * len(shares), shares
+            )
+        except submitit.core.utils.FailedJobError as error:
+            raise ConfigError(f"Slurm refused the job: {str(error).strip()}") from error
+
+
+def _leftover(folder: Path) -> Path:
+    """Return the path of the file with the number of the job array that may be running."""
+    return folder / "slurm-job"
+
+
+def _cancel_leftover(folder: Path) -> None:
+    """Cancel the job array whose number is in the file `_leftover`, and wait until it has ended."""
+    path = _leftover(folder)
+    if path.exists():
+        number = path.read_text()
+        subprocess.run(["scancel", number], capture_output=True, check=False)
+        end = time.monotonic() + LOST_SECONDS
+        while _in_queue(number) and time.monotonic() < end:
+            time.sleep(0.2)
+        path.unlink(missing_ok=True)
+
+
+def _in_queue(number: str) -> bool:
+    """Return whether a job of the array waits or runs; True if Slurm does not answer."""
+    command = ["squeue", "--noheader", "--jobs", number, "--format", "%i"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return "Invalid job id" not in done.stderr
+    return bool(done.stdout.strip())
+
+
+def _raise_first(stage: Stage, jobs: list[Any]) -> None:
+    """Raise the error of the first job that failed, if one did."""
+    for job in jobs:
+        try:
+            error = job.result()
+        except Exception as failure:  # submitit has several
+            raise _job_failed(stage, job, type(failure).__name__) from failure
+        if error is not None:
+            raise error
+
+
+def _job_failed(stage: Stage, job: Any, reason: str) -> PythiaError:
+    """Return the error for a job that failed in an unexpected way."""
+    return PythiaError(
+        f"the Slurm job {job.job_id} of the stage {stage.name!r} failed ({reason}); its logs are "
+        f"{job.paths.stderr} and {job.paths.stdout}. Finished tasks are saved: run the same "
+        "command again to continue"
+    )
