@@ -122,7 +122,7 @@ def find_exact(work: Work, _: Any, part: int, parts: int) -> None:
     first = np.ones(len(name), np.bool_)
     first[1:] = (digest[1:] != digest[:-1]).any(axis=1)
     starts = np.flatnonzero(first)
-    ends = np.append(starts[1:], len(name)) - 1
+    ends = np.append(starts[1:], len(name))[: len(starts)] - 1
     kept = name[starts if _recipe(work).keep == "first" else ends]
     same_as = kept[np.cumsum(first) - 1]
     _save(work.path("exact", part), np.stack([name, same_as], axis=1)[name != same_as])

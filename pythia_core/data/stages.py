@@ -110,7 +110,7 @@ def _named_failure(stage: Stage, folder: Path, task: int) -> Iterator[None]:
     """Raise a DataError that names the log of a task which failed in an unexpected way."""
     try:
         yield
-    except (PythiaError, OSError):
+    except (PythiaError, OSError, BrokenProcessPool):
         raise
     except Exception as error:
         raise DataError(
