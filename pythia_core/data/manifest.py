@@ -132,8 +132,8 @@ def train_entry(train: IndexedWriter, domains: DomainRuns) -> dict[str, Any]:
     return {"documents": train.n_documents, "tokens": train.n_tokens, "domains": domains.runs}
 
 
-def check_unchanged(data: DataConfig, now: dict[str, Any], before: dict[str, Any]) -> None:
-    """Raise DataError if the summaries of the tallies of two readings of a corpus differ."""
+def check_unchanged(data: DataConfig, now: object, before: object) -> None:
+    """Raise DataError if two descriptions of the corpus, made at different times, differ."""
     if now != before:
         raise DataError(
             f"the corpus {data.corpus!r} changed while its tokens were being prepared; run again"

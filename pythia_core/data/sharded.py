@@ -22,6 +22,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,6 +41,7 @@ from pythia_core.data.manifest import (
     DomainRuns,
     all_held_out,
     check_files,
+    check_unchanged,
     heldout_threshold,
     list_files,
     train_entry,
@@ -305,8 +307,7 @@ def make_plan(work: Work, _: Any, __: int, ___: int) -> None:
     with written(work.path("plan")) as (folder, plan):
         texts = training_texts()
         tokenizer = tokenizer_source(data).make(texts, characters)
-        for _text in texts:
-            pass  # a tokenizer that is not trained here does not read them
+        deque(texts, maxlen=0)  # a tokenizer that is not trained here has not read them
         (folder / "tokenizer.json").write_text(tokenizer, "utf-8")
         load_tokenizer(folder / "tokenizer.json")  # checks it
         plan["threshold"], plan["documents"] = threshold, documents
@@ -441,8 +442,19 @@ def single(name: str, tasks: int, function: Callable[..., Any], *arguments: Any)
 
 
 def run_texts(work: Work, engine: Engine, progress: bool) -> None:
-    """Write the text as shards."""
+    """Write the text as shards.
+
+    Raises:
+        DataError: a file has changed since the work began.
+    """
     engine.run(single("reading text", work.n_groups, read_texts, work), work.folder, progress)
+    if work.groups is not None:
+        before = [file for group in work.groups for file in group]
+        try:
+            check_unchanged(work.data, corpus_files(work.data), before)
+        except DataError:
+            shutil.rmtree(work.folder)  # what was read may be neither the old nor the new text
+            raise
 
 
 def plan_stage(work: Work) -> Stage:

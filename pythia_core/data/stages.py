@@ -15,6 +15,7 @@ import io
 import multiprocessing
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,6 +135,7 @@ class Local:
 
     def run(self, stage: Stage, folder: Path, progress: bool) -> None:
         """See `Engine.run`."""
+        _cancel_leftover(folder)
         tasks = incomplete(stage, folder)
         if not tasks:
             return
@@ -232,7 +234,7 @@ class Slurm:
 
     def run(self, stage: Stage, folder: Path, progress: bool) -> None:
         """See `Engine.run`. Ctrl-C cancels the jobs, and so does the failure of one."""
-        _cancel_leftover(folder)  # of a command that was killed; nobody else runs stages here
+        _cancel_leftover(folder)
         tasks = incomplete(stage, folder)
         if not tasks:
             return
@@ -299,10 +301,19 @@ def _leftover(folder: Path) -> Path:
 
 
 def _cancel_leftover(folder: Path) -> None:
-    """Cancel the job array whose number is in the file `_leftover`, and wait until it has ended."""
+    """Cancel the job array that a killed command left running, and wait until it has ended.
+
+    Raises:
+        ConfigError: there is one, but no Slurm on this machine.
+    """
     path = _leftover(folder)
     if path.exists():
         number = path.read_text()
+        if shutil.which("scancel") is None:
+            raise ConfigError(
+                f"the Slurm job {number} may still be preparing this text; cancel it where Slurm "
+                f"is, delete {path}, and run again"
+            )
         subprocess.run(["scancel", number], capture_output=True, check=False)
         end = time.monotonic() + LOST_SECONDS
         while _in_queue(number) and time.monotonic() < end:

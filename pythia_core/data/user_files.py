@@ -52,6 +52,8 @@ class TextFile:
     """Number of bytes, compressed if the file is."""
     version: str = ""
     """What the storage of a URL says about its content, such as a hash or the time of writing."""
+    modified: int = 0
+    """When a file on this machine was written, in ns."""
 
 
 def is_dataset(corpus: str) -> bool:
@@ -141,9 +143,11 @@ def _local_files(corpus: str) -> list[TextFile]:
             "folder, a Hugging Face dataset as 'hf:NAME', or a registered corpus (known are "
             f"{', '.join(sorted(registered('corpora'))) or 'none'})"
         )
-    return [
-        TextFile(path, name, path.stat().st_size if path.is_file() else 0) for path, name in names
-    ]
+    files = []
+    for path, name in names:
+        known = os.stat(path) if path.is_file() else os.lstat(path)  # a link may be broken
+        files.append(TextFile(path, name, known.st_size, modified=known.st_mtime_ns))
+    return files
 
 
 def _remote_files(corpus: str) -> list[TextFile]:
