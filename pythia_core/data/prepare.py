@@ -49,7 +49,7 @@ from pythia_core.data.manifest import (
     write_manifest,
 )
 from pythia_core.data.order import PreshuffledRows, RowOrder, Rows, write_rows
-from pythia_core.data.sharded import BATCH_CHARACTERS, WORK, Work, run_rows, run_tokens
+from pythia_core.data.sharded import WORK, Work, run_rows, run_tokens
 from pythia_core.data.sharded_dedup import run_removal
 from pythia_core.data.stages import Engine
 from pythia_core.data.tokenizer import (
@@ -68,6 +68,8 @@ from pythia_core.util.progress import print_line
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+BATCH_CHARACTERS = 1 << 20
+"""Number of characters encoded in one call."""
 CLAIM_SECONDS = 60.0
 """How long the claim of a process that no longer refreshes it keeps others waiting."""
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -68,8 +69,8 @@ SHARD_DOCUMENTS = 1 << 18
 FIRST_SHARD_BYTES = 1 << 18
 """Every fourth shard of a group may be twice as long as the one before, from this to SHARD_BYTES:
 short text is divided as well, and long text is not in too many files."""
-BATCH_CHARACTERS = 1 << 20
-"""Number of characters encoded in one call."""
+BATCH_CHARACTERS = 1 << 18
+"""Number of characters encoded in one call; a call needs about 200 bytes for each."""
 ROWS_BYTES = 1 << 28
 """Bytes of rows that one task writes."""
 
@@ -398,10 +399,15 @@ def sums(domains: NDArray[np.integer], sizes: NDArray[np.integer]) -> list[tuple
 
 def add_runs(runs: DomainRuns, shard: Shard, domains: NDArray[np.integer]) -> None:
     """Append the domains of successive documents of a shard."""
-    starts = np.flatnonzero(np.diff(domains, prepend=-1)) if len(domains) else np.zeros(0, int)
-    lengths = np.diff(starts, append=len(domains))
-    for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
-        runs.add(shard.domains[domains[start]], length)
+    for start, stop in runs_of(domains):
+        runs.add(shard.domains[domains[start]], stop - start)
+
+
+def runs_of(values: NDArray[Any]) -> Iterator[tuple[int, int]]:
+    """Yield the bounds [start, stop) of each run of equal values; none if there are no values."""
+    changes = np.flatnonzero(values[1:] != values[:-1]) + 1
+    if len(values):
+        yield from itertools.pairwise([0, *changes.tolist(), len(values)])
 
 
 # --- rows ------------------------------------------------------------------------------------

@@ -63,6 +63,7 @@ from pythia_core.data.sharded import (
     plan_stage,
     read_entry,
     run_texts,
+    runs_of,
     shards,
     single,
     sums,
@@ -357,8 +358,7 @@ def _copy_kept(
     train: IndexedWriter, file: BinaryIO, sizes: NDArray[np.int32], kept: NDArray[np.bool_]
 ) -> None:
     """Append the kept ones of the next documents of an open `.bin` file, and skip the others."""
-    starts = np.flatnonzero(np.diff(kept, prepend=not kept[0])) if len(kept) else np.zeros(0, int)
-    for start, stop in zip(starts, [*starts[1:], len(kept)], strict=True):
+    for start, stop in runs_of(kept):
         part = sizes[start:stop]
         if kept[start]:
             train.copy(file, part)

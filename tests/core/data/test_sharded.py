@@ -31,6 +31,7 @@ from pythia_core.data import sharded
 from pythia_core.data.prepare import prepare
 from pythia_core.data.stages import Engine, Local, Slurm, Stage, incomplete, run_tasks
 from pythia_core.errors import ConfigError, DataError, PythiaError
+from pythia_core.util.files import fraction
 
 pytest.importorskip("datatrove", reason="datatrove is not installed: pip install -e .[dedup]")
 
@@ -91,6 +92,7 @@ def test_every_file_is_that_of_one_process(
     monkeypatch.setattr(sharded, "FIRST_SHARD_BYTES", 6000)
     texts = texts_with_copies(0, 80)
     parts = {"b/x.jsonl": texts[:45], "a.jsonl": texts[45:], "b/empty.jsonl": [" ", "\n"]}
+    parts["held_out.jsonl"] = [next(text for text in texts if fraction(text) < 0.1)]
     data = config(corpus(tmp_path / "c", parts), dedup=dedup)
     expected = prepared(tmp_path / "memory", data, None)
     found = prepared(tmp_path / "stages", data, Local(1))
@@ -404,11 +406,12 @@ class Measuring:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     """Ten times the text takes less than 40 MB more in any stage but the tokenizer's sample."""
     peaks = []
     base = texts_with_copies(4, 50, length=600)
-    for size in (5, 50):
+    for size in (2, 20):
         rng = np.random.default_rng(size)
         folder = tmp_path / str(size)
         folder.mkdir()
