@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -306,11 +306,11 @@ def test_damaged_work_is_not_used(tmp_path: Path, stages: int, pattern: str) -> 
     assert differences(found, prepared(tmp_path / "memory", data, None)) == []
 
 
-def start(data: DataConfig, cache: Path) -> subprocess.Popen[str]:
+def start(data: DataConfig, cache: Path, place: str = "local") -> subprocess.Popen[str]:
     """Start the preparation of data, two tasks at a time, as the leader of a process group."""
     command = [sys.executable, "-m", "pythia_core", "prepare", "--corpus", data.corpus]
     command += ["--tokenizer", data.tokenizer, "--heldout", str(data.heldout_fraction)]
-    command += ["--dedup", data.dedup, "--on", "local", "--tasks", "2"]
+    command += ["--dedup", data.dedup, "--on", place, "--tasks", "2"]
     return subprocess.Popen(
         command,
         env={**os.environ, "PYTHIA_CACHE": str(cache)},
@@ -433,29 +433,71 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
 # --- Slurm -----------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(bool(slurm.missing()), reason=str(slurm.missing()))
-def test_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two nodes, in an environment that is not activated: equal files, named failures, no rest."""
+@pytest.fixture
+def two_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A Slurm of two nodes, and an environment that is not activated."""
     pytest.importorskip("submitit")
-    texts = texts_with_copies(5, 90)
-    data = config(
-        corpus(tmp_path / "c", {f"{n}.jsonl": texts[n::3] for n in range(3)}), dedup="jaccard-0.87"
-    )
-    expected = prepared(tmp_path / "memory", data, None)
+    if reason := slurm.missing():
+        pytest.skip(reason)
     with slurm.two_nodes(tmp_path / "slurm") as environment:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         folders = environment["PATH"].split(os.pathsep)
         own = str(Path(sys.executable).parent)
-        monkeypatch.setenv("PATH", os.pathsep.join(f for f in folders if f != own))
-        bad = Path(corpus(tmp_path / "bad", {f"{n}.jsonl": texts for n in range(3)}))
-        (bad / "1.jsonl").write_text("{")
-        with pytest.raises(DataError, match=r"1\.jsonl:1: this line is not a JSON object"):
-            prepared(tmp_path / "cache", config(str(bad)), Slurm(2))
-        with pytest.raises(ConfigError, match=r"Slurm refused .*[Ii]nvalid partition"):
-            prepared(tmp_path / "cache", data, Slurm(2, partition="none"))
-        queue = ["squeue", "--noheader", "--format", "%i %T"]
-        assert subprocess.run(queue, capture_output=True, text=True, check=True).stdout == ""
-        shutil.rmtree(tmp_path / "cache")
-        assert differences(prepared(tmp_path / "cache", data, Slurm(2)), expected) == []
+        monkeypatch.setenv("PATH", os.pathsep.join(folder for folder in folders if folder != own))
+        yield
+
+
+def queue() -> str:
+    """The jobs that wait or run."""
+    command = ["squeue", "--noheader", "--format", "%i %T"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("two_nodes")
+def test_slurm(tmp_path: Path) -> None:
+    """On two nodes: equal files, errors as on one machine, no jobs left."""
+    texts = texts_with_copies(5, 90)
+    data = config(
+        corpus(tmp_path / "c", {f"{n}.jsonl": texts[n::3] for n in range(3)}), dedup="jaccard-0.87"
+    )
+    bad = Path(corpus(tmp_path / "bad", {f"{n}.jsonl": texts for n in range(3)}))
+    (bad / "1.jsonl").write_text("{")
+    with pytest.raises(DataError, match=r"1\.jsonl:1: this line is not a JSON object"):
+        prepared(tmp_path / "cache", config(str(bad)), Slurm(2))
+    with pytest.raises(ConfigError, match=r"Slurm refused .*[Ii]nvalid partition"):
+        prepared(tmp_path / "cache", data, Slurm(2, partition="none"))
+    assert queue() == ""
+    shutil.rmtree(tmp_path / "cache")
+    expected = prepared(tmp_path / "memory", data, None)
+    assert differences(prepared(tmp_path / "cache", data, Slurm(2)), expected) == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("two_nodes")
+def test_slurm_commands_that_end_early(tmp_path: Path) -> None:
+    """Ctrl-C cancels the jobs; those of a killed command are cancelled by the next."""
+    texts = texts_with_copies(5, 90)
+    data = config(
+        corpus(tmp_path / "c", {"a.jsonl": texts[:45], "b.jsonl": texts[45:]}), seq_len=128
+    )
+    cache = tmp_path / "cache"
+    process = start(data, cache, "slurm")
+    number = wait_for(cache / "data", "work-*/slurm-job")[0].read_text()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert f"stopped, and the Slurm job {number} was cancelled; finished parts are saved" in said
+    assert queue() == "" and not list(cache.glob("data/work-*/slurm-job"))
+    process = start(data, cache, "slurm")
+    path = wait_for(cache / "data", "work-*/slurm-job")[0]
+    process.kill()
+    process.communicate()
+    assert path.exists() and queue()
+    again = start(data, cache, "slurm")
+    _, said = again.communicate(timeout=500)
+    assert again.returncode == 0, said
+    assert queue() == ""
+    found = {str(p.relative_to(cache)): p.read_bytes() for p in cache.glob("data/*/*")}
+    assert differences(found, prepared(tmp_path / "memory", data, None)) == []
