@@ -22,9 +22,11 @@ PACKAGES = {
 }
 NEEDED_BY_CORE = {"torch", "filelock", "numpy", "tokenizers", "safetensors", "tqdm"}
 OPTIONAL_IN_CORE = {
-    "pythia_core.data.user_files": {"datasets", "pyarrow"},
+    "pythia_core.data.user_files": {"datasets", "fsspec", "pyarrow"},
     "pythia_book.term_counts": {"pyarrow"},
     "pythia_core.data.dedup": {"datatrove", "networkx"},
+    "pythia_core.data.sharded_dedup": {"datatrove", "networkx"},
+    "pythia_core.data.stages": {"datatrove", "submitit"},
     "pythia_core.kernels.attention_backends": {"flash_attn", "flash_attn_interface"},
 }
 """Libraries that only one module imports, when it is asked for what needs them."""

@@ -19,12 +19,16 @@ from pythia_core.commands import (
     trained_scales,
     whole_number,
 )
-from pythia_core.config import PRECISIONS, SWAPS, RunConfig, default_domains
+from pythia_core.config import DEDUP_RECIPES, PRECISIONS, SWAPS, RunConfig, default_domains
 from pythia_core.errors import ConfigError
 from pythia_core.suite import OFFICIAL_SIZES, SIZES, Scale, scale_named
 from pythia_core.training.execution import MODES, VARIABLE, Execution
 from pythia_core.training.schedule import PAPER_FORKS
 from pythia_core.util.files import check_cache, check_results, results_dir
+from pythia_core.util.workers import n_workers
+
+if TYPE_CHECKING:
+    from pythia_core.data.stages import Engine
 
 if TYPE_CHECKING:
     from pythia_core.training.distributed import World
@@ -37,6 +41,7 @@ def add(command: AddCommand) -> None:
     text = "prepare the corpus of this scale (default: laptop)"
     p.add_argument("--scale", default="laptop", choices=trained_scales(), help=text)
     _add_data_options(p)
+    _add_places(p)
 
     p = command(
         "train",
@@ -87,18 +92,19 @@ def add(command: AddCommand) -> None:
     option("--stop", type=whole_number, metavar="STEP", help=text)
 
 
-DATA_OPTIONS = ("corpus", "tokenizer", "epochs", "heldout_fraction")
+DATA_OPTIONS = ("corpus", "tokenizer", "epochs", "heldout_fraction", "dedup")
 """Command-line arguments, each of which sets the field of DataConfig with the same name."""
 
 
 def _add_data_options(p: argparse.ArgumentParser) -> None:
-    """Add the options --corpus, --tokenizer, --epochs and --heldout."""
+    """Add the options --corpus, --tokenizer, --epochs, --heldout and --dedup."""
     p.add_argument(
         "--corpus",
         metavar="PATH",
         type=nonblank,
-        help="your own text: a file or folder of .jsonl/.txt (also .gz or .zst), hf:NAME, or "
-        "the name of a registered corpus (default: the scale's)",
+        help="your own text: a file or folder of .jsonl/.txt (also .gz or .zst) or .parquet, its "
+        "URL such as s3://... or hf://datasets/..., hf:NAME, or the name of a registered corpus "
+        "(default: the scale's)",
     )
     p.add_argument(
         "--tokenizer",
@@ -114,6 +120,52 @@ def _add_data_options(p: argparse.ArgumentParser) -> None:
         dest="heldout_fraction",
         help="fraction of the documents to hold out from training (default: the scale's)",
     )
+    text = "recipe for removing duplicate documents (default: the scale's)"
+    p.add_argument("--dedup", choices=DEDUP_RECIPES, help=text)
+
+
+def _add_places(p: argparse.ArgumentParser) -> None:
+    """Add the options that say where `prepare` runs."""
+    group = p.add_argument_group(
+        "text of any size",
+        "With --on, text is prepared in stages of many tasks, whose memory does not grow with the "
+        "text. The result is the same. A stopped or killed preparation continues where it was. "
+        "Further options of sbatch are read from its variables, such as SBATCH_ACCOUNT.",
+    )
+    text = "run the tasks in processes here, or as Slurm jobs"
+    group.add_argument("--on", choices=PLACES, help=text)
+    text = "divide each stage into N processes or Slurm jobs (default: the number of cores)"
+    group.add_argument("--tasks", **COUNT, help=text)
+    text = "run at most M of them at the same time (default: all)"
+    group.add_argument("--workers", type=whole_number, metavar="M", help=text)
+    group.add_argument("--partition", type=nonblank, help="partition of the Slurm jobs")
+    text = "time limit of a Slurm job; it is queued again for the rest (default: 60)"
+    group.add_argument("--time", type=whole_number, metavar="MINUTES", help=text)
+
+
+PLACES = ("local", "slurm")
+
+
+def _engine(args: argparse.Namespace) -> Engine | None:
+    """Return what runs the tasks of `prepare`; None without `--on`.
+
+    Raises:
+        ConfigError: the options do not fit together, or a number is too small.
+    """
+    from pythia_core.data.stages import Local, Slurm
+
+    for option in ("tasks", "workers", "partition", "time"):
+        value, needs = getattr(args, option), "slurm" if option in ("partition", "time") else ""
+        if value is not None and (args.on is None or needs not in ("", args.on)):
+            raise ConfigError(f"--{option} needs --on {needs or ' or --on '.join(PLACES)}")
+        if value == 0:
+            raise ConfigError(f"--{option} must be at least 1, got 0")
+    if args.on is None:
+        return None
+    tasks = args.tasks or n_workers()
+    if args.on == "local":
+        return Local(min(tasks, args.workers or tasks))
+    return Slurm(tasks, args.partition or "", args.time or 60, args.workers or 0)
 
 
 def _scale(args: argparse.Namespace) -> Scale:
@@ -137,8 +189,11 @@ def _scale(args: argparse.Namespace) -> Scale:
 def _corpus(name: str) -> str:
     """Return what `--corpus` names, with an absolute path. Errors: as in `_absolute`."""
     from pythia_core.data.corpus import is_registered
+    from pythia_core.data.user_files import is_dataset, is_url
 
-    if name.startswith("hf:"):  # the name of a dataset, or the path of its folder
+    if is_url(name):
+        return name
+    if is_dataset(name):  # the name of a dataset, or the path of its folder
         folder, colon, part = name.removeprefix("hf:").partition(":")
         return f"hf:{os.path.abspath(folder)}{colon}{part}" if os.path.isdir(folder) else name
     return _absolute("--corpus", name, is_registered(name))
@@ -166,7 +221,7 @@ def _prepare(args: argparse.Namespace) -> None:
     from pythia_core.data.prepare import prepare
 
     check_cache()
-    data = prepare(_scale(args).data)
+    data = prepare(_scale(args).data, engine=_engine(args))
     print(json.dumps(data.manifest, indent=1))
     print(f"{data.rows.n_rows:,} rows of {data.config.seq_len + 1} tokens in {data.folder}")
 

@@ -1,4 +1,4 @@
-"""Read the documents of a corpus: a user's files, a Hugging Face dataset, or a registered corpus.
+"""Read the documents of a corpus: files, a Hugging Face dataset, or a registered corpus.
 
 A package registers a corpus with an entry point in the group `pythia_core.corpora`, which names a
 module or object with the methods of `RegisteredCorpus`.
@@ -7,12 +7,13 @@ module or object with the methods of `RegisteredCorpus`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pythia_core.config import DOMAINS_OF, DataConfig
 from pythia_core.data import user_files
+from pythia_core.data.user_files import TextFile
 from pythia_core.errors import DataError
 from pythia_core.util.extensions import registered
 from pythia_core.util.progress import bar as progress_bar
@@ -59,7 +60,10 @@ Tally = dict[str, DomainTally]
 
 
 def open_corpus(
-    data: DataConfig, progress: bool = True, tally: Tally | None = None
+    data: DataConfig,
+    progress: bool = True,
+    tally: Tally | None = None,
+    files: Sequence[TextFile] | None = None,
 ) -> Iterator[Document]:
     """Yield the documents of a corpus, in a fixed order.
 
@@ -67,10 +71,11 @@ def open_corpus(
 
     Args:
         data: its `corpus` is a registered name, "hf:NAME[:config][:split][:subset]", a .jsonl or
-            .txt file (perhaps with .gz), or a folder of such files, which are read in the order of
-            their names.
+            .txt file (perhaps with .gz or .zst), a .parquet file, or a folder of such files, which
+            are read in the order of their names. Files and folders may be URLs.
         progress: on a terminal, show a progress bar and pip's output during downloads.
         tally: an empty dict, filled with a DomainTally for each domain during reading.
+        files: read only these of the corpus's files, perhaps without documents.
 
     Raises:
         FetchError: a download failed.
@@ -79,7 +84,7 @@ def open_corpus(
     counts = {} if tally is None else tally
     total = 0
     with progress_bar(progress, desc="reading text", unit="B", unit_scale=True) as bar:
-        for domain, text in _source(data, progress):
+        for domain, text in _source(data, progress, files):
             count = counts.setdefault(domain, DomainTally())
             if not text or text.isspace():
                 count.empty += 1
@@ -98,12 +103,23 @@ def open_corpus(
             total += 1
             bar.update(len(raw))
             yield Document(domain, text)
-    if not total:
-        empty = sum(count.empty for count in counts.values())
-        raise DataError(
-            f"the corpus {data.corpus!r} has no documents"
-            + (f" with text (documents with only white space: {empty})" if empty else "")
-        )
+    if not total and files is None:
+        raise no_documents(data, sum(count.empty for count in counts.values()))
+
+
+def no_documents(data: DataConfig, empty: int) -> DataError:
+    """Return the error for a corpus of no documents but `empty` with only white space."""
+    return DataError(
+        f"the corpus {data.corpus!r} has no documents"
+        + (f" with text (documents with only white space: {empty})" if empty else "")
+    )
+
+
+def corpus_files(data: DataConfig) -> list[TextFile] | None:
+    """Return the files of a corpus in the order of reading; None if it is not made of files."""
+    if is_registered(data.corpus) or user_files.is_dataset(data.corpus):
+        return None
+    return user_files.list_files(data.corpus)
 
 
 def corpus_identity(data: DataConfig) -> list[list[str]]:
@@ -113,11 +129,13 @@ def corpus_identity(data: DataConfig) -> list[list[str]]:
     return user_files.identity(data.corpus)
 
 
-def _source(data: DataConfig, progress: bool) -> Iterator[tuple[str, str]]:
+def _source(
+    data: DataConfig, progress: bool, files: Sequence[TextFile] | None
+) -> Iterator[tuple[str, str]]:
     """Yield (domain, text) of every document, exactly as stored."""
     if is_registered(data.corpus):
         return _registered_corpus(data.corpus).texts(data, progress)
-    return user_files.texts(data.corpus)
+    return user_files.texts(data.corpus, files)
 
 
 class RegisteredCorpus(Protocol):

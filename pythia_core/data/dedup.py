@@ -16,8 +16,8 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, astuple, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -228,8 +228,11 @@ class WhitespaceTokenizer:
         return text.split()
 
 
-def minhash_step(recipe: Recipe) -> Any:
-    """Make datatrove's pipeline step for MinHash signatures.
+def minhash_step(recipe: Recipe, folder: str = "unused") -> Any:
+    """Make datatrove's pipeline step that writes MinHash signatures into a folder.
+
+    Its `get_signature(get_shingles(text))` is the signature of a text with n-grams, as lists
+    [buckets][hashes_per_bucket].
 
     Raises:
         MissingDependencyError: datatrove or a dependency of it is absent, or xxhash is too new.
@@ -269,21 +272,24 @@ def minhash_step(recipe: Recipe) -> Any:
             ),
             hash_config=HashConfig(precision=64, hash_fc="xxhash"),
         )
-        return MinhashDedupSignature("unused", config, language=WhitespaceTokenizer())
+
+        class Signature(MinhashDedupSignature):
+            """Computes signatures in chunks: all hashes of a book need too much memory."""
+
+            def get_signature(self, shingles: np.ndarray) -> list[list[int]]:
+                starts = range(0, len(shingles), _SHINGLES_AT_ONCE)
+                parts = [
+                    super(Signature, self).get_signature(shingles[i : i + _SHINGLES_AT_ONCE])
+                    for i in starts
+                ]
+                return np.min(np.array(parts, np.uint64), axis=0).tolist()
+
+        return Signature(folder, config, language=WhitespaceTokenizer())
     except ImportError as error:
         raise MissingDependencyError(
             f"near-deduplication cannot import datatrove ({error}); install it with "
             "`pip install -e .[dedup]`"
         ) from error
-
-
-def signature(step: Any, text: str) -> NDArray[np.uint64]:
-    """Return the MinHash signature uint64[buckets, hashes_per_bucket] of a text with n-grams."""
-    hashed = step.get_shingles(text)
-    # in chunks, because all hashes of all n-grams of a book would need too much memory
-    starts = range(0, len(hashed), _SHINGLES_AT_ONCE)
-    parts = [step.get_signature(hashed[i : i + _SHINGLES_AT_ONCE]) for i in starts]
-    return np.min(np.array(parts, np.uint64), axis=0)
 
 
 def candidate_pairs(
@@ -307,7 +313,7 @@ def candidate_pairs(
             (len(indices), recipe.buckets, recipe.hashes_per_bucket), dtype=np.uint64
         )
         for row, index in enumerate(indices):
-            signatures[row] = signature(step, texts[index])
+            signatures[row] = step.get_signature(step.get_shingles(texts[index]))
             bar.update()
     chains = []
     for band in signatures.swapaxes(0, 1):
@@ -318,6 +324,34 @@ def candidate_pairs(
 
 
 # --- clusters --------------------------------------------------------------------------------
+
+
+def linked_pairs(
+    group: Sequence[int], text: Callable[[int], str], recipe: Recipe
+) -> tuple[list[tuple[int, int]], int]:
+    """Compare documents that candidate pairs connect; also return how many pairs were compared.
+
+    Args:
+        group: the numbers of the documents, in corpus order.
+        text: returns the text of a document. The n-grams of all are in memory at once.
+
+    Returns:
+        Pairs of documents that reach `recipe.threshold`, at most one less than the documents.
+    """
+    from networkx.utils import UnionFind
+
+    links, pairs, compared = UnionFind(), list[tuple[int, int]](), 0
+    grams = {number: shingles(text(number), recipe.ngram) for number in group}
+    for position, b in enumerate(group):
+        for a in group[:position]:
+            small, large = sorted((len(grams[a]), len(grams[b])))
+            if small < recipe.threshold * large or links[a] == links[b]:
+                continue  # sizes too different to reach the threshold, or already linked
+            compared += 1
+            if jaccard(grams[a], grams[b]) >= recipe.threshold:
+                links.union(a, b)
+                pairs.append((a, b))
+    return pairs, compared
 
 
 def _verify_candidates(
@@ -331,16 +365,11 @@ def _verify_candidates(
     total = sum(map(len, groups))
     with progress_bar(progress, total=total, desc="comparing near-duplicates", unit="doc") as bar:
         for group in groups:
-            grams = {index: shingles(texts[index], recipe.ngram) for index in group}
-            for position, b in enumerate(group):
-                for a in group[:position]:
-                    small, large = sorted((len(grams[a]), len(grams[b])))
-                    if small < recipe.threshold * large or links[a] == links[b]:
-                        continue  # sizes too different to reach the threshold, or already linked
-                    compared += 1
-                    if jaccard(grams[a], grams[b]) >= recipe.threshold:
-                        links.union(a, b)
-                bar.update()
+            pairs, n = linked_pairs(group, texts.__getitem__, recipe)
+            for pair in pairs:
+                links.union(*pair)
+            compared += n
+            bar.update(len(group))
     return links, compared
 
 
@@ -356,16 +385,57 @@ def _summarize(
     keep = survivor == indices
     reason = np.where(corpus.same_as != indices, EXACT, NEAR).astype(np.uint8)
     reason[keep] = KEPT
+    report = make_report(
+        recipe,
+        before=Totals(len(keep), int(corpus.words.sum()), int(corpus.bytes.sum())),
+        after=Totals(int(keep.sum()), int(corpus.words[keep].sum()), int(corpus.bytes[keep].sum())),
+        exact=int((reason == EXACT).sum()),
+        too_short=int((corpus.words < recipe.ngram).sum()),
+        sizes=sizes,
+        pairs=pairs,
+    )
+    return Deduplicated(keep, survivor, reason, report)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """The numbers of documents, and their words and bytes."""
+
+    documents: int = 0
+    words: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(*map(sum, zip(astuple(self), astuple(other), strict=True)))
+
+
+def make_report(
+    recipe: Recipe,
+    *,
+    before: Totals,
+    after: Totals,
+    exact: int,
+    too_short: int,
+    sizes: Counter[int],
+    pairs: dict[str, int],
+) -> dict[str, Any]:
+    """Return `Deduplicated.report`.
+
+    Args:
+        exact: number of removed documents whose text also occurs elsewhere.
+        sizes: number of clusters by their number of documents.
+    """
     caught = s_curve(np.array(SIMILARITIES), recipe.buckets, recipe.hashes_per_bucket)
-    report = {
+    removed = before.documents - after.documents
+    return {
         "recipe": asdict(recipe),
-        "documents": {"before": len(keep), "after": int(keep.sum())},
-        "words": {"before": int(corpus.words.sum()), "after": int(corpus.words[keep].sum())},
-        "bytes": {"before": int(corpus.bytes.sum()), "after": int(corpus.bytes[keep].sum())},
-        "removed": {"exact": int((reason == EXACT).sum()), "near": int((reason == NEAR).sum())},
-        "too_short": int((corpus.words < recipe.ngram).sum()),
+        **{
+            name: {"before": getattr(before, name), "after": getattr(after, name)}
+            for name in ("documents", "words", "bytes")
+        },
+        "removed": {"exact": exact, "near": removed - exact},
+        "too_short": too_short,
         "clusters": {str(size): sizes[size] for size in sorted(sizes)},
         "pairs": pairs,
         "caught": {str(s): float(p) for s, p in zip(SIMILARITIES, caught, strict=True)},
     }
-    return Deduplicated(keep, survivor, reason, report)

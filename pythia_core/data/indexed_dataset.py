@@ -16,12 +16,15 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import mmap
 import re
 import struct
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +47,8 @@ DTYPES: dict[int, np.dtype] = {
 }
 """The dtype codes of GPT-NeoX (in Megatron-core, 6 and 7 are swapped)."""
 
+_COPIED = 1 << 22
+"""Number of bytes to copy at a time."""
 _CHECKED = 1 << 20
 """Number of entries of an index to check at a time."""
 UINT16_BELOW = 65_500
@@ -73,7 +78,7 @@ class IndexedWriter:
         self.vocab_size = vocab_size
         self.dtype = token_dtype(vocab_size)
         self.n_tokens = 0
-        self._sizes: list[int] = []
+        self._sizes = array("i")  # four bytes a document, of which there may be millions
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> IndexedWriter:
@@ -88,27 +93,47 @@ class IndexedWriter:
             DataError: `ids` is not a flat list of integers, is too long for the format, or has an
                 id outside 0..vocab_size-1.
         """
-        array = np.asarray(ids)
-        if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        flat = np.asarray(ids)
+        if flat.ndim != 1 or (flat.size and flat.dtype.kind not in "iu"):
             raise DataError(
                 f"document {len(self._sizes)}: token ids must be a flat list of integers, "
-                f"got {array.ndim} dimension(s) of {array.dtype}"
+                f"got {flat.ndim} dimension(s) of {flat.dtype}"
             )
-        if array.size > np.iinfo(np.int32).max:
+        if flat.size > np.iinfo(np.int32).max:
             raise DataError(
-                f"document {len(self._sizes)} has {array.size} tokens, but the format allows at "
+                f"document {len(self._sizes)} has {flat.size} tokens, but the format allows at "
                 "most 2^31 - 1 per document; split it"
             )
-        if array.size and (array.min() < 0 or array.max() >= self.vocab_size):
-            position = int(np.flatnonzero((array < 0) | (array >= self.vocab_size))[0])
+        if flat.size and (flat.min() < 0 or flat.max() >= self.vocab_size):
+            position = int(np.flatnonzero((flat < 0) | (flat >= self.vocab_size))[0])
             raise DataError(
-                f"document {len(self._sizes)}, position {position}: id {int(array[position])} is "
+                f"document {len(self._sizes)}, position {position}: id {int(flat[position])} is "
                 f"outside the vocabulary 0..{self.vocab_size - 1}; was it encoded with another "
                 "tokenizer?"
             )
-        self._bin.write(array.astype(self.dtype).tobytes())
-        self._sizes.append(array.size)
-        self.n_tokens += array.size
+        self._bin.write(flat.astype(self.dtype).tobytes())
+        self._sizes.append(flat.size)
+        self.n_tokens += flat.size
+
+    def copy(self, source: BinaryIO, sizes: NDArray[np.int32]) -> None:
+        """Append the next documents of an open `.bin` file of the same vocabulary.
+
+        Args:
+            sizes: int32[n], number of tokens of each document.
+
+        Raises:
+            DataError: the file ends too soon.
+        """
+        tokens = int(sizes.sum(dtype=np.int64))
+        left = tokens * self.dtype.itemsize
+        while left:
+            part = source.read(min(left, _COPIED))
+            if not part:
+                raise DataError(f"{source.name} ends {left} bytes too soon; copy it again")
+            self._bin.write(part)
+            left -= len(part)
+        self._sizes.frombytes(sizes.astype(np.int32).tobytes())
+        self.n_tokens += tokens
 
     @property
     def n_documents(self) -> int:
@@ -130,7 +155,7 @@ class IndexedWriter:
             # an old index must never be next to a new .bin, not even for a moment
             _with(self.prefix, ".idx").unlink(missing_ok=True)
         with atomic_file(_with(self.prefix, ".idx")) as temporary, open(temporary, "wb") as idx:
-            idx.write(index_bytes(np.asarray(self._sizes, np.int32), self.dtype))
+            idx.write(index_bytes(np.frombuffer(self._sizes, np.int32), self.dtype))
 
 
 def index_bytes(sizes: NDArray[np.int32], dtype: np.dtype) -> bytes:
@@ -259,6 +284,13 @@ class MegatronIndexed:
             JoinedTokens(shards, self.dtype) if shards else _mapped(bin_, self.dtype)
         )
 
+    def release_pages(self) -> None:
+        """Return to the system the memory of the pages of the `.bin` that were read."""
+        tokens = self.tokens
+        for part in tokens.maps if isinstance(tokens, JoinedTokens) else [tokens]:
+            if isinstance(part, np.memmap):
+                part._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+
     def document(self, index: int) -> NDArray:
         """Return the token ids of a document; raise DataError if there is none."""
         if not 0 <= index < self.n_documents:
@@ -304,8 +336,8 @@ class JoinedTokens:
                     "the source"
                 )
         self.dtype = dtype
-        self._maps = [_mapped(path, dtype) for path in paths]
-        self._bounds = _starts(np.array([len(shard) for shard in self._maps], np.int64))
+        self.maps = [_mapped(path, dtype) for path in paths]
+        self._bounds = _starts(np.array([len(shard) for shard in self.maps], np.int64))
 
     def __len__(self) -> int:
         return int(self._bounds[-1])
@@ -315,7 +347,7 @@ class JoinedTokens:
             start, stop, step = key.indices(len(self))
             if step != 1:
                 raise IndexError("slices of joined shards must have step 1")
-            pairs = zip(self._maps, self._bounds[:-1].tolist(), strict=True)
+            pairs = zip(self.maps, self._bounds[:-1].tolist(), strict=True)
             parts = [shard[max(start - low, 0) : max(stop - low, 0)] for shard, low in pairs]
             return np.concatenate(parts)
         flat = np.asarray(key, np.int64).reshape(-1)
@@ -325,7 +357,7 @@ class JoinedTokens:
         out = np.empty(flat.shape, self.dtype)
         for shard in np.unique(shards).tolist():
             mask = shards == shard
-            out[mask] = self._maps[shard][flat[mask] - self._bounds[shard]]
+            out[mask] = self.maps[shard][flat[mask] - self._bounds[shard]]
         return out.reshape(np.shape(key))
 
 

@@ -338,19 +338,24 @@ def write_rows(
     order: RowOrder,
     data: MegatronIndexed,
     progress: bool = False,
-    chunk: int = 8192,
+    chunk: int = 0,
+    rows: range | None = None,
 ) -> None:
-    """Write all rows, without a header, in the format of the released pre-shuffled datasets.
+    """Write rows, without a header, in the format of the released pre-shuffled datasets.
 
     Args:
-        chunk: number of rows in memory at a time.
+        chunk: number of rows in memory at a time (default: about 260,000 tokens).
+        rows: the rows to write (default: all).
     """
-    rows_bar = bar(progress, total=order.n_rows, desc="writing rows", unit="row", unit_scale=True)
+    rows = range(order.n_rows) if rows is None else rows
+    chunk = chunk or max(1, (1 << 18) // (order.seq_len + 1))
+    rows_bar = bar(progress, total=len(rows), desc="writing rows", unit="row", unit_scale=True)
     with rows_bar, atomic_file(Path(path)) as temporary, open(temporary, "wb") as file:
-        for start in range(0, order.n_rows, chunk):
-            rows = np.arange(start, min(start + chunk, order.n_rows))
-            file.write(np.ascontiguousarray(order.gather(data, rows)[0]).tobytes())
-            rows_bar.update(len(rows))
+        for start in range(rows.start, rows.stop, chunk):
+            part = np.arange(start, min(start + chunk, rows.stop))
+            file.write(np.ascontiguousarray(order.gather(data, part)[0]).tobytes())
+            data.release_pages()
+            rows_bar.update(len(part))
 
 
 class OrderedRows(Rows):

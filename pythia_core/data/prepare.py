@@ -4,17 +4,18 @@ Each document is followed by the end-of-document token, as in the Pile's token f
 2.2). A hash of the text decides which documents are held out, so copies of a text are always both
 held out or both trained on. Rows are written in training order (pythia_core.data.order).
 
+Text of any size is prepared in stages of many tasks (pythia_core.data.sharded), on this machine or
+as Slurm jobs, with the same result.
+
 In the cache, a folder `tokens-KEY` has the tokenizer and the token files `train.*` and `heldout.*`.
 A folder `rows-KEY` has the rows in one training order. A folder is complete or absent. Its
 manifest has the sha256 of every file, and the name of the folder, so that no other text is read in
-its place. Only the search for duplicates needs all text in memory.
+its place. Without stages, the search for duplicates needs all text in memory.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,48 +24,54 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import SoftFileLease, Timeout
 from numpy.typing import NDArray
 
 from pythia_core.config import DataConfig, InterventionConfig, stable_hash
 from pythia_core.data.corpus import Tally, corpus_identity, is_registered, open_corpus
 from pythia_core.data.indexed_dataset import IndexedWriter, MegatronIndexed
 from pythia_core.data.interventions import Ledger, make_ledger
+from pythia_core.data.manifest import (
+    FORMAT,
+    NO_TOKENS,
+    DomainRuns,
+    all_held_out,
+    check_files,
+    check_unchanged,
+    damaged,
+    has_manifest,
+    heldout_threshold,
+    intact_manifest,
+    list_files,
+    read_manifest,
+    summaries,
+    train_entry,
+    write_manifest,
+)
 from pythia_core.data.order import PreshuffledRows, RowOrder, Rows, write_rows
+from pythia_core.data.sharded import WORK, Work, run_rows, run_tokens
+from pythia_core.data.sharded_dedup import run_removal
+from pythia_core.data.stages import Engine
 from pythia_core.data.tokenizer import (
     EOD,
-    NEOX_20B,
+    TokenizerSource,
     encode_documents,
     id_limit,
     load_tokenizer,
-    neox_20b_json,
-    sample,
-    train_bpe,
+    tokenizer_source,
 )
 from pythia_core.errors import DataError, one_of
-from pythia_core.util.files import (
-    FULL_DISK,
-    atomic_dir,
-    cache_dir,
-    file_sha256,
-    fraction,
-    is_intact,
-    json_object,
-    write_digest,
-)
+from pythia_core.util.files import FULL_DISK, atomic_dir, cache_dir, file_sha256, fraction
 from pythia_core.util.progress import bar as progress_bar
 from pythia_core.util.progress import print_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-FORMAT = 3
-"""Version of the format of prepared tokens; part of the cache key. Raise it with every change."""
-FULL_CHECK_BYTES = 1 << 28
-"""Folders of at most this size are hashed whenever they are opened (0.5 s). For larger ones, only
-the sizes of files are checked."""
 BATCH_CHARACTERS = 1 << 20
 """Number of characters encoded in one call."""
+CLAIM_SECONDS = 60.0
+"""How long the claim of a process that no longer refreshes it keeps others waiting."""
 
 
 class Changes(Protocol):
@@ -262,11 +269,15 @@ class PreparedData:
             DataError: a file is absent or has changed; the message names the first such file.
         """
         for folder, part in ((self.tokens_folder, "tokens"), (self.folder, "rows")):
-            _check_files(folder, self.manifest[part]["files"], full)
+            check_files(folder, self.manifest[part]["files"], full)
 
 
-def prepare(data: DataConfig, progress: bool = True) -> PreparedData:
+def prepare(data: DataConfig, progress: bool = True, engine: Engine | None = None) -> PreparedData:
     """Return the dataset that `data` describes, from the cache or else newly prepared.
+
+    Args:
+        engine: prepares the dataset in stages (pythia_core.data.stages), in which case memory is
+            bounded, and work that was killed continues. The result does not depend on it.
 
     Raises:
         FetchError: the corpus or the tokenizer cannot be downloaded.
@@ -281,18 +292,23 @@ def prepare(data: DataConfig, progress: bool = True) -> PreparedData:
         "policy": data.epoch_policy,
         "unique_rows": data.unique_rows,
     }
-    tokens = prepare_tokens(data, progress)
+    tokens = prepare_tokens(data, progress, engine)
     root = tokens.parent
     rows = root / f"rows-{stable_hash([settings, order])[:16]}"
     with _translate_errors(root):
 
         def make(folder: Path) -> dict[str, Any]:
             """Write the rows into `folder`, and return their manifest."""
-            manifest = {"tokens": _intact(tokens)}
-            manifest["rows"] = _make_rows(tokens, order, folder, progress)
+            manifest = {"tokens": intact_manifest(tokens)}
+            if engine is None:
+                manifest["rows"] = _make_rows(tokens, order, folder, progress)
+            else:
+                work = root / f"{WORK}{rows.name}"
+                manifest["rows"] = run_rows(work, engine, tokens, order, folder, progress)
             return {**manifest, "fingerprint": _fingerprint(manifest)}
 
         _build(rows, make)
+        shutil.rmtree(root / f"{WORK}{rows.name}", ignore_errors=True)
         prepared = PreparedData(rows, data, read_manifest(rows))
         try:
             same = prepared.manifest["fingerprint"] == prepared.fingerprint
@@ -310,21 +326,39 @@ def prepare(data: DataConfig, progress: bool = True) -> PreparedData:
     return prepared
 
 
-def prepare_tokens(data: DataConfig, progress: bool = True) -> Path:
+def prepare_tokens(data: DataConfig, progress: bool = True, engine: Engine | None = None) -> Path:
     """Return the folder with tokenizer and token files, made if absent. Errors: as in `prepare`."""
     root = cache_dir() / "data"
     tokens = root / f"tokens-{stable_hash(_settings(data))[:16]}"
     with _translate_errors(root):
-
-        def make(folder: Path) -> dict[str, Any]:
-            """Write the tokens into `folder`, and return their manifest."""
-            if data.dedup == "none":
-                return make_tokens(data, tokenizer_source(data), folder, progress)
-            whole = prepare_tokens(replace(data, dedup="none"), progress)
-            return remove_duplicates(data, whole, folder, progress)
-
-        _build(tokens, make)
+        if has_manifest(tokens):
+            return tokens
+        work = Work.of(root / f"{WORK}{tokens.name}", data) if engine else None
+        _prepare_tokens(data, tokens, progress, engine, work)
+        if work:
+            shutil.rmtree(work.folder, ignore_errors=True)
     return tokens
+
+
+def _prepare_tokens(
+    data: DataConfig, tokens: Path, progress: bool, engine: Engine | None, work: Work | None
+) -> None:
+    """Make the folder `tokens`, if it is absent; the text is read once into the work folder."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        """Write the tokens into `folder`, and return their manifest."""
+        if data.dedup == "none":
+            if engine and work:
+                return run_tokens(work, engine, folder, progress)
+            return make_tokens(data, tokenizer_source(data), folder, progress)
+        every = replace(data, dedup="none")
+        whole = tokens.with_name(f"tokens-{stable_hash(_settings(every))[:16]}")
+        _prepare_tokens(every, whole, progress, engine, work)
+        if engine and work:
+            return run_removal(work, engine, whole, folder, progress)
+        return remove_duplicates(data, whole, folder, progress)
+
+    _build(tokens, make)
 
 
 def _build(folder: Path, make: Callable[[Path], dict[str, Any]]) -> None:
@@ -335,36 +369,39 @@ def _build(folder: Path, make: Callable[[Path], dict[str, Any]]) -> None:
     Args:
         make: fills a temporary folder, and returns its manifest.
     """
-    if _has_manifest(folder):
+    if has_manifest(folder):
         return
-    lock = FileLock(cache_dir() / "locks" / f"{folder.name}.lock", timeout=1)
-    lock_file = Path(lock.lock_file)
-    lock_file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        lock.acquire()
-    except Timeout:
-        print_line(f"waiting for another process, which is preparing {folder}")
-        lock.acquire(timeout=-1)
-    try:
-        for leftover in folder.parent.glob(f".{folder.name}.tmp-*"):  # of processes killed here
+    with _claimed(folder):
+        for leftover in folder.parent.glob(f".{folder.name}.tmp-*"):  # of processes that died here
             shutil.rmtree(leftover, ignore_errors=True)
-        if not _has_manifest(folder):
+        if not has_manifest(folder):
             if folder.exists():
                 shutil.rmtree(folder)
             with atomic_dir(folder) as temporary:
                 write_manifest(temporary, {**make(temporary), "folder": folder.name})
-    finally:
-        lock.release()
 
 
-def _has_manifest(folder: Path) -> bool:
-    """Return whether a folder has a manifest, damaged or not, that says which folder it is of."""
-    if not (folder / "manifest.json.sha256").is_file():
-        return False
+@contextlib.contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Wait until no other process, on any machine that shares the cache, prepares `folder`.
+
+    A claim is a file that its owner refreshes. That of a process that died is free after
+    CLAIM_SECONDS, or at once on the same machine. Should two processes prepare a folder after all,
+    then one whole folder stays.
+    """
+    claim = SoftFileLease(
+        cache_dir() / "locks" / f"{folder.name}.claim", lease_duration=CLAIM_SECONDS
+    )
+    Path(claim.lock_file).parent.mkdir(parents=True, exist_ok=True)
     try:
-        return "folder" in _parse_manifest(folder)
-    except DataError:
-        return True
+        claim.acquire(timeout=1)
+    except Timeout:
+        print_line(f"waiting for another process, which is preparing {folder}")
+        claim.acquire(timeout=-1)
+    try:
+        yield
+    finally:
+        claim.release()
 
 
 def _settings(data: DataConfig) -> dict[str, Any]:
@@ -418,39 +455,6 @@ def _translate_errors(root: Path) -> Iterator[None]:
         ) from error
 
 
-# --- the tokenizer ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TokenizerSource:
-    """A way to make a tokenizer, and the tokenizer's identity for cache keys."""
-
-    identity: list[str]
-    make: Callable[[Iterator[str], int], str]
-    """Returns a tokenizer.json, given the training texts and their number of characters."""
-    id_limit: int = 0
-    """The largest id plus one, if that is known before the tokenizer is made; else 0."""
-
-
-def tokenizer_source(data: DataConfig) -> TokenizerSource:
-    """Return how to identify and make the tokenizer that `data.tokenizer` names.
-
-    Raises:
-        DataError: the name is a path without a usable tokenizer.
-    """
-    if data.tokenizer.startswith("bpe-"):
-        size = int(data.tokenizer.removeprefix("bpe-"))
-        return TokenizerSource(
-            ["bpe", str(size)],
-            lambda texts, characters: train_bpe(sample(texts, characters), size).to_str(),
-        )
-    if data.tokenizer == "neox-20b":
-        return TokenizerSource([NEOX_20B.file, NEOX_20B.sha256], lambda *_: neox_20b_json())
-    limit = id_limit(load_tokenizer(data.tokenizer))
-    path = Path(os.path.expanduser(data.tokenizer))
-    return TokenizerSource(["file", file_sha256(path)], lambda *_: path.read_text("utf-8"), limit)
-
-
 # --- tokens ----------------------------------------------------------------------------------
 
 
@@ -477,7 +481,7 @@ def make_tokens(
 
     second_tally: Tally = {}
     domains: dict[str, dict[str, Any]] = {
-        name: {**tally.summary(), **_NO_TOKENS} for name, tally in first_tally.items()
+        name: {**tally.summary(), **NO_TOKENS} for name, tally in first_tally.items()
     }
     n_bytes = sum(tally.n_bytes for tally in first_tally.values())
     with contextlib.ExitStack() as stack:
@@ -485,7 +489,7 @@ def make_tokens(
         heldout = stack.enter_context(IndexedWriter(folder / "heldout", vocab_size))
         bar = progress_bar(progress, total=n_bytes, desc="encoding text", unit="B", unit_scale=True)
         stack.enter_context(bar)
-        number, train_domains = 0, _DomainRuns()
+        number, train_domains = 0, DomainRuns()
         for batch in _batches(data, second_tally):
             encoded = encode_documents(tokenizer, [text for _, text in batch])
             for (domain, text), ids in zip(batch, encoded, strict=True):
@@ -499,16 +503,14 @@ def make_tokens(
                 entry["heldout_tokens" if out is heldout else "train_tokens"] += len(ids)
                 bar.update(len(text.encode("utf-8")))
                 number += 1
-    _check_unchanged(
-        data, first_tally, {name: tally.summary() for name, tally in second_tally.items()}
-    )
+    check_unchanged(data, *map(_summaries, (first_tally, second_tally)))
     return {
         "format": FORMAT,
         "corpus": domains,
         "tokenizer_sha256": file_sha256(folder / "tokenizer.json"),
         "vocab_size": vocab_size,
         "eod_id": eod,
-        "train": _train_entry(train, train_domains),
+        "train": train_entry(train, train_domains),
         "heldout": {"documents": heldout.n_documents, "tokens": heldout.n_tokens},
         "dedup": {},
         "files": list_files(folder),
@@ -523,17 +525,14 @@ def remove_duplicates(
     Raises:
         DataError: the corpus has changed since it was encoded.
     """
-    manifest = _intact(whole)
+    manifest = intact_manifest(whole)
     first_tally: Tally = {}
     excluded, _ = choose_heldout(data, first_tally, progress)
-    counts = list(next(iter(first_tally.values())).summary())
-    _check_unchanged(
-        data, first_tally, {n: {k: d[k] for k in counts} for n, d in manifest["corpus"].items()}
-    )
+    check_unchanged(data, _summaries(first_tally), summaries(manifest["corpus"]))
     dropped, report = _find_duplicates(data, excluded, progress)
     for name in ("tokenizer.json", "heldout.bin", "heldout.idx"):
         shutil.copyfile(whole / name, folder / name)
-    source, position, domains = MegatronIndexed(whole / "train"), 0, _DomainRuns()
+    source, position, domains = MegatronIndexed(whole / "train"), 0, DomainRuns()
     with IndexedWriter(folder / "train", manifest["vocab_size"]) as train:
         for number, document in enumerate(open_corpus(data, progress=False)):
             if number in excluded:
@@ -546,43 +545,13 @@ def remove_duplicates(
             else:
                 train.add(ids)
                 domains.add(document.domain)
-    manifest["train"] = _train_entry(train, domains)
+    manifest["train"] = train_entry(train, domains)
     return {**manifest, "dedup": report, "files": list_files(folder)}
 
 
-class _DomainRuns:
-    """The domains of successive documents, as lists [domain, number of documents in a row]."""
-
-    def __init__(self) -> None:
-        self.runs: list[list[Any]] = []
-
-    def add(self, domain: str) -> None:
-        """Append a document."""
-        if self.runs and self.runs[-1][0] == domain:
-            self.runs[-1][1] += 1
-        else:
-            self.runs.append([domain, 1])
-
-
-def _train_entry(train: IndexedWriter, domains: _DomainRuns) -> dict[str, Any]:
-    """Return the manifest's entry for the training documents."""
-    return {"documents": train.n_documents, "tokens": train.n_tokens, "domains": domains.runs}
-
-
-def _check_unchanged(data: DataConfig, now: Tally, before: dict[str, Any]) -> None:
-    """Raise DataError if the tallies of two readings of a corpus differ."""
-    if {name: tally.summary() for name, tally in now.items()} != before:
-        raise DataError(
-            f"the corpus {data.corpus!r} changed while its tokens were being prepared; run again"
-        )
-
-
-_NO_TOKENS = {
-    "heldout_documents": 0,
-    "train_tokens": 0,
-    "heldout_tokens": 0,
-    "duplicate_tokens": 0,
-}
+def _summaries(tally: Tally) -> dict[str, Any]:
+    """Return the summary of the tally of each domain."""
+    return {name: count.summary() for name, count in tally.items()}
 
 
 def _find_duplicates(
@@ -618,109 +587,26 @@ def _batches(data: DataConfig, tally: Tally) -> Iterator[list[tuple[str, str]]]:
         yield batch
 
 
-# --- files and manifests ---------------------------------------------------------------------
-
-
-def list_files(folder: Path) -> dict[str, dict[str, int | str]]:
-    """Map the name of each file in `folder` to its size (`bytes`) and `sha256`."""
-    return {
-        path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-        for path in sorted(folder.iterdir())
-    }
-
-
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write manifest.json in `folder`, and its sha256 next to it."""
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
-    write_digest(folder / "manifest.json")
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the content of manifest.json in `folder`.
-
-    Raises:
-        DataError: the file is damaged, or belongs to another folder, i.e. to another text or order.
-    """
-    value = _parse_manifest(folder)
-    if value.get("folder") != folder.name:
-        raise damaged(folder, f"its manifest.json belongs to the folder {value.get('folder')!r}")
-    return value
-
-
-def _parse_manifest(folder: Path) -> dict[str, Any]:
-    """Return the content of manifest.json in `folder`; raise DataError if it is damaged."""
-    try:
-        value = json_object((folder / "manifest.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise damaged(folder, f"manifest.json cannot be read ({error})") from error
-    if not is_intact(folder / "manifest.json"):
-        raise damaged(folder, "manifest.json does not have the sha256 in manifest.json.sha256")
-    return value
-
-
-def _intact(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a folder with tokens, after checking every sha256 in it.
-
-    What is made from the tokens gets hashes of its own, which would hide any damage.
-    """
-    manifest = read_manifest(folder)
-    try:
-        _check_files(folder, manifest["files"], full=True)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise damaged(folder, f"manifest.json is incomplete ({error!r})") from error
-    return manifest
-
-
-def _check_files(folder: Path, files: dict[str, Any], full: bool) -> None:
-    """Check files against their entries in a manifest; arguments and errors as in `verify`."""
-    total = sum(entry["bytes"] for entry in files.values())
-    for name, entry in files.items():
-        path = folder / name
-        size = path.stat().st_size if path.is_file() else None
-        if size != entry["bytes"]:
-            found = "is missing" if size is None else f"has {size} bytes"
-            raise damaged(folder, f"{name} {found}, expected {entry['bytes']} bytes")
-        if (full or total <= FULL_CHECK_BYTES) and file_sha256(path) != entry["sha256"]:
-            raise damaged(folder, f"the sha256 of {name} is not {entry['sha256']} as recorded")
-
-
-def damaged(folder: Path, reason: str) -> DataError:
-    """Return the error for damaged data in `folder`."""
-    return DataError(
-        f"the prepared data in {folder} are damaged: {reason}. Delete this folder and run again; "
-        "the data will then be prepared again from the corpus"
-    )
-
-
 # --- held-out documents ----------------------------------------------------------------------
 
 
 def choose_heldout(data: DataConfig, tally: Tally, progress: bool) -> tuple[set[int], int]:
     """Choose the documents to hold out from training, and fill the empty dict `tally`.
 
-    A document is held out if the hash of its text, scaled to [0, 1), is below heldout_fraction. If
-    no hash is, the document with the smallest hash is held out, unless heldout_fraction is 0.
-
     Returns:
-        The indices of the held-out documents, and the number of characters in all others.
+        The indices of the held-out documents (see `heldout_threshold`), and the number of
+        characters in all others.
 
     Raises:
         DataError: every document would be held out.
     """
-    limit = data.heldout_fraction
     fractions: list[float] = []
     lengths: list[int] = []
     for document in open_corpus(data, progress, tally):
         fractions.append(fraction(document.text))
         lengths.append(len(document.text))
-    excluded = {number for number, value in enumerate(fractions) if value < limit}
-    if limit > 0 and not excluded:
-        smallest = min(fractions)
-        excluded = {number for number, value in enumerate(fractions) if value == smallest}
+    threshold = heldout_threshold(data, np.array(fractions))
+    excluded = {number for number, value in enumerate(fractions) if value < threshold}
     if len(excluded) == len(fractions):
-        raise DataError(
-            f"heldout_fraction={limit} would hold out all {len(fractions)} document(s) of "
-            f"{data.corpus!r} (copies of a text are held out together); use 0, a smaller fraction "
-            "or more text"
-        )
+        raise all_held_out(data, len(fractions))
     return excluded, sum(size for number, size in enumerate(lengths) if number not in excluded)

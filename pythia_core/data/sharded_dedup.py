@@ -1,0 +1,405 @@
+"""Remove duplicates from text of any size, in stages with bounded memory.
+
+The result is, byte for byte, that of pythia_core.data.dedup. Beside the folders of
+pythia_core.data.sharded, a work folder then has
+
+    exact/PART/           the identical texts among those with a hash in one part of all hashes
+    signatures/, pairs/   datatrove's MinHash signatures and candidate pairs, each bucket on its own
+    groups/, linked/      documents that candidate pairs connect; the pairs that reach the threshold
+    kept/                 the tokens without duplicates
+
+A document is named by a number, shard << 32 | document in the shard, so numbers are in the order of
+the corpus. The definition of pythia_core.data.dedup needs all text at once nowhere:
+
+- *Identical texts* have equal hashes, so each part of all hashes can be searched on its own.
+- *Candidate pairs* are neighbours in the list of all documents with the same band, in the order of
+  the corpus. datatrove merges the sorted signatures of the shards in this order. Copies of a text
+  do not take part: only the one that is kept has a signature.
+- *Verification* compares documents only within a group that candidate pairs connect.
+- *Clusters* are the connected components of the pairs that were found; of each, the first or last
+  document is kept.
+
+Memory: a search for identical texts has 50 bytes for each of EXACT_DOCUMENTS; a bucket some
+signatures of every shard; finding groups and clusters 16 bytes a candidate pair, and 300 bytes for
+each document that has a duplicate or is a candidate (`UnionFind`; datatrove's own cluster stage
+needs as much); a verification the n-grams of one group.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pythia_core.data.dedup import (
+    RECIPES,
+    Recipe,
+    Totals,
+    linked_pairs,
+    make_report,
+    minhash_step,
+)
+from pythia_core.data.indexed_dataset import IndexedWriter, MegatronIndexed
+from pythia_core.data.manifest import (
+    DomainRuns,
+    check_unchanged,
+    intact_manifest,
+    summaries,
+    train_entry,
+)
+from pythia_core.data.sharded import (
+    Shard,
+    Work,
+    add_runs,
+    damaged_work,
+    plan_stage,
+    read_entry,
+    run_texts,
+    runs_of,
+    shards,
+    single,
+    sums,
+    take,
+    written,
+)
+from pythia_core.data.stages import Engine, Stage
+from pythia_core.util.files import file_sha256, write_json
+
+EXACT_DOCUMENTS = 1 << 21
+"""About the number of documents of one search for identical texts."""
+GROUP_DOCUMENTS = 1 << 14
+"""About the number of documents that one task compares with others of their groups."""
+_SIGNATURES = 256
+"""Number of signatures of each shard that a bucket reads at a time."""
+
+
+def _names(shard: int, documents: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Return the numbers of some documents of a shard."""
+    return (shard << 32) | documents.astype(np.int64)
+
+
+def _recipe(work: Work) -> Recipe:
+    """Return the recipe for the removal of duplicates."""
+    return RECIPES[work.data.dedup]
+
+
+def _load(folder: Path, width: int = 2) -> NDArray[np.int64]:
+    """Return the array int64[n, width] in a folder of a stage."""
+    read_entry(folder)
+    return np.fromfile(folder / "array", "<i8").reshape(-1, width)
+
+
+def _save(folder: Path, array: NDArray[np.int64], **facts: int) -> None:
+    """Write an array and further facts as the folder of a stage."""
+    with written(folder) as (temporary, entry):
+        np.ascontiguousarray(array, "<i8").tofile(temporary / "array")
+        entry |= facts
+
+
+# --- identical texts -------------------------------------------------------------------------
+
+
+def find_exact(work: Work, _: Any, part: int, parts: int) -> None:
+    """Find identical training texts: pairs of a document, and of the copy that is kept."""
+    threshold = work.plan()["threshold"]
+    names, digests = [], []
+    for number, shard in enumerate(shards(work)):
+        records = shard.records()
+        mine = records["digest"][:, 0] % np.uint64(parts) == part
+        mine &= records["fraction"] >= threshold
+        names.append(_names(number, np.flatnonzero(mine)))
+        digests.append(records["digest"][mine])
+    name, digest = np.concatenate(names), np.concatenate(digests)
+    order = np.lexsort((name, digest[:, 1], digest[:, 0]))
+    name, digest = name[order], digest[order]
+    first = np.ones(len(name), np.bool_)
+    first[1:] = (digest[1:] != digest[:-1]).any(axis=1)
+    starts = np.flatnonzero(first)
+    ends = np.append(starts[1:], len(name))[: len(starts)] - 1
+    kept = name[starts if _recipe(work).keep == "first" else ends]
+    same_as = kept[np.cumsum(first) - 1]
+    _save(work.path("exact", part), np.stack([name, same_as], axis=1)[name != same_as])
+
+
+def _exact(work: Work) -> Iterator[NDArray[np.int64]]:
+    """Yield the pairs of each search for identical texts."""
+    for folder in sorted(work.path("exact").glob("[0-9]*")):
+        yield _load(folder)
+
+
+# --- candidate pairs -------------------------------------------------------------------------
+
+
+def sign(work: Work) -> list[Any]:
+    """Return datatrove's pipeline that writes the signatures of a shard."""
+    folder = work.path("signatures")
+    step = minhash_step(_recipe(work), str(folder))
+    return [partial(_documents, work), step, partial(_seal_signatures, folder, step)]
+
+
+def _documents(work: Work, _: Any, number: int, __: int) -> Iterator[Any]:
+    """Yield all documents of a shard; those that take no part in the search have no text."""
+    from datatrove.data import Document
+
+    shard = shards(work)[number]
+    wanted = shard.records()["fraction"] >= work.plan()["threshold"]
+    for pairs in _exact(work):
+        wanted[pairs[pairs[:, 0] >> 32 == number, 0] & 0xFFFFFFFF] = False
+    done = 0
+    for document, text in shard.texts(wanted):
+        for empty in range(done, document):
+            yield Document("", str(empty))
+        yield Document(text, str(document))
+        done = document + 1
+
+
+def _signature_files(folder: Path, buckets: int, shard: int) -> list[Path]:
+    """Return the paths of datatrove's files of a shard."""
+    return [folder / f"bucket_{n:03d}" / f"{shard:05d}.minhash.sig" for n in range(buckets)]
+
+
+def _seal_signatures(folder: Path, step: Any, _: Any, shard: int, __: int) -> None:
+    """Sync a shard's signatures to disk, and write the sha256 of each file."""
+    paths = _signature_files(folder, step.config.num_buckets, shard)
+    write_json(folder / f"{shard:05d}.json", [_sealed(path) for path in paths])
+
+
+def _sealed(path: Path) -> str:
+    """Sync a file to disk; return its sha256."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    return file_sha256(path)
+
+
+def pair(work: Work, n_shards: int) -> list[Any]:
+    """Return datatrove's pipeline that finds the candidate pairs of a bucket."""
+    from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets
+
+    signatures, pairs = work.path("signatures"), work.path("pairs")
+    step = MinhashDedupBuckets(
+        str(signatures),
+        str(pairs),
+        config=minhash_step(_recipe(work)).config,
+        lines_to_buffer=_SIGNATURES,
+    )
+    check = partial(_check_signatures, signatures, n_shards, step.config.num_buckets)
+    return [check, step, partial(_seal_pairs, pairs)]
+
+
+def _check_signatures(
+    folder: Path, n_shards: int, buckets: int, _: Any, bucket: int, __: int
+) -> None:
+    """Check the sha256 of the signatures of a bucket; let the process open that many files."""
+    for shard in range(n_shards):
+        path = _signature_files(folder, buckets, shard)[bucket]
+        expected = json.loads((folder / f"{shard:05d}.json").read_bytes())[bucket]
+        if not path.is_file() or file_sha256(path) != expected:
+            raise damaged_work(path, "it is not the file that was written")
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < n_shards + 64:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(n_shards + 64, hard), hard))
+
+
+def _seal_pairs(folder: Path, _: Any, bucket: int, __: int) -> None:
+    """Write the candidate pairs of a bucket as an array of document numbers."""
+    found = np.fromfile(folder / f"{bucket:05d}_00.dups", "<u4").reshape(-1, 2, 2).astype(np.int64)
+    _save(folder / f"{bucket:05d}", found[:, :, 0] << 32 | found[:, :, 1])
+
+
+# --- groups, and their verification ----------------------------------------------------------
+
+
+def connect(work: Work, _: Any, __: int, ___: int) -> None:
+    """Find the groups of documents that candidate pairs connect, and divide them into tasks.
+
+    Without verification, write the candidate pairs as the linked pairs.
+    """
+    recipe, found = _recipe(work), [np.zeros((0, 2), np.int64)]
+    for bucket in range(recipe.buckets):
+        found.append(_load(work.path("pairs", bucket)))
+    pairs = np.unique(np.concatenate(found), axis=0)
+    if not recipe.verify:
+        _save(work.path("linked", 0), pairs, compared=0)
+    groups = _components(pairs) if recipe.verify else []
+    rows: list[tuple[int, int]] = []
+    tasks = 0
+    for number, group in enumerate(groups):
+        rows += [(number, document) for document in group]
+        if len(rows) >= GROUP_DOCUMENTS or number == len(groups) - 1:
+            _save(work.path("groups", tasks), np.array(rows, np.int64))
+            rows, tasks = [], tasks + 1
+    with written(work.path("connected")) as (_folder, entry):
+        entry |= {"candidates": len(pairs), "tasks": tasks}
+
+
+def _components(pairs: NDArray[np.int64]) -> list[list[int]]:
+    """Return the connected components of pairs of documents, each in the order of the corpus."""
+    from networkx.utils import UnionFind
+
+    links = UnionFind()
+    for start in range(0, len(pairs), 1 << 16):
+        for one, two in pairs[start : start + (1 << 16)].tolist():
+            links.union(one, two)
+    return sorted(sorted(group) for group in links.to_sets())
+
+
+def verify(work: Work, _: Any, task: int, __: int) -> None:
+    """Compare the documents of some groups; write the pairs that reach the threshold."""
+    parts, records = shards(work), dict[int, NDArray[np.void]]()
+    members: dict[int, list[int]] = defaultdict(list)
+    for number, name in _load(work.path("groups", task)).tolist():
+        members[number].append(name)
+
+    def text(name: int) -> str:
+        """Return the text of a document."""
+        number = name >> 32
+        if number not in records:
+            if len(records) >= _RECORDS_KEPT:
+                records.pop(next(iter(records)))
+            records[number] = parts[number].records()
+        return parts[number].text(name & 0xFFFFFFFF, records[number])
+
+    linked: list[tuple[int, int]] = []
+    compared = 0
+    for group in members.values():
+        pairs, n = linked_pairs(group, text, _recipe(work))
+        linked += pairs
+        compared += n
+    array = np.array(linked, np.int64).reshape(-1, 2)
+    _save(work.path("linked", task), array, compared=compared)
+
+
+_RECORDS_KEPT = 8
+"""Number of shards whose records are in memory during verification."""
+
+
+# --- removal ---------------------------------------------------------------------------------
+
+
+def remove(work: Work, whole: Path, _: Any, __: int, ___: int) -> None:
+    """Copy the tokens in the folder `whole` without those of duplicates."""
+    recipe, manifest, plan = _recipe(work), intact_manifest(whole), work.plan()
+    check_unchanged(work.data, plan["corpus"], summaries(manifest["corpus"]))
+    folders = sorted(work.path("linked").glob("[0-9]*"))
+    connected = read_entry(work.path("connected"))["candidates"] if recipe.buckets else 0
+    pairs = {
+        "candidates": connected,
+        "compared": sum(read_entry(folder)["compared"] for folder in folders),
+    }
+    near = np.concatenate([np.zeros((0, 2), np.int64), *map(_load, folders)])
+    pairs["linked"] = sum(len(group) - 1 for group in _components(near))
+    exact = np.concatenate([np.zeros((0, 2), np.int64), *_exact(work)])
+    copies = set(exact[:, 0].tolist())
+    dropped: dict[int, list[int]] = defaultdict(list)
+    sizes: Counter[int] = Counter()
+    n_exact = 0
+    for group in _components(np.concatenate([near, exact])):
+        sizes[len(group)] += 1
+        for name in group[1:] if recipe.keep == "first" else group[:-1]:
+            dropped[name >> 32].append(name & 0xFFFFFFFF)
+            n_exact += name in copies
+    del copies, near, exact
+    with written(work.path("kept")) as (folder, entry):
+        for file_name in ("tokenizer.json", "heldout.bin", "heldout.idx"):
+            shutil.copyfile(whole / file_name, folder / file_name)
+        before, after, too_short = Totals(), Totals(), 0
+        tokens, runs, position = MegatronIndexed(whole / "train").sizes, DomainRuns(), 0
+        with (
+            IndexedWriter(folder / "train", manifest["vocab_size"]) as train,
+            open(whole / "train.bin", "rb") as file,
+        ):
+            for number, shard in enumerate(shards(work)):
+                records = shard.records()
+                mine = records["fraction"] >= plan["threshold"]
+                keep = mine.copy()
+                keep[dropped.pop(number, [])] = False
+                before += _totals(records, mine)
+                after += _totals(records, keep)
+                too_short += int((records["words"][mine] < recipe.ngram).sum())
+                kept, domains = keep[mine], records["domain"][mine]
+                part = tokens[position : position + len(kept)]
+                position += len(kept)
+                _copy_kept(train, file, part, kept)
+                add_runs(runs, shard, domains[kept])
+                _count(manifest, shard, domains[~kept], part[~kept])
+        sizes[1] += before.documents - sum(size * n for size, n in sizes.items())
+        sizes = +sizes
+        report = make_report(
+            recipe,
+            before=before,
+            after=after,
+            exact=n_exact,
+            too_short=too_short,
+            sizes=sizes,
+            pairs=pairs,
+        )
+        entry |= {key: value for key, value in manifest.items() if key not in ("folder", "files")}
+        entry |= {"train": train_entry(train, runs), "dedup": report}
+
+
+def _totals(records: NDArray[np.void], chosen: NDArray[np.bool_]) -> Totals:
+    """Return the totals of some documents of a shard."""
+    sizes = np.diff(records["end"].astype(np.int64), prepend=0)
+    words = records["words"][chosen].sum(dtype=np.int64)
+    return Totals(int(chosen.sum()), int(words), int(sizes[chosen].sum()))
+
+
+def _copy_kept(
+    train: IndexedWriter, file: BinaryIO, sizes: NDArray[np.int32], kept: NDArray[np.bool_]
+) -> None:
+    """Append the kept ones of the next documents of an open `.bin` file, and skip the others."""
+    for start, stop in runs_of(kept):
+        part = sizes[start:stop]
+        if kept[start]:
+            train.copy(file, part)
+        else:
+            file.seek(int(part.sum(dtype=np.int64)) * train.dtype.itemsize, os.SEEK_CUR)
+
+
+def _count(
+    manifest: dict[str, Any],
+    shard: Shard,
+    domains: NDArray[np.integer],
+    sizes: NDArray[np.int32],
+) -> None:
+    """Count the tokens of removed documents in the manifest's entry for the corpus."""
+    for domain, _, tokens in sums(domains, sizes):
+        entry = manifest["corpus"][shard.domains[domain]]
+        entry["train_tokens"] -= tokens
+        entry["duplicate_tokens"] += tokens
+
+
+def run_removal(
+    work: Work, engine: Engine, whole: Path, folder: Path, progress: bool
+) -> dict[str, Any]:
+    """Put the tokens of `whole` without duplicates into `folder`; return their manifest."""
+    run_texts(work, engine, progress)
+    engine.run(plan_stage(work), work.folder, progress)
+    plan, recipe, n = work.plan(), _recipe(work), len(shards(work))
+    parts = 1 + plan["documents"] // EXACT_DOCUMENTS
+    stages = [single("finding identical texts", parts, find_exact, work)]
+    if recipe.buckets:
+        stages += [
+            Stage("computing signatures", n, partial(sign, work)),
+            Stage("finding candidates", recipe.buckets, partial(pair, work, n)),
+            single("connecting candidates", 1, connect, work),
+        ]
+    for stage in stages:
+        engine.run(stage, work.folder, progress)
+    tasks = read_entry(work.path("connected"))["tasks"] if recipe.buckets else 0
+    for stage in (
+        single("comparing candidates", tasks, verify, work),
+        single("removing duplicates", 1, remove, work, whole),
+    ):
+        engine.run(stage, work.folder, progress)
+    return take(work.path("kept"), folder)
