@@ -7,6 +7,7 @@ that cannot be loaded becomes a gap in the tables. Most studies use `LanguageMea
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -18,12 +19,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from pythia_core.config import stable_hash
-from pythia_core.errors import CheckpointError
+from pythia_core.errors import CheckpointError, TakenElsewhere
 from pythia_core.evaluation import scoring
 from pythia_core.suite import size_name
-from pythia_core.training.gpu_sharing import admission_gate, limit_memory
+from pythia_core.training.gpu_sharing import limit_memory
 from pythia_core.training.memory import inference_bytes
 from pythia_core.training.runs import SHORT, Run, arm_label, run_flops
+from pythia_core.util.claims import claimed, is_free
 from pythia_core.util.files import atomic_file, is_writable, results_dir
 from pythia_core.util.machine import on_device
 from pythia_core.util.progress import bar
@@ -97,7 +99,9 @@ def measure_each(
 ) -> tuple[dict[CheckpointKey, list[Arrays]], list[Gap]]:
     """Apply several measurements to many checkpoints in parallel, reusing cached results.
 
-    Each checkpoint is loaded at most once. `title` names the measurements in the progress bar.
+    Each checkpoint is loaded at most once. Several processes, also on other machines, that share
+    the folder of results share the work; each returns when all is measured. `title` names the
+    measurements in the progress bar.
 
     Returns:
         The arrays of each measured (run id, step), in the order of `checkpoints` and of
@@ -120,7 +124,7 @@ def measure_each(
         unit="checkpoint",
         names=[f"{size_name(r.config.model)} {arm_label(r.config)}, step {s}" for r, s, _ in jobs],
         in_process=sum(run_flops(r.config) for r in {r.id: r for r, _, _ in jobs}.values()) < SHORT,
-        gate=admission_gate([inference_bytes(run.config.model) for run, _, _ in jobs]),
+        may_retry=_may_measure,
     )
     gaps = []
     for (run, step, _), result in zip(jobs, results, strict=True):
@@ -140,21 +144,55 @@ copy, but the first copy is used, because its requests are already packed."""
 
 
 def _measure_checkpoint(job: tuple[Run, int, list[Measurement]]) -> list[Arrays] | str:
-    """Measure a checkpoint and cache the arrays; return the error as text if loading fails."""
+    """Measure a checkpoint and cache the arrays; return the error as text if loading fails.
+
+    Raises:
+        TakenElsewhere: another process makes one of the measurements; the others are made first.
+    """
     run, step, measurements = job
-    try:
-        model = run.model(step)
-    except CheckpointError as error:
-        return str(error)
-    results = []
-    with limit_memory(inference_bytes(run.config.model)), on_device(model) as model:
+    results: list[Arrays] = []
+    taken: TakenElsewhere | None = None
+    with contextlib.ExitStack() as stack:
+        model = None  # loaded for the first measurement that is not made elsewhere
         for measurement in bar(iterable=measurements, desc="measuring", unit="measurement"):
-            kept = _kept.setdefault((measurement.name, measurement.digest), measurement)
-            arrays = kept(model, step)
-            arrays = {name: np.asarray(array) for name, array in sorted(arrays.items())}
-            save_cached(_new_file(run, step, measurement), _key(run, step, measurement), arrays)
-            results.append(arrays)
+            try:
+                with claimed(_claim_of(run, step, measurement), wait=False):
+                    arrays = _cached(run, step, measurement)  # another process may have made it
+                    if arrays is None:
+                        if model is None:
+                            try:
+                                model = run.model(step)
+                            except CheckpointError as error:
+                                return str(error)
+                            stack.enter_context(limit_memory(inference_bytes(run.config.model)))
+                            model = stack.enter_context(on_device(model))
+                        arrays = _measure(model, run, step, measurement)
+                    results.append(arrays)
+            except TakenElsewhere as error:
+                taken = error
+    if taken is not None:
+        raise taken
     return results
+
+
+def _measure(model: GPTNeoX, run: Run, step: int, measurement: Measurement) -> Arrays:
+    """Make a measurement and cache its arrays."""
+    kept = _kept.setdefault((measurement.name, measurement.digest), measurement)
+    arrays = {name: np.asarray(array) for name, array in sorted(kept(model, step).items())}
+    save_cached(_new_file(run, step, measurement), _key(run, step, measurement), arrays)
+    return arrays
+
+
+def _claim_of(run: Run, step: int, measurement: Measurement) -> Path:
+    """Return the marker of the process that makes a measurement (pythia_core.util.claims)."""
+    file = _new_file(run, step, measurement)
+    return file.with_name(f".{file.stem}.claim")
+
+
+def _may_measure(job: tuple[Run, int, list[Measurement]]) -> bool:
+    """Return whether all measurements that other processes were making are made, or are free."""
+    run, step, measurements = job
+    return all(is_free(_claim_of(run, step, measurement)) for measurement in measurements)
 
 
 # --- cached results --------------------------------------------------------------------------
