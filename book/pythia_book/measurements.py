@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 Arrays = dict[str, np.ndarray]
 CheckpointKey = tuple[str, int]
 """(run id, step)."""
+Lent = Callable[[Any, int], contextlib.AbstractContextManager[None]]
+"""See `measure_each`."""
 
 
 class Measurement(Protocol):
@@ -49,6 +51,9 @@ class Measurement(Protocol):
     """Stable hash of the items, settings and method, but not of the weights or the step."""
 
     def __call__(self, model: GPTNeoX, step: int) -> Arrays: ...
+
+
+MeasureJob = tuple[Run, int, list[Measurement], Lent | None]
 
 
 class RequestMeasurement:
@@ -96,6 +101,7 @@ def measure_each(
     measurements: Sequence[Measurement],
     title: str,
     progress: bool = True,
+    lent: Lent | None = None,
 ) -> tuple[dict[CheckpointKey, list[Arrays]], list[Gap]]:
     """Apply several measurements to many checkpoints in parallel, reusing cached results.
 
@@ -103,18 +109,22 @@ def measure_each(
     the folder of results share the work; each returns when all is measured. `title` names the
     measurements in the progress bar.
 
+    Args:
+        lent: a picklable function that returns a context in which a checkpoint may be loaded and
+            measured, e.g. to delete its files afterwards.
+
     Returns:
         The arrays of each measured (run id, step), in the order of `checkpoints` and of
         `measurements`, and a Gap for each missing or corrupt checkpoint.
     """
     measured: dict[CheckpointKey, list[Any]] = {}
-    jobs: list[tuple[Run, int, list[Measurement]]] = []
+    jobs: list[MeasureJob] = []
     for run, step in {(run.id, step): (run, step) for run, step in checkpoints}.values():
         cached = [_cached(run, step, m) for m in measurements]
         measured[run.id, step] = cached
         missing = [m for m, arrays in zip(measurements, cached, strict=True) if arrays is None]
         if missing:
-            jobs.append((run, step, missing))
+            jobs.append((run, step, missing, lent))
     jobs.sort(key=lambda job: -job[0].config.model.n_params)
     results = parallel_map(
         _measure_checkpoint,
@@ -122,12 +132,12 @@ def measure_each(
         progress=progress,
         desc=f"measuring {title.replace('_', ' ')},",
         unit="checkpoint",
-        names=[f"{size_name(r.config.model)} {arm_label(r.config)}, step {s}" for r, s, _ in jobs],
-        in_process=sum(run_flops(r.config) for r in {r.id: r for r, _, _ in jobs}.values()) < SHORT,
+        names=[f"{size_name(r.config.model)} {arm_label(r.config)}, step {s}" for r, s, *_ in jobs],
+        in_process=sum(run_flops(r.config) for r in {r.id: r for r, *_ in jobs}.values()) < SHORT,
         may_retry=_may_measure,
     )
     gaps = []
-    for (run, step, _), result in zip(jobs, results, strict=True):
+    for (run, step, *_), result in zip(jobs, results, strict=True):
         key = run.id, step
         if isinstance(result, str):
             gaps.append(Gap(*key, result))
@@ -143,13 +153,13 @@ _kept: dict[tuple[str, str], Measurement] = {}
 copy, but the first copy is used, because its requests are already packed."""
 
 
-def _measure_checkpoint(job: tuple[Run, int, list[Measurement]]) -> list[Arrays] | str:
+def _measure_checkpoint(job: MeasureJob) -> list[Arrays] | str:
     """Measure a checkpoint and cache the arrays; return the error as text if loading fails.
 
     Raises:
         TakenElsewhere: another process makes one of the measurements; the others are made first.
     """
-    run, step, measurements = job
+    run, step, measurements, lent = job
     results: list[Arrays] = []
     taken: TakenElsewhere | None = None
     with contextlib.ExitStack() as stack:
@@ -160,6 +170,8 @@ def _measure_checkpoint(job: tuple[Run, int, list[Measurement]]) -> list[Arrays]
                     arrays = _cached(run, step, measurement)  # another process may have made it
                     if arrays is None:
                         if model is None:
+                            if lent is not None:
+                                stack.enter_context(lent(run, step))
                             try:
                                 model = run.model(step)
                             except CheckpointError as error:
@@ -189,9 +201,9 @@ def _claim_of(run: Run, step: int, measurement: Measurement) -> Path:
     return file.with_name(f".{file.stem}.claim")
 
 
-def _may_measure(job: tuple[Run, int, list[Measurement]]) -> bool:
+def _may_measure(job: MeasureJob) -> bool:
     """Return whether all measurements that other processes were making are made, or are free."""
-    run, step, measurements = job
+    run, step, measurements, _ = job
     return all(is_free(_claim_of(run, step, measurement)) for measurement in measurements)
 
 
@@ -215,6 +227,11 @@ def _folders(run: Run) -> tuple[Path, Path]:
     """Return the folder of cached results in the run's folder, and the one to use if it is not
     writable, e.g. because another user trained the run."""
     return run.folder / "evaluations", results_dir() / "evaluations" / run.id
+
+
+def is_measured(run: Run, step: int, measurements: Sequence[Measurement]) -> bool:
+    """Return whether there are cached results of all measurements on one checkpoint."""
+    return all(_cached(run, step, measurement) is not None for measurement in measurements)
 
 
 def _cached(run: Run, step: int, measurement: Measurement) -> Arrays | None:

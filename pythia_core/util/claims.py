@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import OwnerRecord, SoftFileLease, Timeout
+from filelock import LeaseSettingsMismatch, OwnerRecord, SoftFileLease, Timeout
 
 from pythia_core.errors import TakenElsewhere
 from pythia_core.util.progress import print_line
@@ -119,7 +119,7 @@ def _take(marker: Path) -> SoftFileLease | None:
         return None
     try:
         lease.acquire(blocking=False)
-    except Timeout:
+    except (Timeout, LeaseSettingsMismatch):  # the latter: of another version
         return None
     _forget(marker)
     return lease
