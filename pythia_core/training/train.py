@@ -254,6 +254,7 @@ def train(
         hashes = check_against_state(folder, at_most=trainer.step)
         unhashed: list[int] = []  # steps whose weights were saved since the last state
         with (
+            claim.explains_errors(),
             contextlib.closing(MetricsLog(folder / "metrics.jsonl", trainer.step)) as log,
             progress_bar(
                 progress, total=end, initial=trainer.step, desc=label, unit="step", leave=None

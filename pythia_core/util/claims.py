@@ -22,7 +22,7 @@ from pathlib import Path
 
 from filelock import LeaseSettingsMismatch, OwnerRecord, SoftFileLease, Timeout
 
-from pythia_core.errors import TakenElsewhere
+from pythia_core.errors import PythiaError, TakenElsewhere
 from pythia_core.util.progress import print_line
 
 LEASE_SECONDS = 60.0
@@ -45,16 +45,28 @@ class Claim:
         self._lease = lease
         self._proven = time.monotonic()
 
-    def check(self) -> None:
+    @contextmanager
+    def explains_errors(self) -> Iterator[None]:
+        """Raise TakenElsewhere instead of an error in the block, if the claim was lost.
+
+        The process that has taken the claim deletes what this one was writing.
+        """
+        try:
+            yield
+        except (PythiaError, OSError):
+            self.check(at_once=True)
+            raise
+
+    def check(self, at_once: bool = False) -> None:
         """Prove that the claim is still held, unless that was done in the last CHECK_SECONDS.
 
-        The monotonic clock also runs while the process is stopped, so the first check after a long
-        stop reads the marker.
+        With `at_once`, always prove it. The monotonic clock also runs while the process is stopped,
+        so the first check after a long stop reads the marker.
 
         Raises:
             TakenElsewhere: another process has taken the claim, or the marker was deleted.
         """
-        if time.monotonic() - self._proven < CHECK_SECONDS:
+        if not at_once and time.monotonic() - self._proven < CHECK_SECONDS:
             return
         started = time.monotonic()
         for _ in range(3):  # a contender that judges the marker moves it away for a moment

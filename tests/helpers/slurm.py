@@ -64,7 +64,7 @@ SlurmdTimeout=20
 MinJobAge=3600
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cpus}
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs={cpus}
-PartitionName=test Nodes=n1,n2 Default=YES MaxTime=60 State=UP
+PartitionName=test Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 """
 
 

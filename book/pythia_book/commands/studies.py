@@ -104,7 +104,7 @@ def _add_place(p: argparse.ArgumentParser) -> None:
     p.add_argument("--gpus", **COUNT, help=text)
     text = "instead, number of workers with a core each (default without a GPU: all cores)"
     p.add_argument("--cpus", **COUNT, help=text)
-    p.add_argument("--partition", default="", type=nonblank, help="of Slurm's jobs")
+    p.add_argument("--partition", type=nonblank, help="partition of the jobs of Slurm")
     text = "time limit of a job (default: %(default)s); a job at the limit saves and queues again"
     p.add_argument("--minutes", **COUNT | {"default": MINUTES}, help=text)
     text = "further option of sbatch, e.g. account=abc, mem=32G or cpus-per-task=8; repeatable"
@@ -172,7 +172,7 @@ def _work_elsewhere(args: argparse.Namespace) -> bool:
     if not (args.gpus or args.cpus):
         raise ConfigError("--on slurm needs --gpus N or --cpus N, the number of workers")
     options = dict(_name_and_value(word) for word in args.sbatch)
-    slurm = launch.Slurm(bool(args.gpus), args.partition, args.minutes, options)
+    slurm = launch.Slurm(int(bool(args.gpus)), args.partition or "", args.minutes, options)
     launch.on_slurm(words, args.gpus or args.cpus, folder, slurm)
     # in a job, too: a run belongs to a kind of device, and there may be another one here
     again = ["study", *args.studies, *chosen, *(["--force"] if args.force else [])]
