@@ -1,8 +1,8 @@
 """Run a command in several processes, on this machine or as jobs of Slurm, and wait for them.
 
-The processes share work by claims on the shared folder of results (pythia_core.util.claims), so
-any number of them may end early, and each may be started again. Slurm's jobs are submitted with
-`submitit`, whose own files are the only pickles; the results of jobs are never unpickled.
+The processes share work by claims on the shared folder of results (pythia_core.util.claims). Each
+ends well only when all work is done, so it is enough if one of them does. Jobs of Slurm are
+submitted with `submitit`, whose own files are the only pickles; results are never unpickled.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ POLL_SECONDS = 5.0
 VANISHED_SECONDS = 10.0
 """A job that Slurm no longer lists has failed if it has no result so much later: a shared folder
 shows new files late."""
+LOG_LINES = 10
+"""Lines of the log of a failed job that are shown."""
 MINUTES = 240
 """The default time limit of a job. A job that reaches the limit saves its work and queues again."""
 
@@ -93,7 +95,7 @@ def on_slurm(arguments: Sequence[str], count: int, folder: Path, slurm: Slurm) -
     Raises:
         ConfigError: this machine has no sbatch, or Slurm refuses the job.
         MissingDependencyError: submitit is not installed.
-        PythiaError: a job has failed or was cancelled; the message has the end of its log.
+        PythiaError: all jobs have failed or were cancelled; the message has the ends of their logs.
     """
     if shutil.which("sbatch") is None:
         raise ConfigError(
@@ -112,7 +114,10 @@ def on_slurm(arguments: Sequence[str], count: int, folder: Path, slurm: Slurm) -
     executor.update_parameters(
         **options,
         stderr_to_stdout=True,
-        setup=[f"export {name}={shlex.quote(value)}" for name, value in _environment().items()],
+        setup=[
+            *(f"export {name}={shlex.quote(value)}" for name, value in _environment().items()),
+            f"export {VARIABLE}=${{{VARIABLE}:-${{SLURM_CPUS_PER_TASK:-1}}}}",
+        ],
         additional_parameters={"requeue": True, **slurm.options},
     )
     command = _Command((sys.executable, "-m", "pythia_core", *arguments))
@@ -131,7 +136,7 @@ def on_slurm(arguments: Sequence[str], count: int, folder: Path, slurm: Slurm) -
         raise
     logs = {job.job_id: job.paths.stdout for job in jobs}
     failed = [job.job_id for job in jobs if not job.paths.result_pickle.exists()]
-    _raise_if_failed({f"job {job} of Slurm": logs[job] for job in failed}, count)
+    _report_failed({f"job {job} of Slurm": logs[job] for job in failed}, count)
     return list(logs.values())
 
 
@@ -196,7 +201,7 @@ def on_this_machine(
         The logs of the processes.
 
     Raises:
-        PythiaError: a process has failed; the message has the end of its log.
+        PythiaError: all processes have failed; the message has the ends of their logs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     logs = [folder / f"local-{os.getpid()}-{number}.log" for number in range(count)]
@@ -225,7 +230,7 @@ def on_this_machine(
         for process in processes:
             process.wait()
     pairs = zip(processes, logs, strict=True)
-    _raise_if_failed({f"process {p.pid}": log for p, log in pairs if p.returncode}, count)
+    _report_failed({f"process {p.pid}": log for p, log in pairs if p.returncode}, count)
     return logs
 
 
@@ -236,16 +241,19 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def _raise_if_failed(logs: Mapping[str, Path], count: int) -> None:
-    """Raise a PythiaError with the end of the log of each failed job, if there are any."""
+def _report_failed(logs: Mapping[str, Path], count: int) -> None:
+    """Report the ends of the logs of failed jobs: in a PythiaError if all have failed."""
     if not logs:
         return
     lines = []
     for name, log in logs.items():
         lines.append(f"{name} was stopped or has failed; its log {log} ends with:")
         text = log.read_text(errors="replace") if log.is_file() else "(there is no log)"
-        lines += [f"    {line}" for line in text.rstrip().splitlines()[-5:]]
-    raise PythiaError(
-        f"{len(logs)} of {count} have failed. What is finished is kept; run the same command again "
-        "to continue\n" + "\n".join(lines)
-    )
+        lines += [f"    {line}" for line in text.rstrip().splitlines()[-LOG_LINES:]]
+    report = "\n".join(lines)
+    if len(logs) == count:
+        raise PythiaError(
+            f"{count} of {count} have failed. What is finished is kept; run the same command again "
+            f"to continue\n{report}"
+        )
+    print_line(f"{report}\n{len(logs)} of {count} have failed; the others have done their work")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import Any
 
@@ -137,6 +138,7 @@ def _work_elsewhere(args: argparse.Namespace) -> bool:
         ConfigError: an option is missing, does not fit `--on`, or a parameter is not accepted.
     """
     from pythia_core.errors import ConfigError
+    from pythia_core.training import precision
     from pythia_core.util import launch
     from pythia_core.util.files import check_results, results_dir
     from pythia_core.util.machine import visible_devices
@@ -172,6 +174,8 @@ def _work_elsewhere(args: argparse.Namespace) -> bool:
     if not (args.gpus or args.cpus):
         raise ConfigError("--on slurm needs --gpus N or --cpus N, the number of workers")
     options = dict(_name_and_value(word) for word in args.sbatch)
+    if args.cpus:  # or processors that differ would train different runs
+        os.environ[precision.VARIABLE] = precision.best_precision()
     slurm = launch.Slurm(int(bool(args.gpus)), args.partition or "", args.minutes, options)
     launch.on_slurm(words, args.gpus or args.cpus, folder, slurm)
     # in a job, too: a run belongs to a kind of device, and there may be another one here
@@ -218,8 +222,6 @@ def _values(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 def _worker(args: argparse.Namespace) -> None:
     """Train and measure what no other worker does, until nothing is left."""
-    import os
-
     from pythia_book import worker
     from pythia_core.util.machine import DEVICES
 
