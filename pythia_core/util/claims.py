@@ -133,6 +133,8 @@ def _take(marker: Path) -> SoftFileLease | None:
         lease.acquire(blocking=False)
     except (Timeout, LeaseSettingsMismatch):  # the latter: of another version
         return None
+    except OSError as error:  # e.g. a full disk
+        raise OSError(error.errno, error.strerror, str(marker)) from error
     _forget(marker)
     return lease
 

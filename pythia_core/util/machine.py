@@ -62,6 +62,8 @@ def device_info() -> dict[str, Any]:
 
 DEVICES = "CUDA_VISIBLE_DEVICES"
 """Environment variable with the GPUs that a process may use."""
+_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""Devices of the drivers of NVIDIA and AMD, and of Linux inside Windows; there is no GPU without."""
 
 
 def visible_devices() -> list[str]:
@@ -69,6 +71,8 @@ def visible_devices() -> list[str]:
 
     A process that is started with one of them in this variable sees this GPU alone.
     """
+    if not any(map(os.path.exists, _DRIVERS)):
+        return []  # without the seconds that importing torch takes
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

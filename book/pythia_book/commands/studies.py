@@ -181,7 +181,8 @@ def _work_elsewhere(args: argparse.Namespace) -> bool:
     # in a job, too: a run belongs to a kind of device, and there may be another one here
     again = ["study", *args.studies, *chosen, *(["--force"] if args.force else [])]
     for log in launch.on_slurm(again, 1, folder, slurm):
-        print(log.read_text(errors="replace").strip())
+        lines = log.read_text(errors="replace").splitlines()
+        print("\n".join(line for line in lines if not line.startswith("submitit ")))
     return True
 
 
