@@ -95,7 +95,7 @@ def claimed(marker: Path, wait: bool = True, job: str = "") -> Iterator[Claim]:
     """
     told = False
     while not (lease := _take(marker)):
-        holder = _describe(_observed[marker].owner)
+        holder = _describe(SoftFileLease(marker, lease_duration=LEASE_SECONDS).owner)
         if not wait:
             raise TakenElsewhere(f"{marker.parent} is claimed by {holder}")
         if not told:
