@@ -63,7 +63,7 @@ def device_info() -> dict[str, Any]:
 DEVICES = "CUDA_VISIBLE_DEVICES"
 """Environment variable with the GPUs that a process may use."""
 _DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
-"""Devices of the drivers of NVIDIA and AMD, and of Linux inside Windows: one is there with a GPU."""
+"""Devices of the drivers of NVIDIA and AMD, and of Linux inside Windows. A GPU comes with one."""
 
 
 def visible_devices() -> list[str]:
