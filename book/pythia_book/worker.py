@@ -16,7 +16,7 @@ from typing import Any
 from pythia_book import notebooks
 from pythia_book.studies import registry
 from pythia_core.errors import ConfigError, PythiaError, raise_all
-from pythia_core.suite import scale_named
+from pythia_core.suite import scale_named, size_name
 from pythia_core.util.machine import DEVICES
 from pythia_core.util.progress import print_line
 
@@ -67,14 +67,19 @@ def work(values: Mapping[str, dict[str, Any]], progress: bool = True) -> None:
     Raises:
         PythiaError: a study has failed; the others are done.
     """
+    from pythia_core.training.runs import arm_label  # with torch, which `--help` spares
+
     params = {study: registry.params_of(study).Params(**v) for study, v in values.items()}
     for scale in dict.fromkeys(chosen.scale for chosen in params.values()):
         if scale_named(scale).published:
             continue
         of_scale = [chosen for chosen in params.values() if chosen.scale == scale]
         # the runs of all studies at once, so that nobody waits in between
-        runs = {config: config for chosen in of_scale for config in registry.runs_with(chosen)}
-        registry.train_together(of_scale, runs, progress)
+        runs = dict.fromkeys(run for chosen in of_scale for run in registry.runs_with(chosen))
+        named = {
+            (size_name(run.model), arm_label(run), number): run for number, run in enumerate(runs)
+        }
+        registry.train_together(of_scale, named, progress)
     problems = []
     for study, chosen in params.items():
         try:
