@@ -43,7 +43,7 @@ from pythia_core.training.execution import EAGER, Execution
 from pythia_core.training.metrics import MetricsLog
 from pythia_core.training.schedule import checkpoint_steps
 from pythia_core.training.trainer import PendingUpdate, State, Trainer
-from pythia_core.util.claims import claimed
+from pythia_core.util.claims import LEASE_SECONDS, claimed
 from pythia_core.util.machine import device_info, keep_freed_memory
 from pythia_core.util.progress import bar as progress_bar
 from pythia_core.util.stopping import Stopped, stop_requests
@@ -199,7 +199,7 @@ def train(
         world: the processes that share each update. All of them call `train`.
         label: text of the progress bar.
         wait: whether to wait for another process that trains the run. Processes that share
-            updates never wait.
+            updates wait only until the claim of a process that has died must be free.
         finish: called with the result at the end, while no other process trains the run.
 
     Returns:
@@ -241,7 +241,8 @@ def train(
 
     with (
         one_thread(),
-        claimed(folder / CLAIM, wait and world.size == 1, label) as claim,
+        # other processes of this run wait meanwhile, but not without end
+        claimed(folder / CLAIM, wait and (world.size == 1 or 2 * LEASE_SECONDS), label) as claim,
         stop_requests() as stop_requested,
     ):
         # a process that lost its claim while it saved a step cannot finish this any more

@@ -13,6 +13,7 @@ processes did is recorded once.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -83,20 +84,21 @@ class Claim:
 
 
 @contextmanager
-def claimed(marker: Path, wait: bool = True, job: str = "") -> Iterator[Claim]:
+def claimed(marker: Path, wait: bool | float = True, job: str = "") -> Iterator[Claim]:
     """Hold the claim `marker` inside the block. Its folder is made if need be.
 
     Args:
-        wait: whether to wait for a process that holds the claim. If so, a line says who holds it.
+        wait: whether to wait for a process that holds the claim, or for how many seconds. If so, a
+            line says who holds it.
         job: what that process does, e.g. "training 85k", for the line.
 
     Raises:
-        TakenElsewhere: another process holds the claim, and `wait` is false.
+        TakenElsewhere: another process holds the claim, and `wait` is false or over.
     """
-    told = False
+    told, until = False, time.monotonic() + (math.inf if wait is True else wait)
     while not (lease := _take(marker)):
         holder = _describe(SoftFileLease(marker, lease_duration=LEASE_SECONDS).owner)
-        if not wait:
+        if time.monotonic() >= until:
             raise TakenElsewhere(f"{marker.parent} is claimed by {holder}")
         if not told:
             print_line(f"waiting for {holder}: {job or marker.parent}")
