@@ -75,9 +75,20 @@ class _Command:
         signal.signal(signal.SIGUSR2, stop)
         code = child.wait()
         if code and announced:
-            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+            subprocess.run(["scontrol", "requeue", _own_number()], check=True)
         if code:
             raise SystemExit(code)
+
+
+def _own_number(environment: Mapping[str, str] = os.environ) -> str:
+    """Return the number of this job, e.g. 12 or, in an array, 12_0.
+
+    SLURM_JOB_ID will not do: for one job of an array it is the number of the whole array.
+    """
+    array = environment.get("SLURM_ARRAY_JOB_ID")
+    if array:
+        return f"{array}_{environment['SLURM_ARRAY_TASK_ID']}"
+    return environment["SLURM_JOB_ID"]
 
 
 def on_slurm(arguments: Sequence[str], count: int, folder: Path, slurm: Slurm) -> list[Path]:

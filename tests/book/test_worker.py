@@ -19,6 +19,7 @@ from pythia_core.__main__ import main
 from pythia_core.errors import ConfigError
 from pythia_core.training.completion import read_done
 from pythia_core.util.files import file_sha256, results_dir
+from pythia_core.util.launch import _own_number
 
 PYTHIA = [sys.executable, "-m", "pythia_core"]
 STUDY = ["suite", "--scale", "smoke", "-p", "sizes=7k"]
@@ -41,16 +42,15 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) 
 
 
 def owners(results: Path) -> dict[str, int]:
-    """Map the number of the job of each worker that trains a run to its process id."""
+    """Map the number of the job of each worker that trains a run, e.g. 1_0, to its process id."""
     found = {}
     for marker in results.glob("runs/*/.claim"):
         try:
             pid = int(next(x for x in marker.read_text().splitlines() if x.startswith("pid="))[4:])
-            words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            words = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
         except (OSError, StopIteration):
             continue
-        jobs = [w.partition(b"=")[2].decode() for w in words if w.startswith(b"SLURM_JOB_ID=")]
-        found |= dict.fromkeys(jobs, pid)
+        found[_own_number(dict(word.split("=", 1) for word in words if "=" in word))] = pid
     return found
 
 
@@ -86,7 +86,7 @@ def test_two_nodes_give_the_files_of_one_machine_though_one_worker_dies_and_one_
             wait_until(lambda: owners(two), process)
             job, pid = next(iter(owners(two).items()))
             os.kill(pid, signal.SIGKILL)
-            list_jobs = ["squeue", "--noheader", "--array", "--format=%A"]
+            list_jobs = ["squeue", "--noheader", "--array", "--format=%i"]
             jobs = subprocess.run(list_jobs, env=cluster, capture_output=True, text=True)
             (other,) = {*jobs.stdout.split()} - {job}
             slurm.requeue(other, cluster)
@@ -149,6 +149,12 @@ def test_options_that_do_not_fit_are_refused_before_anything_starts(
     assert main(["study", "suite", "--scale", "smoke", *options]) == 1
     assert message in capsys.readouterr().err
     assert not (results_dir() / "runs").exists()
+
+
+def test_the_number_of_a_job_in_an_array_is_not_that_of_the_array() -> None:
+    last = {"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}
+    assert _own_number(last) == "12_3"
+    assert _own_number({"SLURM_JOB_ID": "12"}) == "12"
 
 
 def test_options_of_sbatch() -> None:
