@@ -9,28 +9,32 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import slurm
 from pythia_book import worker
 from pythia_book.commands.studies import _name_and_value
+from safetensors import safe_open
 
 from pythia_core.__main__ import main
 from pythia_core.errors import ConfigError
 from pythia_core.training.completion import read_done
-from pythia_core.util.files import file_sha256, results_dir
+from pythia_core.util.files import results_dir
 from pythia_core.util.launch import _own_number
 
 PYTHIA = [sys.executable, "-m", "pythia_core"]
 STUDY = ["suite", "--scale", "smoke", "-p", "sizes=7k"]
 
 
-def contents(results: Path) -> dict[str, str]:
-    """Return a hash of the final weights of each run, and of each file with measurements."""
+def contents(results: Path) -> dict[str, Any]:
+    """Return the hash of the final weights of each run, and of the arrays of each measurement."""
     runs = sorted((results / "runs").iterdir())
-    weights = {run.name: str(read_done(run)["final_sha256"]) for run in runs}
-    files = sorted(results.glob("runs/*/evaluations/*"))
-    return weights | {str(path.relative_to(results)): file_sha256(path) for path in files}
+    hashes: dict[str, Any] = {run.name: read_done(run)["final_sha256"] for run in runs}
+    for path in sorted(results.glob("runs/*/evaluations/*")):
+        with safe_open(path, "np") as file:  # the order of the metadata's entries varies
+            hashes[str(path.relative_to(results))] = file.metadata()
+    return hashes
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
