@@ -31,6 +31,10 @@ class TrainingError(PythiaError):
     """Training cannot continue, e.g. because the loss is not finite or the disk is full."""
 
 
+class TakenElsewhere(PythiaError):
+    """Another process does this job, so it is not this one's; its result will be found later."""
+
+
 class MissingDependencyError(PythiaError):
     """An optional library is not installed; the message says how to install it."""
 

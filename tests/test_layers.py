@@ -27,6 +27,7 @@ OPTIONAL_IN_CORE = {
     "pythia_core.data.dedup": {"datatrove", "networkx"},
     "pythia_core.data.sharded_dedup": {"datatrove", "networkx"},
     "pythia_core.data.stages": {"datatrove", "submitit"},
+    "pythia_core.util.launch": {"submitit"},
     "pythia_core.kernels.attention_backends": {"flash_attn", "flash_attn_interface"},
 }
 """Libraries that only one module imports, when it is asked for what needs them."""

@@ -7,9 +7,10 @@ that cannot be loaded becomes a gap in the tables. Most studies use `LanguageMea
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +19,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from pythia_core.config import stable_hash
-from pythia_core.errors import CheckpointError
+from pythia_core.errors import CheckpointError, TakenElsewhere
 from pythia_core.evaluation import scoring
 from pythia_core.suite import size_name
-from pythia_core.training.gpu_sharing import admission_gate, limit_memory
+from pythia_core.training.gpu_sharing import limit_memory
 from pythia_core.training.memory import inference_bytes
 from pythia_core.training.runs import SHORT, Run, arm_label, run_flops
+from pythia_core.util.claims import claimed, is_free
 from pythia_core.util.files import atomic_file, is_writable, results_dir
 from pythia_core.util.machine import on_device
 from pythia_core.util.progress import bar
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 Arrays = dict[str, np.ndarray]
 CheckpointKey = tuple[str, int]
 """(run id, step)."""
+Lent = Callable[[Any, int], contextlib.AbstractContextManager[None]]
+"""See `measure_each`."""
 
 
 class Measurement(Protocol):
@@ -47,6 +51,9 @@ class Measurement(Protocol):
     """Stable hash of the items, settings and method, but not of the weights or the step."""
 
     def __call__(self, model: GPTNeoX, step: int) -> Arrays: ...
+
+
+MeasureJob = tuple[Run, int, list[Measurement], Lent | None]
 
 
 class RequestMeasurement:
@@ -94,23 +101,30 @@ def measure_each(
     measurements: Sequence[Measurement],
     title: str,
     progress: bool = True,
+    lent: Lent | None = None,
 ) -> tuple[dict[CheckpointKey, list[Arrays]], list[Gap]]:
     """Apply several measurements to many checkpoints in parallel, reusing cached results.
 
-    Each checkpoint is loaded at most once. `title` names the measurements in the progress bar.
+    Each checkpoint is loaded at most once. Several processes, also on other machines, that share
+    the folder of results share the work; each returns when all is measured. `title` names the
+    measurements in the progress bar.
+
+    Args:
+        lent: a picklable function that returns a context in which a checkpoint may be loaded and
+            measured, e.g. to delete its files afterwards.
 
     Returns:
         The arrays of each measured (run id, step), in the order of `checkpoints` and of
         `measurements`, and a Gap for each missing or corrupt checkpoint.
     """
     measured: dict[CheckpointKey, list[Any]] = {}
-    jobs: list[tuple[Run, int, list[Measurement]]] = []
+    jobs: list[MeasureJob] = []
     for run, step in {(run.id, step): (run, step) for run, step in checkpoints}.values():
         cached = [_cached(run, step, m) for m in measurements]
         measured[run.id, step] = cached
         missing = [m for m, arrays in zip(measurements, cached, strict=True) if arrays is None]
         if missing:
-            jobs.append((run, step, missing))
+            jobs.append((run, step, missing, lent))
     jobs.sort(key=lambda job: -job[0].config.model.n_params)
     results = parallel_map(
         _measure_checkpoint,
@@ -118,12 +132,12 @@ def measure_each(
         progress=progress,
         desc=f"measuring {title.replace('_', ' ')},",
         unit="checkpoint",
-        names=[f"{size_name(r.config.model)} {arm_label(r.config)}, step {s}" for r, s, _ in jobs],
-        in_process=sum(run_flops(r.config) for r in {r.id: r for r, _, _ in jobs}.values()) < SHORT,
-        gate=admission_gate([inference_bytes(run.config.model) for run, _, _ in jobs]),
+        names=[f"{size_name(r.config.model)} {arm_label(r.config)}, step {s}" for r, s, *_ in jobs],
+        in_process=sum(run_flops(r.config) for r in {r.id: r for r, *_ in jobs}.values()) < SHORT,
+        may_retry=_may_measure,
     )
     gaps = []
-    for (run, step, _), result in zip(jobs, results, strict=True):
+    for (run, step, *_), result in zip(jobs, results, strict=True):
         key = run.id, step
         if isinstance(result, str):
             gaps.append(Gap(*key, result))
@@ -139,22 +153,58 @@ _kept: dict[tuple[str, str], Measurement] = {}
 copy, but the first copy is used, because its requests are already packed."""
 
 
-def _measure_checkpoint(job: tuple[Run, int, list[Measurement]]) -> list[Arrays] | str:
-    """Measure a checkpoint and cache the arrays; return the error as text if loading fails."""
-    run, step, measurements = job
-    try:
-        model = run.model(step)
-    except CheckpointError as error:
-        return str(error)
-    results = []
-    with limit_memory(inference_bytes(run.config.model)), on_device(model) as model:
+def _measure_checkpoint(job: MeasureJob) -> list[Arrays] | str:
+    """Measure a checkpoint and cache the arrays; return the error as text if loading fails.
+
+    Raises:
+        TakenElsewhere: another process makes one of the measurements; the others are made first.
+    """
+    run, step, measurements, lent = job
+    results: list[Arrays] = []
+    taken: TakenElsewhere | None = None
+    with contextlib.ExitStack() as stack:
+        model = None  # loaded for the first measurement that is not made elsewhere
         for measurement in bar(iterable=measurements, desc="measuring", unit="measurement"):
-            kept = _kept.setdefault((measurement.name, measurement.digest), measurement)
-            arrays = kept(model, step)
-            arrays = {name: np.asarray(array) for name, array in sorted(arrays.items())}
-            save_cached(_new_file(run, step, measurement), _key(run, step, measurement), arrays)
-            results.append(arrays)
+            try:
+                with claimed(_claim_of(run, step, measurement), wait=False):
+                    arrays = _cached(run, step, measurement)  # another process may have made it
+                    if arrays is None:
+                        if model is None:
+                            if lent is not None:
+                                stack.enter_context(lent(run, step))
+                            try:
+                                model = run.model(step)
+                            except CheckpointError as error:
+                                return str(error)
+                            stack.enter_context(limit_memory(inference_bytes(run.config.model)))
+                            model = stack.enter_context(on_device(model))
+                        arrays = _measure(model, run, step, measurement)
+                    results.append(arrays)
+            except TakenElsewhere as error:
+                taken = error
+    if taken is not None:
+        raise taken
     return results
+
+
+def _measure(model: GPTNeoX, run: Run, step: int, measurement: Measurement) -> Arrays:
+    """Make a measurement and cache its arrays."""
+    kept = _kept.setdefault((measurement.name, measurement.digest), measurement)
+    arrays = {name: np.asarray(array) for name, array in sorted(kept(model, step).items())}
+    save_cached(_new_file(run, step, measurement), _key(run, step, measurement), arrays)
+    return arrays
+
+
+def _claim_of(run: Run, step: int, measurement: Measurement) -> Path:
+    """Return the marker of the process that makes a measurement (pythia_core.util.claims)."""
+    file = _new_file(run, step, measurement)
+    return file.with_name(f".{file.stem}.claim")
+
+
+def _may_measure(job: MeasureJob) -> bool:
+    """Return whether all measurements that other processes were making are made, or are free."""
+    run, step, measurements, _ = job
+    return all(is_free(_claim_of(run, step, measurement)) for measurement in measurements)
 
 
 # --- cached results --------------------------------------------------------------------------
@@ -177,6 +227,11 @@ def _folders(run: Run) -> tuple[Path, Path]:
     """Return the folder of cached results in the run's folder, and the one to use if it is not
     writable, e.g. because another user trained the run."""
     return run.folder / "evaluations", results_dir() / "evaluations" / run.id
+
+
+def is_measured(run: Run, step: int, measurements: Sequence[Measurement]) -> bool:
+    """Return whether there are cached results of all measurements on one checkpoint."""
+    return all(_cached(run, step, measurement) is not None for measurement in measurements)
 
 
 def _cached(run: Run, step: int, measurement: Measurement) -> Arrays | None:

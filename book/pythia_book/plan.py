@@ -22,6 +22,7 @@ from pythia_core.config import RunConfig, config_dict, run_config_from_dict, sta
 from pythia_core.errors import ConfigError, DataError, PythiaError, raise_all
 from pythia_core.suite import scale_named
 from pythia_core.util.files import project_root, results_dir
+from pythia_core.util.machine import visible_devices
 from pythia_core.util.workers import n_workers
 
 SAMPLE = 30
@@ -180,7 +181,6 @@ def _estimate(
     measuring = float(record.get("duration_s") or 0)
     if not runs:
         return measuring, ""
-    from pythia_core.training.gpu_sharing import device_bytes
     from pythia_core.training.runs import run_flops
 
     source = ""
@@ -193,7 +193,7 @@ def _estimate(
         rate = float(record.get("training_s") or 0) / max(1.0, sum(map(run_flops, before)))
         if finished and finished.seconds_per_flop:
             rate, source = finished.seconds_per_flop, "models trained here"
-        at_once = 1 if device_bytes() else min(n_workers(), max(1, len(missing)))
+        at_once = len(visible_devices()) or min(n_workers(), max(1, len(missing)))
         return measuring + rate * sum(map(run_flops, missing)) / at_once, source
     return None, ""
 

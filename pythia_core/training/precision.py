@@ -17,10 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig, stable_hash
 from pythia_core.errors import ConfigError, one_of
+from pythia_core.util.claims import claimed
 from pythia_core.util.files import cache_dir, write_json
 from pythia_core.util.machine import cpu_flags, cpu_name, keep_freed_memory
 from pythia_core.util.progress import print_line
@@ -71,7 +70,7 @@ def _cpu_precision(torch_version: str) -> str:
         return stored
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(file.with_suffix(".lock")):  # only the first of several processes measures
+        with claimed(file.with_suffix(".claim"), job="measuring the speed of fp32 and bf16"):
             return _stored(file, machine) or _choose(machine, file)
     except OSError as error:
         choice = _choose(machine)  # again, if only the writing failed

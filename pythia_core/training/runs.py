@@ -35,7 +35,7 @@ from pythia_core.config import (
 from pythia_core.data.interventions import Ledger
 from pythia_core.data.order import batch_hash
 from pythia_core.data.prepare import PreparedData, TokenizedText, prepare, tokenizer_source
-from pythia_core.errors import CheckpointError, ConfigError, DataError
+from pythia_core.errors import CheckpointError, ConfigError, DataError, TakenElsewhere
 from pythia_core.kernels import native, use_triton
 from pythia_core.model import GPTNeoX
 from pythia_core.training.checkpoint import (
@@ -63,15 +63,16 @@ from pythia_core.training.completion import (
 )
 from pythia_core.training.distributed import ALONE, World, check_memory, plan_state
 from pythia_core.training.execution import EAGER, Execution
-from pythia_core.training.gpu_sharing import admission_gate, limit_memory
+from pythia_core.training.gpu_sharing import limit_memory
 from pythia_core.training.lineage import TESTED_UP_TO, continues
 from pythia_core.training.memory import run_bytes
 from pythia_core.training.metrics import flops_per_token, read_metrics
 from pythia_core.training.retention import Keep, prune_during_training, prune_run
 from pythia_core.training.schedule import PAPER_FORKS, checkpoint_steps, linear_steps
 from pythia_core.training.sharding import unsharded
-from pythia_core.training.train import Saving, Start, train
+from pythia_core.training.train import CLAIM, Saving, Start, train
 from pythia_core.training.trainer import State
+from pythia_core.util.claims import is_free
 from pythia_core.util.extensions import registered
 from pythia_core.util.files import is_intact, json_object, results_dir, write_json
 from pythia_core.util.machine import device_info, keep_freed_memory
@@ -200,6 +201,7 @@ def claim_folder(folder: Path, identity: dict[str, Any]) -> None:
 # --- runs ------------------------------------------------------------------------------------
 
 Key = TypeVar("Key")
+TrainJob = tuple[RunConfig, Keep | None]
 ROW = ("step", "loss", "lr", "grad_norm", "batch_hash", "tokens_per_s")
 """Keys of every row of a run's log."""
 CORE_FLOPS = 5e10
@@ -588,6 +590,7 @@ def find_or_train(
     keep: Keep | None = None,
     execution: Execution | None = None,
     world: World = ALONE,
+    wait: bool = True,
 ) -> Run:
     """Return the finished run that `config` describes; train it to its end if necessary.
 
@@ -600,8 +603,11 @@ def find_or_train(
         execution: default: Execution.from_environment().
         world: the processes that train together (`distributed.run_together`); all of them call
             this function.
+        wait: whether to wait for another process that trains the run.
 
     Raises:
+        TakenElsewhere: another process trains the run, and `wait` is false, or it took the run over
+            while this process was stopped.
         ConfigError: too little data or too small a vocabulary for the config, or the processes do
             not divide the batch.
         DataError: the intervention changes nothing, or is impossible with these data.
@@ -617,11 +623,20 @@ def find_or_train(
     world.check_same(run.folder.name, "the run to train", DIFFERENT)
     if world.from_rank_zero(run.finished):
         return run
+    if not (wait or is_free(run.folder / CLAIM)):  # before the control's state is computed
+        raise TakenElsewhere(f"another process trains the run in {run.folder}")
     states = linear_steps(PAPER_FORKS, config.train.steps)
     batch_at: Callable[[int], np.ndarray] = run.batch
     if world.is_rank_zero:  # it alone deletes
         batch_at = prune_during_training(run.batch, run.folder, config, keep)
-    sha256 = train(
+
+    def finish(sha256: str) -> None:
+        processes = {"processes": world.size} if world.size > 1 else {}
+        done = {"final_sha256": sha256, "machine": device_info(), **processes}
+        write_done(run.folder, done)
+        prune_run(run.folder, config, keep)
+
+    train(
         config,
         batch_at,
         run.folder,
@@ -631,13 +646,9 @@ def find_or_train(
         label=f"training {_describe(config)}",
         execution=execution,
         world=world,
+        wait=wait,
+        finish=finish,
     )
-    with world.rank_zero_first():
-        if world.is_rank_zero:
-            processes = {"processes": world.size} if world.size > 1 else {}
-            done = {"final_sha256": sha256, "machine": device_info(), **processes}
-            write_done(run.folder, done)
-            prune_run(run.folder, config, keep)
     return run
 
 
@@ -648,9 +659,10 @@ def find_or_train_all(
 ) -> dict[Key, Run]:
     """Find or train several runs in parallel, as `find_or_train` does; the longest start first.
 
-    On CPUs, each core trains one run at a time. A GPU trains as many runs as fit into its memory
+    On CPUs, each core trains one run at a time. Each GPU trains as many runs as fit into its memory
     (pythia_core.training.gpu_sharing). The controls of forks are trained before all forks, even if
-    `configs` does not contain these controls.
+    `configs` does not contain these controls. Several processes, also on other machines, that share
+    the folder of results share the runs; each returns when all runs are finished.
 
     Args:
         keep: a function that returns what the run of a config keeps; default: everything.
@@ -670,8 +682,15 @@ def find_or_train_all(
     for config in forks:
         _ = locate(config, progress).ledger  # its errors come before anything is trained
     for wave in (controls, forks):
-        todo = [c for c in wave if not locate(c, progress).finished]
+        runs = {config: locate(config, progress) for config in wave}
+        todo = [config for config, run in runs.items() if not run.finished]
         todo.sort(key=run_flops, reverse=True)
+
+        def may_retry(job: TrainJob, runs: dict[RunConfig, Run] = runs) -> bool:
+            """Return whether a run that another process was training is finished, or is free."""
+            run = runs[job[0]]
+            return run.finished or is_free(run.folder / CLAIM)
+
         _warn_if_long(todo)
         parallel_map(
             _train_one,
@@ -682,7 +701,7 @@ def find_or_train_all(
             names=[names.get(c) or _describe(c) for c in todo],
             work=[run_flops(c) for c in todo],
             in_process=sum(map(run_flops, todo)) < SHORT,
-            gate=admission_gate([run_bytes(c, Execution.from_environment()) for c in todo]),
+            may_retry=may_retry,
         )
     return {key: locate(config, progress) for key, config in configs.items()}
 
@@ -701,11 +720,15 @@ def _names(configs: dict[Key, RunConfig]) -> dict[RunConfig, str]:
     }
 
 
-def _train_one(job: tuple[RunConfig, Keep | None]) -> None:
-    """Find or train a run, with GPU memory limited to a little more than `run_bytes`."""
+def _train_one(job: TrainJob) -> None:
+    """Find or train a run, with GPU memory limited to a little more than `run_bytes`.
+
+    Raises:
+        TakenElsewhere: another process trains the run.
+    """
     config, keep = job
     with limit_memory(run_bytes(config, Execution.from_environment())):
-        find_or_train(config, keep=keep)
+        find_or_train(config, keep=keep, wait=False)
 
 
 def _warn_if_long(configs: list[RunConfig]) -> None:
@@ -852,7 +875,7 @@ def _unchecked(run: Run) -> list[str]:
     Raises:
         CheckpointError: a file does not have the sha256 in the file next to it.
     """
-    parts = (*FILES, *FOLDERS, DONE, ".lock", "replays")
+    parts = (*FILES, *FOLDERS, DONE, CLAIM, ".lock", "replays")  # .lock is of older versions
     others = [p for p in (run.folder / "replays").glob("*") if p not in _replays(run)]
     for folder in (run.folder, *_replays(run)):
         others += [path for path in folder.iterdir() if path.name not in parts]

@@ -17,14 +17,13 @@ import signal
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
 from pythia_core.config import RunConfig
 from pythia_core.data.order import batch_hash
@@ -38,13 +37,14 @@ from pythia_core.training.checkpoint import (
     prune,
     step_folder,
 )
-from pythia_core.training.completion import check_against_state
+from pythia_core.training.completion import DONE, check_against_state, read_done
 from pythia_core.training.distributed import ALONE, World
 from pythia_core.training.execution import EAGER, Execution
 from pythia_core.training.metrics import MetricsLog
 from pythia_core.training.schedule import checkpoint_steps
 from pythia_core.training.sharding import save_sharded
 from pythia_core.training.trainer import PendingUpdate, State, Trainer
+from pythia_core.util.claims import LEASE_SECONDS, claimed
 from pythia_core.util.machine import device_info, keep_freed_memory
 from pythia_core.util.progress import bar as progress_bar
 from pythia_core.util.stopping import Stopped, stop_requests
@@ -54,8 +54,6 @@ STATE_EVERY_SECONDS = 2.0
 """Time between two saved states, longer if saving is slow. A crash loses about this much work."""
 STATE_SHARE = 0.02
 """Maximum fraction of the time that is spent on saving states."""
-LOCK_SECONDS = 3.0
-"""How long to wait for another process to unlock a run."""
 LAG = {"cpu": 0, "cuda": 2}
 """Updates in flight (launched, result not yet read) for each kind of device."""
 
@@ -80,25 +78,8 @@ class Saving:
     """Whether to write in a background thread; None: only on CUDA devices."""
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Lock the run's folder inside the block, so that no other process trains the run.
-
-    Wait up to LOCK_SECONDS, because a worker whose parent was killed ends a little later.
-    """
-    # Not filelock.SoftFileLock: its marker file outlives a killed process. If a scheduler restarts
-    # the job on another node, or the killed process was never reaped, nobody would delete the file.
-    lock = FileLock(folder / ".lock", timeout=LOCK_SECONDS)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise TrainingError(
-            f"{folder} is being trained by another process; wait for it or stop it"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
+CLAIM = ".claim"
+"""The marker in a run's folder of the process that trains the run (pythia_core.util.claims)."""
 
 
 class _InFlight:
@@ -235,6 +216,8 @@ def train(
     world: World = ALONE,
     progress: bool = True,
     label: str = "train",
+    wait: bool = True,
+    finish: Callable[[str], None] | None = None,
 ) -> str:
     """Train a run to its end (or to `stop_at`), starting from its newest saved state, if any.
 
@@ -249,13 +232,16 @@ def train(
         world: the processes that share each update, and perhaps the state. All of them call
             `train`.
         label: text of the progress bar.
+        wait: whether to wait for another process that trains the run. Processes that share
+            updates wait only until the claim of a process that has died must be free.
+        finish: called with the result at the end, while no other process trains the run.
 
     Returns:
         sha256 of the fp32 weights at the last step; "" in all processes but the first.
 
     Raises:
-        TrainingError: the loss is not finite, no space is left, the folder was moved, or another
-            process trains the run.
+        TrainingError: the loss is not finite, no space is left, or the folder was moved.
+        TakenElsewhere: another process trains the run, or took it over while this one was stopped.
         DataError, CheckpointError: the log or a checkpoint of the run to resume has changed since
             its last state was saved.
         Stopped: SIGINT or SIGTERM arrived. The state has been saved; call again to resume.
@@ -283,17 +269,27 @@ def train(
     if not world.is_rank_zero:
         with one_thread(), stop_requests() as stop_requested:
             world.barrier()  # the first process deletes leftovers before it gets here
-            _train_worker(resume(), batch_at, states, end, scheduled, keep, stop_requested)
+            if not world.any_rank(False):
+                _train_worker(resume(), batch_at, states, end, scheduled, keep, stop_requested)
             return ""
 
-    with one_thread(), _locked(folder), stop_requests() as stop_requested:
+    with (
+        one_thread(),
+        # other processes of this run wait meanwhile, but not without end
+        claimed(folder / CLAIM, wait and (world.size == 1 or 2 * LEASE_SECONDS), label) as claim,
+        stop_requests() as stop_requested,
+    ):
+        # a process that lost its claim while it saved a step cannot finish this any more
         delete_temporaries(checkpoints)
         delete_temporaries(states)
         world.barrier()
+        if world.any_rank((folder / DONE).exists()):  # another process was faster
+            return str(read_done(folder)["final_sha256"])
         trainer = resume()
         hashes = check_against_state(folder, at_most=trainer.step)
         unhashed: list[int] = []  # steps whose weights were saved since the last state
         with (
+            claim.explains_errors(),
             contextlib.closing(MetricsLog(folder / "metrics.jsonl", trainer.step)) as log,
             progress_bar(
                 progress, total=end, initial=trainer.step, desc=label, unit="step", leave=None
@@ -304,6 +300,7 @@ def train(
 
             def save_state() -> None:
                 """Log all updates in flight, then save the full training state."""
+                claim.check()
                 in_flight.drain()
                 log.sync()  # the log is never behind the state
                 writer.wait()  # nor are the checkpoints
@@ -324,6 +321,7 @@ def train(
 
             def save_weights() -> None:
                 """Log all updates in flight, then save the weights, which must be finite."""
+                claim.check()
                 in_flight.drain()
                 if not trainer.flat.all_finite():
                     raise TrainingError(
@@ -340,6 +338,7 @@ def train(
                 save_weights()
             next_state = time.monotonic() + STATE_EVERY_SECONDS
             while trainer.step < end:
+                claim.check()
                 in_flight.add(time.perf_counter(), trainer.launch(batch_at(trainer.step)))
                 writer.check()
                 if trainer.step in scheduled:
@@ -357,5 +356,8 @@ def train(
                         stop_requested() or signal.SIGINT,
                     )
         sha256 = trainer.weights_sha256()
+        if finish is not None:
+            claim.check()
+            finish(sha256)
         world.barrier()  # everything is written
         return sha256

@@ -100,6 +100,26 @@ def device_info() -> dict[str, Any]:
     }
 
 
+DEVICES = "CUDA_VISIBLE_DEVICES"
+"""Environment variable with the GPUs that a process may use."""
+_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""Devices of the drivers of NVIDIA and AMD, and of Linux inside Windows. A GPU comes with one."""
+
+
+def visible_devices() -> list[str]:
+    """Return the names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them.
+
+    A process that is started with one of them in this variable sees this GPU alone.
+    """
+    if not any(map(os.path.exists, _DRIVERS)):
+        return []  # without the seconds that importing torch takes
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    names = [name for name in os.environ.get(DEVICES, "").split(",") if name.strip()]
+    return names[:count] or [str(number) for number in range(count)]
+
+
 @contextlib.contextmanager
 def on_device(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     """Move an fp32 model to the GPU if there is one, and yield the model, which stays there.

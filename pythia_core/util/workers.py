@@ -1,8 +1,14 @@
-"""Run many independent jobs on all cores, with one worker process per core.
+"""Run many independent jobs on all cores or GPUs of a machine, in worker processes.
 
 A small model trains hardly faster with a second thread, but n models train almost n times as fast
 on n cores as on one. Each worker has one thread, so results do not depend on the number of cores.
+On a machine with GPUs, each worker sees one of them, and up to MAX_GPU_JOBS workers share a GPU: a
+small model leaves a large GPU idle while Python prepares the next update or writes a checkpoint.
 The first call that needs workers starts them. They end with the main process, even if it is killed.
+
+A job that raises TakenElsewhere is done by another process, on this machine or another one, that
+shares the folder of results (pythia_core.util.claims). It is started again later, when it finds the
+result, or does what the other process left undone.
 """
 
 from __future__ import annotations
@@ -19,20 +25,24 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import SpawnContext
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from pythia_core.errors import ConfigError, PythiaError
+from pythia_core.errors import ConfigError, PythiaError, TakenElsewhere
 from pythia_core.util import progress as bars
+from pythia_core.util.machine import DEVICES, visible_devices
 from pythia_core.util.stopping import uninterrupted_children
 
 VARIABLE = "PYTHIA_WORKERS"
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-Gate = Callable[[Sequence[int], Sequence[int]], int | None]
-"""Maps the indices of the waiting jobs and of the running jobs to the index of the job that may
-start now, or None. See training.gpu_sharing."""
+GPU_VARIABLE = "PYTHIA_GPU_JOBS"
+MAX_GPU_JOBS = 3
+"""Maximum number of workers on one GPU unless `PYTHIA_GPU_JOBS` is set."""
+ELSEWHERE_SECONDS = 1.0
+"""Time between two looks at the jobs that other processes do; longer if these are many."""
 
 MAX_JOB_NOTES = 4
 """Maximum number of running jobs that the progress line describes; others are only counted."""
@@ -52,6 +62,15 @@ class _ProgressSlot(ctypes.Structure):
         ("share", ctypes.c_double),
         ("note", ctypes.c_char * 80),
     ]
+
+
+class _Reserved:
+    """The bytes of each GPU that workers have reserved, in shared memory."""
+
+    def __init__(self, context: SpawnContext, devices: list[str]) -> None:
+        self.devices = devices
+        self.changed = context.Condition()
+        self.n_bytes = context.RawArray(ctypes.c_double, len(devices))
 
 
 _pool: tuple[ProcessPoolExecutor, ctypes.Array[_ProgressSlot]] | None = None
@@ -84,6 +103,25 @@ def n_workers() -> int:
     return process_count_from(VARIABLE) or cores
 
 
+def workers_per_device() -> int:
+    """Return the number of workers that may share a GPU.
+
+    Raises:
+        ConfigError: PYTHIA_GPU_JOBS is not a positive whole number.
+    """
+    return process_count_from(GPU_VARIABLE) or MAX_GPU_JOBS
+
+
+def _pool_size() -> int:
+    """Return the number of workers: as many as cores, and as may share the GPUs, if there are any.
+
+    Raises:
+        ConfigError: an environment variable is not a positive whole number.
+    """
+    devices = len(visible_devices())
+    return min(n_workers(), devices * workers_per_device()) if devices else n_workers()
+
+
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """Make torch use one thread inside the block, so that no machine splits sums over threads."""
@@ -107,7 +145,7 @@ def parallel_map(
     names: Sequence[str] = (),
     work: Sequence[float] = (),
     in_process: bool = False,
-    gate: Gate | None = None,
+    may_retry: Callable[[Job], bool] | None = None,
 ) -> list[Result]:
     """Return `[function(job) for job in jobs]`, computed by worker processes with one thread each.
 
@@ -116,13 +154,15 @@ def parallel_map(
 
     Args:
         function: importable by name. The function, its jobs and its results are pickled.
-        jobs: start in this order, unless `gate` picks another order.
+        jobs: start in this order.
         desc: a verb that begins the progress line, e.g. "training"; if empty, nothing is logged.
         unit: noun for a job in the progress line, e.g. "run".
         names: names of the jobs in the progress line.
         work: amount of work of each job, in any unit, to estimate the time left; default: equal.
         in_process: run the jobs in this process, e.g. because starting workers would take longer.
-        gate: picks the waiting job that may start next; default: the first.
+        may_retry: asked about once per second whether a job that raised TakenElsewhere can be
+            started again, because its result is there or its claim is free; default: such an error
+            is raised, as others are.
 
     Raises:
         PythiaError: a worker died, e.g. because memory ran out.
@@ -130,41 +170,57 @@ def parallel_map(
     if not jobs:
         return []
     line = _ProgressLine(progress, desc, unit, names, work or [1.0] * len(jobs))
-    if in_process or len(jobs) < 2 or n_workers() < 2:
-        with one_thread(), line:
-            results: list[Result] = []
+    queue = _Queue(jobs, may_retry)
+    results: dict[int, Result] = {}
+    if in_process or len(jobs) < 2 or _pool_size() < 2:
+        number = -1
 
-            def report(share: float, note: str) -> None:
-                line.show({len(results): (share, note)})
+        def report(share: float, note: str) -> None:
+            line.show({number: (share, note)}, len(queue.elsewhere))
 
-            with bars.reporting(report):
-                for number, job in enumerate(jobs):
-                    report(0.0, "")
-                    results.append(function(job))
+        with one_thread(), line, bars.reporting(report):
+            while queue.waiting or queue.elsewhere:
+                if not queue.refill():
+                    line.show({}, len(queue.elsewhere))
+                    time.sleep(0.2)
+                    continue
+                number = queue.waiting.pop(0)
+                report(0.0, "")
+                try:
+                    results[number] = function(jobs[number])
                     line.done(number)
-            return results
+                except TakenElsewhere:
+                    queue.put_back(number)
+        return [results[number] for number in range(len(jobs))]
     pool, slots = _workers()
     with line:
-        futures: dict[int, Future] = {}
-        waiting, running = list(range(len(jobs))), dict[Future, int]()
+        running = dict[Future, int]()
         try:
-            while waiting or running:
+            while queue.waiting or queue.elsewhere or running:
+                queue.refill()
                 # submit no more jobs than workers: one being stopped would start a queued job
-                while waiting and len(running) < len(slots):
-                    chosen = gate(waiting, list(running.values())) if gate else waiting[0]
-                    if chosen is None:
-                        break
-                    waiting.remove(chosen)
+                while queue.waiting and len(running) < len(slots):
+                    number = queue.waiting.pop(0)
                     with uninterrupted_children():  # the first submit starts the workers
-                        futures[chosen] = pool.submit(_work, function, chosen, jobs[chosen])
-                    running[futures[chosen]] = chosen
-                done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+                        future = pool.submit(_work, function, number, jobs[number])
+                    running[future] = number
+                if running:
+                    done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+                else:
+                    done = set()
+                    time.sleep(0.2)
                 for future in done:
-                    future.result()
-                    line.done(running.pop(future))
+                    number = running.pop(future)
+                    try:
+                        results[number] = future.result()
+                        line.done(number)
+                    except TakenElsewhere:
+                        queue.put_back(number)
                 reports = {s.job: (s.share, s.note.decode(errors="replace")) for s in slots}
-                line.show({n: reports[n] for n in running.values() if n in reports})
-            return [futures[number].result() for number in range(len(jobs))]
+                line.show(
+                    {n: reports[n] for n in running.values() if n in reports}, len(queue.elsewhere)
+                )
+            return [results[number] for number in range(len(jobs))]
         except BrokenProcessPool as error:
             _stop()
             raise PythiaError(
@@ -175,6 +231,32 @@ def parallel_map(
         except BaseException:
             _stop()
             raise
+
+
+class _Queue:
+    """The jobs, by index, that wait for a worker, and those that other processes do."""
+
+    def __init__(self, jobs: Sequence[Any], may_retry: Callable[[Any], bool] | None) -> None:
+        self.waiting = list(range(len(jobs)))
+        self.elsewhere: list[int] = []
+        self._jobs, self._may_retry = jobs, may_retry
+        self._next_look = 0.0
+
+    def put_back(self, number: int) -> None:
+        """Note that another process does a job; raise its error again without `may_retry`."""
+        if self._may_retry is None:
+            raise
+        self.elsewhere.append(number)
+
+    def refill(self) -> bool:
+        """Let jobs wait for a worker that can be started again; return whether any job waits."""
+        if self.elsewhere and time.monotonic() > self._next_look:
+            assert self._may_retry is not None
+            ready = [number for number in self.elsewhere if self._may_retry(self._jobs[number])]
+            self.elsewhere = [number for number in self.elsewhere if number not in ready]
+            self.waiting += ready
+            self._next_look = time.monotonic() + ELSEWHERE_SECONDS + 0.05 * len(self.elsewhere)
+        return bool(self.waiting)
 
 
 class _ProgressLine:
@@ -210,8 +292,13 @@ class _ProgressLine:
         total = len(self._parts)
         return f"{self._desc} {total} {self._unit}{'s' * (total > 1)}" if self._desc else ""
 
-    def show(self, running: dict[int, tuple[float, str]]) -> None:
-        """Update the line; `running` maps each running job's index to (fraction done, note)."""
+    def show(self, running: dict[int, tuple[float, str]], elsewhere: int = 0) -> None:
+        """Update the line.
+
+        Args:
+            running: maps each running job's index to (fraction done, note).
+            elsewhere: number of jobs that other processes do.
+        """
         total = len(self._parts)
         first = min(len(self._done) + 1, total)  # also shown once after the last job
         last = min(len(self._done) + max(1, len(running)), total)
@@ -220,6 +307,8 @@ class _ProgressLine:
         notes = [f"{names.get(n, '')} {note}".strip() for n, (_, note) in running.items()]
         if len(notes) > MAX_JOB_NOTES:
             notes[MAX_JOB_NOTES:] = [f"and {len(notes) - MAX_JOB_NOTES} more"]
+        if elsewhere:
+            notes.append(f"{elsewhere} in other processes")
         done = sum(self._parts[number] for number in self._done)
         done += sum(self._parts[number] * share for number, (share, _) in running.items())
         self._bar.set_description_str(
@@ -254,35 +343,70 @@ def _workers() -> tuple[ProcessPoolExecutor, ctypes.Array[_ProgressSlot]]:
     global _pool
     if _pool is None:
         context = multiprocessing.get_context("spawn")
-        slots = context.RawArray(_ProgressSlot, n_workers())
+        slots = context.RawArray(_ProgressSlot, _pool_size())
         for slot in slots:
             slot.job = -1
-        arguments = (slots, context.Value("i", 0), os.getpid())
-        executor = ProcessPoolExecutor(n_workers(), context, _start_worker, arguments)
+        reserved = _Reserved(context, visible_devices())
+        arguments = (slots, context.Value("i", 0), os.getpid(), reserved)
+        executor = ProcessPoolExecutor(len(slots), context, _start_worker, arguments)
         _pool = executor, slots
         atexit.register(_stop)
     return _pool
 
 
 _slot: _ProgressSlot | None = None
+_device: tuple[_Reserved, int] | None = None
+"""The GPU of this worker, as an index into what workers have reserved; None without a GPU."""
 
 
-def _start_worker(slots: ctypes.Array[_ProgressSlot], next_slot: Any, parent: int) -> None:
-    """Set up a new worker, with one thread and a progress slot, that ends with its parent."""
+def _start_worker(
+    slots: ctypes.Array[_ProgressSlot], next_slot: Any, parent: int, reserved: _Reserved
+) -> None:
+    """Set up a new worker, with one thread, a progress slot and perhaps a GPU of its own.
+
+    It ends with its parent.
+    """
+    global _slot, _device
+    with next_slot.get_lock():
+        number = next_slot.value
+        next_slot.value += 1
+    _slot = slots[number]
+    if reserved.devices:
+        _device = reserved, number % len(reserved.devices)
+        os.environ[DEVICES] = reserved.devices[_device[1]]  # before torch looks for GPUs
     import torch
 
-    global _slot
     torch.set_num_threads(1)
     # by default the signal would kill a worker that holds a lock of the pool's queues, and the
     # other workers would wait for that lock forever
     signal.signal(signal.SIGTERM, _exit_worker)
     # an ending worker may get the signal once more, e.g. from a notebook's kernel that shuts down
     Finalize(None, signal.signal, (signal.SIGTERM, signal.SIG_IGN), exitpriority=100)
-    with next_slot.get_lock():
-        _slot = slots[next_slot.value]
-        next_slot.value += 1
-    # a worker that outlived a killed parent would keep the lock of the run it is training
+    # a worker that outlived a killed parent would keep the claim of the run it is training
     exit_with_parent(parent, lambda: os._exit(1))
+
+
+@contextlib.contextmanager
+def reserve(n_bytes: float, capacity: float) -> Iterator[None]:
+    """Reserve memory of this worker's GPU inside the block; wait until so much is left of it.
+
+    A job that needs more than `capacity`, the bytes that all jobs on the GPU may use, waits until
+    it is alone. Processes that are no workers, and have a GPU for themselves, do not wait.
+    """
+    if _device is None:
+        yield
+        return
+    reserved, index = _device
+    used = reserved.n_bytes
+    with reserved.changed:
+        reserved.changed.wait_for(lambda: not used[index] or used[index] + n_bytes <= capacity)
+        used[index] += n_bytes
+    try:
+        yield
+    finally:
+        with reserved.changed:
+            used[index] = max(0.0, used[index] - n_bytes)
+            reserved.changed.notify_all()
 
 
 def _exit_worker(*_: Any) -> None:

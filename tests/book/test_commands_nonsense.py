@@ -34,6 +34,9 @@ WORK = (
     "pythia_book.papermill_engine.execute",
     "pythia_book.redraw.redraw",
     "pythia_book.released.continuation.run.find_or_continue",
+    "pythia_book.worker.work",
+    "pythia_core.util.launch.on_slurm",
+    "pythia_core.util.launch.on_this_machine",
 )
 """Functions that would take long, or change this checkout."""
 NONSENSE = (

@@ -6,8 +6,10 @@ import json
 import os
 import signal
 import tempfile
+import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,11 @@ from pythia_book import measurements
 from pythia_book.measurements import damaged_caches, measure_all
 
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from pythia_core.errors import PythiaError
-from pythia_core.training.runs import Run, find_or_train_all
+from pythia_core.errors import PythiaError, TakenElsewhere
+from pythia_core.training.runs import Run, find_or_train, find_or_train_all, locate
+from pythia_core.training.train import CLAIM
 from pythia_core.util import files
+from pythia_core.util.claims import claimed
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,52 @@ def test_a_damaged_cached_result_is_measured_again(trained: list[Run], position:
     np.testing.assert_array_equal(first[key]["norm"], again[key]["norm"])
 
 
+@pytest.mark.parametrize("result", [7.0, None])
+def test_what_another_process_measures_is_waited_for(
+    trained: list[Run], result: float | None
+) -> None:
+    """If it ends without a result, the measurement is made here."""
+    run, measurement, held = trained[0], Norm(), threading.Event()
+
+    def elsewhere() -> None:
+        with claimed(measurements._claim_of(run, 2, measurement)):
+            held.set()
+            time.sleep(0.5)
+            if result is not None:
+                file, key = (f(run, 2, measurement) for f in (new_file, measurements._key))
+                measurements.save_cached(file, key, {"norm": np.array([result])})
+
+    new_file = measurements._new_file
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    assert held.wait(10)
+    measured, gaps = measure_all([(run, step) for step in (0, 2, 6)], measurement, progress=False)
+    thread.join()
+    assert not gaps and [step for _, step in measured] == [0, 2, 6]
+    assert measurement.calls == ([0, 6] if result else [0, 6, 2])
+    assert (measured[run.id, 2]["norm"] == 7).all() == (result is not None)
+    assert not list(run.folder.rglob(".*.claim"))
+
+
+def test_a_run_that_another_process_trains_is_waited_for(trained: list[Run]) -> None:
+    other = replace(trained[0].config, train=replace(trained[0].config.train, weight_seed=3))
+    held = threading.Event()
+
+    def elsewhere() -> None:
+        with claimed(locate(other).folder / CLAIM):
+            held.set()
+            time.sleep(0.5)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    assert held.wait(10)
+    with pytest.raises(TakenElsewhere):
+        find_or_train(other, progress=False, wait=False)
+    found = find_or_train_all({"done": trained[0].config, "other": other}, progress=False)
+    thread.join()
+    assert found["other"].finished and found["done"].id == trained[0].id
+
+
 def test_a_run_of_somebody_else_is_measured(
     trained: list[Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -180,7 +230,7 @@ def test_a_worker_that_memory_has_killed_costs_only_its_own_work(
     killed, checkpoints = Killed(tmp_path / "calls"), [(trained[0], step) for step in (0, 1, 2, 3)]
     with pytest.raises(PythiaError, match=r"perhaps because memory ran out.*PYTHIA_WORKERS, e\.g"):
         measure_all(checkpoints, killed, progress=False)
-    before = len(list((trained[0].folder / "evaluations").iterdir()))
+    before = len(list((trained[0].folder / "evaluations").glob("*.safetensors")))
     assert before >= 1
     measured, gaps = measure_all(checkpoints, killed, progress=False)
     assert gaps == [] and [int(each["step"][0]) for each in measured.values()] == [0, 1, 2, 3]

@@ -50,6 +50,11 @@ def add(command: AddCommand) -> None:
     p.add_argument("--limit", **COUNT, help="items per task, a fixed sample (default: all)")
     text = "read items from FOLDER/TASK.jsonl"
     p.add_argument("--items", metavar="FOLDER", type=nonblank, help=text)
+    text = (
+        "checkpoints fetched from the hub that stay on disk besides those being measured, or "
+        "all (default: 1); what was in the cache before is never deleted"
+    )
+    p.add_argument("--keep", type=number_or_all, default=1, metavar="N", help=text)
     text = "also write the table to FILE (.csv or .parquet)"
     p.add_argument("--out", metavar="FILE", type=nonblank, help=text)
 
@@ -88,6 +93,15 @@ def add(command: AddCommand) -> None:
     )
 
 
+def number_or_all(word: str) -> int | None:
+    """Parse a whole number; return None for "all".
+
+    Raises:
+        argparse.ArgumentTypeError: the word is neither.
+    """
+    return None if word == "all" else whole_number(word)
+
+
 def _convert(args: argparse.Namespace) -> None:
     """Convert a model to another format, and print the new folder."""
     from pythia_book.released.convert import convert
@@ -111,7 +125,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     available = [name for name, task in ALL_TASKS.items() if args.items or task.source]
     tasks = list(args.tasks) or available
     steps = sweep.steps_of(run, args.steps)
-    table = sweep.sweep(run, tasks, steps, args.shots, args.limit, args.items)
+    table = sweep.sweep(run, tasks, steps, args.shots, args.limit, args.items, keep=args.keep)
     if args.out:
         sweep.write_table(table, args.out)
     print(table.to_string(index=False, float_format="{:.4f}".format))

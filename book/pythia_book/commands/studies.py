@@ -1,39 +1,62 @@
-"""Adds the commands `study`, `record`, `redraw` and `errata`."""
+"""Adds the commands `study`, `worker`, `record`, `redraw` and `errata`."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from typing import Any
 
 from pythia_book.commands import utf8_text
 from pythia_book.notebooks import STOP_NOTE
-from pythia_core.commands import AddCommand, nonblank
+from pythia_core.commands import COUNT, AddCommand, nonblank
 from pythia_core.suite import SCALES
+from pythia_core.util.launch import MINUTES
+
+STUDY_EXAMPLES = """\
+examples:
+  python -m pythia_core study                             all studies, with all cores or GPUs here
+  python -m pythia_core study suite --scale gpu --on slurm --gpus 8 --partition gpu
+                                                          eight jobs train and measure, one GPU
+                                                          each; the notebook runs in a last job
+  python -m pythia_core study --on local --gpus 4         four of the GPUs here
+"""
+WORKER_EXAMPLES = """\
+Start as many workers as you like, on any machines that share the folder of results
+(PYTHIA_RESULTS), one for each GPU. Each run and each measurement is done by one of them. A worker
+that dies loses nothing: another one takes its work over, at most a minute later. When all have
+ended, `study` finds everything, and runs the notebooks.
+
+examples:
+  srun -N4 --ntasks-per-node=8 --gpus-per-task=1 python -m pythia_core worker suite --scale gpu
+  for host in a b c; do ssh $host "cd $PWD && .venv/bin/python -m pythia_core worker" & done; wait
+  CUDA_VISIBLE_DEVICES=3 python -m pythia_core worker gender_bias -p seeds=8
+"""
 
 
 def add(command: AddCommand) -> None:
-    """Add `study`, `record`, `redraw` and `errata` to the command line."""
+    """Add `study`, `worker`, `record`, `redraw` and `errata` to the command line."""
     p = command(
-        "study", _study, "run the notebooks of studies, unless their results are up to date"
+        "study",
+        _study,
+        "run the notebooks of studies, unless their results are up to date",
+        epilog=STUDY_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.set_defaults(resume_note=STOP_NOTE)
-    p.add_argument(
-        "studies",
-        nargs="*",
-        metavar="STUDY",
-        help="name of a notebook, e.g. gender_bias (default: all)",
-    )
-    p.add_argument("--scale", help=f"one of {', '.join(SCALES)} (default: the notebook's)")
-    p.add_argument(
-        "-p",
-        "--parameter",
-        action="append",
-        type=utf8_text,
-        default=[],
-        metavar="NAME=VALUE",
-        help="set a parameter of the notebook, for one study only; repeatable",
-    )
+    _add_selection(p)
     p.add_argument("--force", action="store_true", help="run even if the results are up to date")
+    _add_place(p)
+
+    p = command(
+        "worker",
+        _worker,
+        "train and measure what studies need and no other worker does, without their notebooks",
+        epilog=WORKER_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.set_defaults(resume_note=STOP_NOTE)
+    _add_selection(p)
 
     p = command("record", _record, "copy a reviewed local run into book/recorded, to be committed")
     p.add_argument("study", metavar="STUDY", help="name of a notebook that has run")
@@ -54,12 +77,49 @@ def add(command: AddCommand) -> None:
     )
 
 
+def _add_selection(p: argparse.ArgumentParser) -> None:
+    """Add the arguments that say which studies, and with which parameters."""
+    p.add_argument(
+        "studies",
+        nargs="*",
+        metavar="STUDY",
+        help="name of a notebook, e.g. gender_bias (default: all)",
+    )
+    p.add_argument("--scale", help=f"one of {', '.join(SCALES)} (default: the notebook's)")
+    p.add_argument(
+        "-p",
+        "--parameter",
+        action="append",
+        type=utf8_text,
+        default=[],
+        metavar="NAME=VALUE",
+        help="set a parameter of the notebook, for one study only; repeatable",
+    )
+
+
+def _add_place(p: argparse.ArgumentParser) -> None:
+    """Add the options that say where workers run."""
+    text = "train and measure in workers on this machine or in jobs of Slurm (default: no workers)"
+    p.add_argument("--on", choices=("local", "slurm"), help=text)
+    text = "number of workers with a GPU each (default with --on local: all GPUs)"
+    p.add_argument("--gpus", **COUNT, help=text)
+    text = "instead, number of workers with a core each (default without a GPU: all cores)"
+    p.add_argument("--cpus", **COUNT, help=text)
+    p.add_argument("--partition", type=nonblank, help="partition of the jobs of Slurm")
+    text = "time limit of a job (default: %(default)s); a job at the limit saves and queues again"
+    p.add_argument("--minutes", **COUNT | {"default": MINUTES}, help=text)
+    text = "further option of sbatch, e.g. account=abc, mem=32G or cpus-per-task=8; repeatable"
+    p.add_argument("--sbatch", action="append", default=[], metavar="NAME=VALUE", help=text)
+
+
 def _study(args: argparse.Namespace) -> None:
     """Run studies unless their results are up to date; print the paths of their notebooks."""
     from pythia_book import notebooks
     from pythia_book.papermill_engine import run_study
     from pythia_core.errors import ConfigError
 
+    if _work_elsewhere(args):
+        return
     if len(args.studies) != 1:
         if args.parameter:
             raise ConfigError("-p needs exactly one study")
@@ -69,6 +129,106 @@ def _study(args: argparse.Namespace) -> None:
     parameters = notebooks.parse_parameters(args.parameter, notebooks.parameters_of(notebook))
     path, ran = run_study(study, args.scale, parameters, args.force)
     print(f"{path}" if ran else f"{path} is up to date (--force runs it again)")
+
+
+def _work_elsewhere(args: argparse.Namespace) -> bool:
+    """Let workers do what `--on` says; return whether the notebooks have run there, too.
+
+    Raises:
+        ConfigError: an option is missing, does not fit `--on`, or a parameter is not accepted.
+    """
+    from pythia_core.errors import ConfigError
+    from pythia_core.training import precision
+    from pythia_core.util import launch
+    from pythia_core.util.files import check_results, results_dir
+    from pythia_core.util.machine import visible_devices
+    from pythia_core.util.workers import n_workers
+
+    slurm_only = args.partition or args.sbatch or args.minutes != MINUTES
+    if args.on is None and (args.gpus is not None or args.cpus is not None):
+        raise ConfigError("--gpus and --cpus are numbers of workers; add --on local or --on slurm")
+    if args.on != "slurm" and slurm_only:
+        raise ConfigError("--partition, --minutes and --sbatch need --on slurm")
+    if args.on is None:
+        return False
+    if 0 in (args.gpus, args.cpus, args.minutes) or (args.gpus and args.cpus):
+        raise ConfigError("--on needs --gpus N or --cpus N, not both, and no number can be 0")
+    values = _values(args)  # errors come before anything is started
+    folder = results_dir() / "workers"
+    check_results(folder)
+    chosen = [*(["--scale", args.scale] if args.scale else [])]
+    chosen += [word for parameter in args.parameter for word in ("-p", parameter)]
+    words = ["worker", *values, *chosen]
+    if args.on == "local":
+        devices = visible_devices()
+        if args.cpus or not devices:
+            if args.gpus:
+                raise ConfigError(f"--gpus {args.gpus}: there is no GPU here; use --cpus")
+            launch.on_this_machine(words, args.cpus or n_workers(), folder)
+            return False
+        if (args.gpus or 0) > len(devices):
+            raise ConfigError(f"--gpus {args.gpus}: there are only {len(devices)} here")
+        devices = devices[: args.gpus]
+        launch.on_this_machine(words, len(devices), folder, devices)
+        return False
+    if not (args.gpus or args.cpus):
+        raise ConfigError("--on slurm needs --gpus N or --cpus N, the number of workers")
+    options = dict(_name_and_value(word) for word in args.sbatch)
+    if args.cpus:  # or processors that differ would train different runs
+        os.environ[precision.VARIABLE] = precision.best_precision()
+    slurm = launch.Slurm(int(bool(args.gpus)), args.partition or "", args.minutes, options)
+    launch.on_slurm(words, args.gpus or args.cpus, folder, slurm)
+    # in a job, too: a run belongs to a kind of device, and there may be another one here
+    again = ["study", *args.studies, *chosen, *(["--force"] if args.force else [])]
+    for log in launch.on_slurm(again, 1, folder, slurm):
+        lines = log.read_text(errors="replace").splitlines()
+        print("\n".join(line for line in lines if not line.startswith("submitit ")))
+    return True
+
+
+def _name_and_value(word: str) -> tuple[str, str]:
+    """Split NAME=VALUE.
+
+    Raises:
+        ConfigError: there is no "=" or no name.
+    """
+    from pythia_core.errors import ConfigError
+
+    name, equals, value = word.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"--sbatch: expected NAME=VALUE such as account=abc, got {word!r}")
+    return name.lstrip("-"), value
+
+
+def _values(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return the values of the parameters of the studies that workers share.
+
+    Raises:
+        ConfigError: see `worker.values_of`.
+    """
+    from pythia_book import notebooks, worker
+    from pythia_core.errors import ConfigError
+
+    studies = list(dict.fromkeys(args.studies)) or worker.shared_studies()
+    parameters: dict[str, Any] = {}
+    if args.parameter:
+        if len(studies) != 1:
+            raise ConfigError("-p needs exactly one study")
+        accepted = notebooks.parameters_of(
+            notebooks.read_notebook(notebooks.notebook_path(studies[0]))
+        )
+        parameters = notebooks.parse_parameters(args.parameter, accepted)
+    return worker.values_of(studies, args.scale, parameters)
+
+
+def _worker(args: argparse.Namespace) -> None:
+    """Train and measure what no other worker does, until nothing is left."""
+    from pythia_book import worker
+    from pythia_core.util.machine import DEVICES
+
+    if device := worker.take_device():
+        os.environ[DEVICES] = device
+    worker.work(_values(args))
 
 
 def _studies(args: argparse.Namespace) -> None:

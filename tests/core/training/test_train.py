@@ -16,11 +16,12 @@ import torch
 from places import HELPERS
 from tiny_training import batch_at, config, wait_for_rows
 
-from pythia_core.errors import CheckpointError, DataError, TrainingError
+from pythia_core.errors import CheckpointError, DataError, TakenElsewhere, TrainingError
 from pythia_core.training.checkpoint import saved_steps, sha256_tensors, step_folder
 from pythia_core.training.metrics import read_metrics
 from pythia_core.training.train import train
 from pythia_core.training.trainer import Trainer, update_lr
+from pythia_core.util import claims
 
 CPU = torch.device("cpu")
 
@@ -67,12 +68,13 @@ t.STATE_EVERY_SECONDS = 0.05
 def slow(step):
     time.sleep(0.02)
     return batch_at(step)
+exec(sys.argv[3])
 print(t.train(config(steps=40), slow, Path(sys.argv[1]), progress=False))
 """
 
 
-def child(folder: Path) -> subprocess.Popen:
-    command = [sys.executable, "-c", CHILD, str(folder), str(HELPERS)]
+def child(folder: Path, setting: str = "") -> subprocess.Popen:
+    command = [sys.executable, "-c", CHILD, str(folder), str(HELPERS), setting]
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -163,13 +165,45 @@ def test_a_state_of_another_architecture_is_refused(tmp_path: Path) -> None:
         train(other, batch_at, tmp_path, progress=False)
 
 
-def test_two_processes_on_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pythia_core.training.train.LOCK_SECONDS", 0.2)
+def test_a_second_process_waits_for_the_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     process = child(tmp_path)
     try:
         wait_for_rows(tmp_path, 2)
-        with pytest.raises(TrainingError, match="another process"):
-            train(config(steps=40), batch_at, tmp_path, progress=False)
+        with pytest.raises(TakenElsewhere, match=f"process {process.pid} on"):
+            train(config(steps=40), batch_at, tmp_path, progress=False, wait=False)
+        finished = train(config(steps=40), batch_at, tmp_path, progress=False, label="tiny")
+        assert f"waiting for process {process.pid} on" in capsys.readouterr().err
+        out, err = process.communicate(timeout=60)
+        assert out.strip() == finished, err
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_stopped_process_leaves_the_run_to_the_one_that_took_it_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in (("LEASE_SECONDS", 1), ("CHECK_SECONDS", 0.1), ("POLL_SECONDS", 0.1)):
+        monkeypatch.setattr(claims, name, seconds)
+    straight = train(config(steps=40), batch_at, tmp_path / "straight", progress=False)
+    run = tmp_path / "shared"
+    setting = "from pythia_core.util import claims as c; c.LEASE_SECONDS, c.CHECK_SECONDS = 1, 0.1"
+    process = child(run, setting)
+    try:
+        wait_for_rows(run, 6)
+        process.send_signal(signal.SIGSTOP)
+        assert train(config(steps=40), batch_at, run, progress=False) == straight
+        before = {path: path.stat() for path in run.rglob("*")}
+        process.send_signal(signal.SIGCONT)
+        _, err = process.communicate(timeout=60)
+        assert "TakenElsewhere" in err and "nothing more was written" in err
+        assert {path: path.stat().st_ino for path in run.rglob("*")} == {
+            path: stat.st_ino for path, stat in before.items()
+        }
+        rows = read_metrics(run / "metrics.jsonl")
+        assert [row["step"] for row in rows] == list(range(1, 41))
     finally:
         process.kill()
         process.communicate()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pythia_core.errors import ConfigError, DataError
+from pythia_core.errors import ConfigError, DataError, TakenElsewhere
 from pythia_core.util import workers as parallel
 from pythia_core.util.workers import n_workers, one_thread, parallel_map
 
@@ -46,6 +46,36 @@ def test_an_error_in_a_worker_is_raised_in_the_parent(monkeypatch: pytest.Monkey
     with pytest.raises(DataError, match="thirteen"):
         parallel_map(square, [1, 13, 2, 3], progress=False)
     assert parallel_map(square, [2, 3], progress=False) == [4, 9]  # a new pool
+
+
+def taken(job: tuple[str, int]) -> int:
+    """Job 1 is done by another process until there is the file "free"."""
+    folder, number = Path(job[0]), job[1]
+    if number == 1 and not (folder / "free").exists():
+        raise TakenElsewhere("job 1")
+    (folder / str(number)).touch()
+    return number
+
+
+@pytest.mark.parametrize("in_process", [True, False])
+def test_a_job_that_another_process_does_is_revisited_after_the_others(
+    tmp_path: Path, in_process: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHIA_WORKERS", "2")
+    monkeypatch.setattr(parallel, "ELSEWHERE_SECONDS", 0.1)
+
+    def may_retry(job: tuple[str, int]) -> bool:
+        assert job[1] == 1
+        if (tmp_path / "4").exists():
+            (tmp_path / "free").touch()
+        return (tmp_path / "free").exists()
+
+    jobs = [(str(tmp_path), number) for number in range(5)]
+    settings = {"progress": False, "in_process": in_process}
+    assert parallel_map(taken, jobs, may_retry=may_retry, **settings) == [0, 1, 2, 3, 4]
+    (tmp_path / "free").unlink()
+    with pytest.raises(TakenElsewhere, match="job 1"):
+        parallel_map(taken, jobs, **settings)
 
 
 def test_the_number_of_threads_is_restored() -> None:

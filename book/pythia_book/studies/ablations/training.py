@@ -32,6 +32,7 @@ from pythia_core.model import GPTNeoX, init_deviations
 from pythia_core.suite import size_name
 from pythia_core.training.runs import SHORT, code_identity, run_flops
 from pythia_core.training.trainer import Trainer
+from pythia_core.util.claims import claimed, is_free
 from pythia_core.util.files import results_dir
 from pythia_core.util.machine import device_info, keep_freed_memory
 from pythia_core.util.progress import bar
@@ -147,7 +148,14 @@ def train(job: Job) -> Arrays:
 
     Raises:
         TrainingError: the loss or the gradient is not finite.
+        TakenElsewhere: another process trains the model.
     """
+    with claimed(_claim_of(job), wait=False):
+        found = load_cached(job.file, job.key)  # another process may have trained it
+        return _train(job) if found is None else found
+
+
+def _train(job: Job) -> Arrays:
     keep_freed_memory()
     start = time.perf_counter()
     trainer, rows = _trainer(job.arm, job.config), heldout_rows(job.data)
@@ -160,6 +168,11 @@ def train(job: Job) -> Arrays:
     arrays = {"loss": np.array(losses, np.float32), "seconds": seconds}
     save_cached(job.file, job.key, arrays)
     return arrays
+
+
+def _claim_of(job: Job) -> Path:
+    """Return the marker of the process that trains a model (pythia_core.util.claims)."""
+    return job.file.with_name(f".{job.file.stem}.claim")
 
 
 def train_all(jobs: Sequence[Job], progress: bool = True) -> list[Arrays]:
@@ -177,6 +190,7 @@ def train_all(jobs: Sequence[Job], progress: bool = True) -> list[Arrays]:
             names=[job.name for job in missing],
             work=work,
             in_process=sum(work) < SHORT or torch.cuda.is_available(),
+            may_retry=lambda job: is_free(_claim_of(job)),
         )
     )
     return [next(trained) if arrays is None else arrays for arrays in found]

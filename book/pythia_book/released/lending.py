@@ -1,0 +1,127 @@
+"""Bounds the disk that checkpoints of a hub's repository take while they are measured.
+
+While a checkpoint is measured, the next one is fetched. What was fetched for a measurement is
+deleted after it: a file per revision in `fetched/`, next to the measurements, says that the
+revision was not in the cache before, also after a crash. Nothing else is deleted. Processes that
+share the folder of results and the cache do not delete what another one reads.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pythia_book.released import download
+from pythia_book.released.resolve import PublishedModel
+from pythia_core.errors import CheckpointError, FetchError
+from pythia_core.hf import local_folder
+from pythia_core.util.claims import claimed, is_free
+
+WAIT_SECONDS = 0.5
+"""Time between two looks whether there is room for the next checkpoint."""
+
+
+@dataclass(frozen=True)
+class Lending:
+    """Lends the checkpoints of a model to measurements."""
+
+    ahead: int | None = 1
+    """How many fetched checkpoints are on disk besides those being measured; None: all."""
+
+    @contextmanager
+    def lent(self, model: PublishedModel, step: int) -> Iterator[None]:
+        """Let the checkpoint of a step be loaded and measured inside the block; then delete it.
+
+        Raises:
+            TakenElsewhere: another process measures this checkpoint.
+        """
+        if not self._applies(model):
+            yield
+            return
+        revision = model.revision(step)
+        with claimed(_claim(model, revision), wait=False):
+            _note(model, revision)
+            try:
+                yield
+            finally:
+                _delete(model, revision)
+
+    def _applies(self, model: object) -> bool:
+        """Return whether a model's checkpoints are fetched, and are not all to be kept."""
+        return (
+            self.ahead is not None
+            and isinstance(model, PublishedModel)
+            and local_folder(model.source) is None
+        )
+
+    @contextmanager
+    def fetching(
+        self, model: object, steps: Sequence[int], is_measured: Callable[[int], bool]
+    ) -> Iterator[None]:
+        """Fetch checkpoints that are not measured yet inside the block, in the order of `steps`.
+
+        At the end, what is left of them is deleted.
+        """
+        if not self._applies(model):
+            yield
+            return
+        assert isinstance(model, PublishedModel) and self.ahead is not None
+        ended, ahead = threading.Event(), self.ahead
+
+        def fetch() -> None:
+            for step in steps:
+                revision = model.revision(step)
+                while len(_waiting(model)) >= ahead:
+                    if ended.wait(WAIT_SECONDS):
+                        return
+                busy = _claim(model, revision).exists()
+                if ended.is_set() or busy or is_measured(step):
+                    continue
+                _note(model, revision)
+                try:
+                    download.fetch(model.source, revision)
+                except (FetchError, CheckpointError, OSError):
+                    return  # the measurement will raise it
+
+        thread = threading.Thread(target=fetch, daemon=True)
+        if ahead:
+            thread.start()
+        try:
+            yield
+        finally:
+            ended.set()  # a download that is under way is of no use, and ends with the process
+            for revision in _waiting(model):
+                if is_free(_claim(model, revision)):
+                    _delete(model, revision)
+
+
+def _claim(model: PublishedModel, revision: str) -> Path:
+    return model.folder / f".{revision}.claim"
+
+
+def _mark(model: PublishedModel, revision: str) -> Path:
+    return model.folder / "fetched" / revision
+
+
+def _waiting(model: PublishedModel) -> list[str]:
+    """Return the revisions that were fetched and are not being measured."""
+    marks = sorted(path.name for path in (model.folder / "fetched").glob("*"))
+    return [revision for revision in marks if not _claim(model, revision).exists()]
+
+
+def _note(model: PublishedModel, revision: str) -> None:
+    """Note that a revision is fetched for measurements, unless its weights are in the cache."""
+    if not download.has_weights(model.source, revision):
+        mark = _mark(model, revision)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+
+
+def _delete(model: PublishedModel, revision: str) -> None:
+    """Delete the weights of a revision if they were fetched for measurements."""
+    if _mark(model, revision).exists():
+        download.evict(model.source, revision)
+        _mark(model, revision).unlink(missing_ok=True)

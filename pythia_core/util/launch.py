@@ -1,0 +1,270 @@
+"""Run a command in several processes, on this machine or as jobs of Slurm, and wait for them.
+
+The processes share work by claims on the shared folder of results (pythia_core.util.claims). Each
+ends well only when all work is done, so it is enough if one of them does. Jobs of Slurm are
+submitted with `submitit`, whose own files are the only pickles; results are never unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pythia_core.errors import ConfigError, MissingDependencyError, PythiaError
+from pythia_core.util.machine import DEVICES
+from pythia_core.util.progress import print_line
+from pythia_core.util.workers import VARIABLE
+
+POLL_SECONDS = 5.0
+"""Time between two questions to Slurm."""
+VANISHED_SECONDS = 10.0
+"""A job that Slurm no longer lists has failed if it has no result so much later: a shared folder
+shows new files late."""
+LOG_LINES = 10
+"""Lines of the log of a failed job that are shown."""
+MINUTES = 240
+"""The default time limit of a job. A job that reaches the limit saves its work and queues again."""
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """What jobs ask of Slurm."""
+
+    gpus: int = 0
+    """GPUs of a job: 0 or 1."""
+    partition: str = ""
+    minutes: int = MINUTES
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Further options of sbatch, e.g. {"account": "abc", "mem": "32G"}."""
+
+
+@dataclass(frozen=True)
+class _Command:
+    """What a job of Slurm runs."""
+
+    words: tuple[str, ...]
+
+    def __call__(self) -> None:
+        """Run the command. If Slurm announces the end of the time, stop it and queue again.
+
+        Raises:
+            SystemExit: the command was stopped or has failed, so that the job has no result.
+        """
+        # Slurm sends the announcement to all processes of the job, and the command would die of it
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        child = subprocess.Popen(self.words)
+        announced = False
+
+        def stop(*_: Any) -> None:
+            nonlocal announced
+            announced = True
+            child.terminate()
+
+        signal.signal(signal.SIGUSR2, stop)
+        code = child.wait()
+        if code and announced:
+            subprocess.run(["scontrol", "requeue", _own_number()], check=True)
+        if code:
+            raise SystemExit(code)
+
+
+def _own_number(environment: Mapping[str, str] = os.environ) -> str:
+    """Return the number of this job, e.g. 12 or, in an array, 12_0.
+
+    SLURM_JOB_ID will not do: for one job of an array it is the number of the whole array.
+    """
+    array = environment.get("SLURM_ARRAY_JOB_ID")
+    if array:
+        return f"{array}_{environment['SLURM_ARRAY_TASK_ID']}"
+    return environment["SLURM_JOB_ID"]
+
+
+def on_slurm(arguments: Sequence[str], count: int, folder: Path, slurm: Slurm) -> list[Path]:
+    """Run `python -m pythia_core ARGUMENTS` in `count` jobs of Slurm, and wait for their end.
+
+    Ctrl-C or SIGTERM cancels the jobs. Jobs that are preempted or reach their time limit queue
+    again.
+
+    Args:
+        folder: for the logs; a shared folder.
+
+    Returns:
+        The logs of the jobs.
+
+    Raises:
+        ConfigError: this machine has no sbatch, or Slurm refuses the job.
+        MissingDependencyError: submitit is not installed.
+        PythiaError: all jobs have failed or were cancelled; the message has the ends of their logs.
+    """
+    if shutil.which("sbatch") is None:
+        raise ConfigError(
+            "there is no sbatch here; run this command on a login node of the cluster"
+        )
+    try:
+        import submitit
+    except ImportError as error:
+        raise MissingDependencyError(
+            "jobs of Slurm need submitit; run pip install submitit"
+        ) from error
+    executor = submitit.SlurmExecutor(folder=folder)
+    options: dict[str, Any] = {"time": slurm.minutes, "job_name": f"pythia-{arguments[0]}"}
+    options |= {"partition": slurm.partition} if slurm.partition else {}
+    options |= {"gpus_per_node": slurm.gpus} if slurm.gpus else {}
+    executor.update_parameters(
+        **options,
+        stderr_to_stdout=True,
+        setup=[
+            *(f"export {name}={shlex.quote(value)}" for name, value in _environment().items()),
+            f"export {VARIABLE}=${{{VARIABLE}:-${{SLURM_CPUS_PER_TASK:-1}}}}",
+        ],
+        additional_parameters={"requeue": True, **slurm.options},
+    )
+    command = _Command((sys.executable, "-m", "pythia_core", *arguments))
+    try:
+        with executor.batch():
+            jobs = [executor.submit(command) for _ in range(count)]
+    except (subprocess.CalledProcessError, submitit.core.utils.FailedJobError) as error:
+        raise ConfigError(f"Slurm refuses the jobs: {str(error).strip()}") from error
+    number = jobs[0].job_id.partition("_")[0]
+    print_line(f"job {number} of Slurm: {count} x {arguments[0]}, logs in {folder}")
+    try:
+        _wait_for(number, {job.job_id: job.paths.result_pickle for job in jobs})
+    except BaseException:
+        subprocess.run(["scancel", number], check=False)
+        print_line(f"job {number} was cancelled; its work is saved")
+        raise
+    logs = {job.job_id: job.paths.stdout for job in jobs}
+    failed = [job.job_id for job in jobs if not job.paths.result_pickle.exists()]
+    _report_failed({f"job {job} of Slurm": logs[job] for job in failed}, count)
+    return list(logs.values())
+
+
+def _wait_for(number: str, results: Mapping[str, Path]) -> None:
+    """Wait until each job has a result or is no longer listed by Slurm; print what changes."""
+    told, vanished = "", dict[str, float]()
+    while True:
+        open_jobs = [job for job, result in results.items() if not result.exists()]
+        if not open_jobs:
+            return
+        listed = _listed(number)
+        if listed is not None:
+            now = time.monotonic()
+            vanished = {job: vanished.get(job, now) for job in open_jobs if job not in listed}
+            if len(vanished) == len(open_jobs) and (
+                now - max(vanished.values()) > VANISHED_SECONDS
+            ):
+                return
+            states = Counter(listed[job] for job in open_jobs if job in listed)
+            text = ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
+            if text and text != told:
+                print_line(f"job {number}: {text}, {len(results) - len(open_jobs)} finished")
+                told = text
+        time.sleep(POLL_SECONDS)
+
+
+def _listed(number: str) -> dict[str, str] | None:
+    """Return the state of each job that waits or runs; None if Slurm does not answer.
+
+    Unlike sacct, squeue needs no accounting database.
+    """
+    command = ["squeue", "--noheader", "--array", f"--jobs={number}", "--format=%i %T (%r)"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        return None
+    if done.returncode and "Invalid job id" not in done.stderr:
+        return None
+    rows = (line.partition(" ") for line in done.stdout.splitlines())
+    return {job: state.lower().removesuffix(" (none)") for job, _, state in rows}
+
+
+def _environment() -> dict[str, str]:
+    """Return variables of jobs: this environment's programs are found without its activation."""
+    folder = str(Path(sys.executable).parent)
+    words = os.environ.get("PATH", "").split(os.pathsep)
+    return {"PATH": os.pathsep.join([folder, *(word for word in words if word != folder)])}
+
+
+def on_this_machine(
+    arguments: Sequence[str], count: int, folder: Path, devices: Sequence[str] = ()
+) -> list[Path]:
+    """Run `python -m pythia_core ARGUMENTS` in `count` processes, and wait for their end.
+
+    If this process is stopped, so are they; what they did is saved.
+
+    Args:
+        folder: for the logs.
+        devices: the GPUs, one for each process; default: each process uses one core.
+
+    Returns:
+        The logs of the processes.
+
+    Raises:
+        PythiaError: all processes have failed; the message has the ends of their logs.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    logs = [folder / f"local-{os.getpid()}-{number}.log" for number in range(count)]
+    processes: list[subprocess.Popen[bytes]] = []
+    print_line(f"{count} x {arguments[0]} on this machine, logs in {folder}")
+    try:
+        for number, log in enumerate(logs):
+            own = {DEVICES: devices[number]} if devices else {VARIABLE: "1"}
+            with log.open("wb") as file:
+                processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", "pythia_core", *arguments],
+                        env={**os.environ, **_environment(), **own},
+                        stdin=subprocess.DEVNULL,
+                        stdout=file,
+                        stderr=file,
+                        preexec_fn=_end_with_parent,
+                    )
+                )
+        for process in processes:
+            process.wait()
+    finally:
+        for process in processes:
+            with contextlib.suppress(OSError):
+                process.terminate()
+        for process in processes:
+            process.wait()
+    pairs = zip(processes, logs, strict=True)
+    _report_failed({f"process {p.pid}": log for p, log in pairs if p.returncode}, count)
+    return logs
+
+
+def _end_with_parent() -> None:
+    """Ask Linux for a SIGTERM, and no Ctrl-C of the terminal, when the parent has ended."""
+    os.setpgid(0, 0)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def _report_failed(logs: Mapping[str, Path], count: int) -> None:
+    """Report the ends of the logs of failed jobs: in a PythiaError if all have failed."""
+    if not logs:
+        return
+    lines = []
+    for name, log in logs.items():
+        lines.append(f"{name} was stopped or has failed; its log {log} ends with:")
+        text = log.read_text(errors="replace") if log.is_file() else "(there is no log)"
+        lines += [f"    {line}" for line in text.rstrip().splitlines()[-LOG_LINES:]]
+    report = "\n".join(lines)
+    if len(logs) == count:
+        raise PythiaError(
+            f"{count} of {count} have failed. What is finished is kept; run the same command again "
+            f"to continue\n{report}"
+        )
+    print_line(f"{report}\n{len(logs)} of {count} have failed; the others have done their work")

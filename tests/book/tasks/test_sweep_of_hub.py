@@ -1,0 +1,114 @@
+"""A sweep over the hub's checkpoints needs room for few of them, and a rerun fetches nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub_server import FakeHub, serving
+from pythia_book.released import download, lending
+from pythia_book.released.resolve import PublishedModel
+from pythia_book.tasks.sweep import steps_of, sweep
+from task_items import fake_items
+
+from pythia_core import hf
+from pythia_core.__main__ import main
+from pythia_core.config import ModelConfig
+from pythia_core.data.tokenizer import train_bpe
+from pythia_core.model import GPTNeoX
+from pythia_core.util.claims import claimed
+
+REPO = "EleutherAI/pythia-70m"
+STEPS = [0, 1, 2, 4, 8, 16]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A repository with a revision per step; those of the steps 0 and 1 have equal weights."""
+    monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("PYTHIA_WORKERS", "1")
+    monkeypatch.setattr(lending, "WAIT_SECONDS", 0.02)
+    fake = FakeHub()
+    tokenizer = train_bpe((str(item) for item in fake_items("piqa", 40)), 384)
+    for step in STEPS:
+        model = GPTNeoX(ModelConfig(1, 16, 2, 384, max_seq_len=64))
+        model.init_weights(max(step, 1))
+        fake.add(REPO, f"step{step}", hf.save(model, tmp_path / f"step{step}", tokenizer=tokenizer))
+    (tmp_path / "piqa.jsonl").write_text(
+        "".join(json.dumps(item) + "\n" for item in fake_items("piqa", 24))
+    )
+    yield from serving(fake, monkeypatch, tmp_path / "cache")
+
+
+def weights(cache: Path) -> list[Path]:
+    """Return the files of weights on the disk; a link to a file is not another one."""
+    return [p for p in cache.glob("*/blobs/*") if p.stat().st_size > 20_000]
+
+
+def cached(*steps: int) -> list[bool]:
+    return [download.has_weights(REPO, f"step{step}") for step in steps]
+
+
+def test_disk_is_bounded_and_a_rerun_fetches_nothing(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, peak, load = PublishedModel(REPO), [0], PublishedModel.model
+
+    def loading(self: PublishedModel, step: int | None = None) -> GPTNeoX:
+        loaded = load(self, step)
+        if step != STEPS[-1]:  # the next one is fetched meanwhile
+            end = time.monotonic() + 10
+            while not lending._waiting(self) and time.monotonic() < end:
+                time.sleep(0.01)
+        peak.append(len(weights(tmp_path / "cache")))
+        return loaded
+
+    monkeypatch.setattr(PublishedModel, "model", loading)
+    assert steps_of(model, "all") == STEPS
+    table = sweep(model, ["piqa"], STEPS, 0, 5, str(tmp_path), progress=False)
+    assert table.value.notna().all() and list(table.step.unique()) == STEPS
+    assert max(peak) == 2 and len(peak) == len(STEPS) + 1
+    assert weights(tmp_path / "cache") == [] and not list((model.folder / "fetched").iterdir())
+    assert not list(model.folder.rglob("*.claim"))
+
+    before = len(hub.requests)
+    again = sweep(PublishedModel(REPO), ["piqa"], STEPS, 0, 5, str(tmp_path), progress=False)
+    assert again.equals(table)
+    assert not [line for line in hub.requests[before:] if "safetensors" in line]
+
+    kept = sweep(model, ["piqa"], STEPS, 1, 5, str(tmp_path), progress=False, keep=None)
+    assert len(kept) == len(table) and all(cached(*STEPS))
+    assert len(weights(tmp_path / "cache")) == len(STEPS) - 1, "the steps 0 and 1 share a file"
+
+
+def test_only_what_the_sweep_has_fetched_is_deleted(
+    hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = PublishedModel(REPO)
+    for step in (1, 4, 8):
+        download.fetch(REPO, f"step{step}")
+    left = lending._mark(model, "step8")  # of a sweep that was killed
+    left.parent.mkdir(parents=True)
+    left.touch()
+    arguments = ["evaluate", REPO, "--tasks", "piqa", "--items", str(tmp_path), "--limit", "5"]
+    assert main([*arguments, "--steps", "all", "--keep", "0"]) == 0
+    assert cached(*STEPS) == [False, True, False, True, False, False]
+    assert download.load(REPO, "step1")[0] is not None, "it shares a file with step 0"
+    with pytest.raises(SystemExit):
+        main([*arguments, "--keep", "some"])
+
+
+def test_what_another_process_measures_is_neither_measured_nor_deleted(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    model = PublishedModel(REPO)
+    download.fetch(REPO, "step2")
+    mark = lending._mark(model, "step2")
+    mark.parent.mkdir(parents=True)
+    mark.touch()
+    with claimed(lending._claim(model, "step2")):
+        sweep(model, ["piqa"], [0, 1], 0, 5, str(tmp_path), progress=False)
+        assert cached(0, 1, 2) == [False, False, True]
