@@ -108,5 +108,6 @@ def share_under_torchrun(p: argparse.ArgumentParser) -> None:
         choices=("auto", "never", "always"),
         default="auto",
         help="under torchrun, split weights, gradients and optimizer state over the processes: if "
-        "they do not fit one device (auto, the default), never, or always",
+        "they do not fit one device (auto, the default), never, or always; updates then run in the "
+        "execution mode eager",
     )
