@@ -62,7 +62,8 @@ class Claim:
         """Prove that the claim is still held, unless that was done in the last CHECK_SECONDS.
 
         With `at_once`, always prove it. The monotonic clock also runs while the process is stopped,
-        so the first check after a long stop reads the marker.
+        so the first check after a long stop reads the marker. If the marker's folder was moved or
+        deleted, nobody has taken the claim; whoever writes there next will notice.
 
         Raises:
             TakenElsewhere: another process has taken the claim, or the marker was deleted.
@@ -76,8 +77,11 @@ class Claim:
                 self._proven = started
                 return
             time.sleep(0.1)
+        folder = Path(self._lease.lock_file).parent
+        if not folder.is_dir():
+            return
         raise TakenElsewhere(
-            f"{Path(self._lease.lock_file).parent} was taken over by {_describe(owner)}, because "
+            f"{folder} was taken over by {_describe(owner)}, because "
             f"this process had been stopped or cut off for more than {LEASE_SECONDS:.0f} s; "
             "nothing more was written. Run the same command again to wait for the result"
         )

@@ -112,7 +112,7 @@ def test_a_repository_is_swept_and_only_the_requested_steps_are_fetched(
         hub.add(name, step, published / step)
     server = serving(hub, monkeypatch, tmp_path / "cache")
     next(server)
-    found = sweep(find_model(name), ["piqa"], [0], 0, 5, str(tmp_path), progress=False)
+    found = sweep(find_model(name), ["piqa"], [0], 0, 5, str(tmp_path), progress=False, keep=None)
     local = sweep(find_model(str(published)), ["piqa"], [0], 0, 5, str(tmp_path), progress=False)
     assert found.equals(local)
     weights = {line for line in hub.requests if line.startswith("GET") and "safetensors" in line}
