@@ -18,6 +18,7 @@ bytes for each: 4 for the index of the tokens, and those of RowOrder for the row
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -28,7 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +60,9 @@ from pythia_core.data.tokenizer import (
 from pythia_core.data.user_files import TextFile
 from pythia_core.errors import DataError
 from pythia_core.util.files import atomic_dir, file_sha256, fraction, json_object
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 WORK = "work-"
 """Beginning of the names of work folders."""
@@ -318,13 +322,19 @@ def make_plan(work: Work, _: Any, __: int, ___: int) -> None:
 # --- tokens ----------------------------------------------------------------------------------
 
 
+@functools.lru_cache(maxsize=1)
+def _tokenizer(folder: Path, _sha256: str) -> Tokenizer:
+    """Load a tokenizer once per process: each that was used leaves some megabytes behind."""
+    return load_tokenizer(folder / "tokenizer.json")
+
+
 def tokenize(work: Work, _: Any, number: int, __: int) -> None:
     """Write the tokens of a shard, each document followed by the end-of-document token."""
-    shard, threshold = shards(work)[number], work.plan()["threshold"]
-    tokenizer = load_tokenizer(work.path("plan") / "tokenizer.json")
+    shard, plan = shards(work)[number], work.plan()
+    tokenizer = _tokenizer(work.path("plan"), plan["files"]["tokenizer.json"]["sha256"])
     eod, vocab_size = tokenizer.token_to_id(EOD), id_limit(tokenizer)
     assert eod is not None, "load_tokenizer refuses a tokenizer without it"
-    held = shard.records()["fraction"] < threshold
+    held = shard.records()["fraction"] < plan["threshold"]
     with (
         written(work.path("tokens", number)) as (folder, _entry),
         IndexedWriter(folder / "train", vocab_size) as train,
@@ -353,7 +363,7 @@ def _batches(texts: Iterator[tuple[int, str]]) -> Iterator[list[tuple[int, str]]
 def merge(work: Work, _: Any, __: int, ___: int) -> None:
     """Join the tokens of all shards; describe them as pythia_core.data.prepare.make_tokens does."""
     plan = work.plan()
-    tokenizer = load_tokenizer(work.path("plan") / "tokenizer.json")
+    tokenizer = _tokenizer(work.path("plan"), plan["files"]["tokenizer.json"]["sha256"])
     vocab_size = id_limit(tokenizer)
     domains = {name: {**summary, **NO_TOKENS} for name, summary in plan["corpus"].items()}
     with written(work.path("merged")) as (folder, entry):
