@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from itertools import pairwise
 
 import pytest
 from places import ROOT
@@ -31,7 +32,7 @@ def test_only_the_two_largest_sizes_are_split_and_every_layout_fits() -> None:
 
 def test_more_gpus_take_less_time_but_more_gpu_hours() -> None:
     days = cluster.budget_table().pivot(index="size", columns="gpus", values="days")
-    for few, many in zip(GPUS, GPUS[1:], strict=False):
+    for few, many in pairwise(GPUS):
         assert (days[many] < days[few]).all()
         assert (many * days[many] >= few * days[few]).all()
 
