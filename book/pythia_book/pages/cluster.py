@@ -298,6 +298,6 @@ def rows_terabytes() -> str:
     return f"{ROWS_BYTES / 1e12:.1f}"
 
 
-def batch_megabytes() -> str:
-    """Return the size of a batch of training rows, in MB."""
-    return f"{BATCH_ROWS * (SEQ_LEN + 1) * 2 / 1e6:.1f}"
+def checkpoints_terabytes() -> str:
+    """Return the size of all checkpoints of one half of the suite, in TB."""
+    return f"{disk_table().checkpoints.sum() / 1e12:.1f}"
