@@ -29,8 +29,6 @@ from pythia_core.util.workers import n_workers
 
 if TYPE_CHECKING:
     from pythia_core.data.stages import Engine
-
-if TYPE_CHECKING:
     from pythia_core.training.distributed import World
 
 
@@ -92,12 +90,12 @@ def add(command: AddCommand) -> None:
     option("--stop", type=whole_number, metavar="STEP", help=text)
 
 
-DATA_OPTIONS = ("corpus", "tokenizer", "epochs", "heldout_fraction", "dedup")
+DATA_OPTIONS = ("corpus", "tokenizer", "epochs", "heldout_fraction", "dedup", "seq_len")
 """Command-line arguments, each of which sets the field of DataConfig with the same name."""
 
 
 def _add_data_options(p: argparse.ArgumentParser) -> None:
-    """Add the options --corpus, --tokenizer, --epochs, --heldout and --dedup."""
+    """Add the options --corpus, --tokenizer, --epochs, --heldout, --dedup and --seq-len."""
     p.add_argument(
         "--corpus",
         metavar="PATH",
@@ -122,6 +120,8 @@ def _add_data_options(p: argparse.ArgumentParser) -> None:
     )
     text = "recipe for removing duplicate documents (default: the scale's)"
     p.add_argument("--dedup", choices=DEDUP_RECIPES, help=text)
+    text = "tokens per row (default: the scale's; 2,048 for the released models)"
+    p.add_argument("--seq-len", **COUNT, help=text)
 
 
 def _add_places(p: argparse.ArgumentParser) -> None:
@@ -140,7 +140,7 @@ def _add_places(p: argparse.ArgumentParser) -> None:
     group.add_argument("--workers", type=whole_number, metavar="M", help=text)
     group.add_argument("--partition", type=nonblank, help="partition of the Slurm jobs")
     text = "time limit of a Slurm job; it is queued again for the rest (default: 60)"
-    group.add_argument("--time", type=whole_number, metavar="MINUTES", help=text)
+    group.add_argument("--minutes", type=whole_number, metavar="N", help=text)
 
 
 PLACES = ("local", "slurm")
@@ -154,8 +154,8 @@ def _engine(args: argparse.Namespace) -> Engine | None:
     """
     from pythia_core.data.stages import Local, Slurm
 
-    for option in ("tasks", "workers", "partition", "time"):
-        value, needs = getattr(args, option), "slurm" if option in ("partition", "time") else ""
+    for option in ("tasks", "workers", "partition", "minutes"):
+        value, needs = getattr(args, option), "slurm" if option in ("partition", "minutes") else ""
         if value is not None and (args.on is None or needs not in ("", args.on)):
             raise ConfigError(f"--{option} needs --on {needs or ' or --on '.join(PLACES)}")
         if value == 0:
@@ -165,7 +165,7 @@ def _engine(args: argparse.Namespace) -> Engine | None:
     tasks = args.tasks or n_workers()
     if args.on == "local":
         return Local(min(tasks, args.workers or tasks))
-    return Slurm(tasks, args.partition or "", args.time or 60, args.workers or 0)
+    return Slurm(tasks, args.partition or "", args.minutes or 60, args.workers or 0)
 
 
 def _scale(args: argparse.Namespace) -> Scale:

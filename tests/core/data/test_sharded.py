@@ -209,7 +209,7 @@ def test_bad_text_in_another_process(tmp_path: Path) -> None:
         (["--on", "local", "--tasks", "0"], "--tasks must be at least 1, got 0"),
         (["--tasks", "2"], "--tasks needs --on local or --on slurm"),
         (["--on", "local", "--partition", "long"], "--partition needs --on slurm"),
-        (["--on", "slurm", "--time", "0"], "--time must be at least 1, got 0"),
+        (["--on", "slurm", "--minutes", "0"], "--minutes must be at least 1, got 0"),
     ],
 )
 def test_options_that_do_not_fit(
