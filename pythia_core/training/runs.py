@@ -631,6 +631,7 @@ def find_or_train(
         batch_at = prune_during_training(run.batch, run.folder, config, keep)
 
     def finish(sha256: str) -> None:
+        """Record that the run is finished, and delete what need not be kept."""
         processes = {"processes": world.size} if world.size > 1 else {}
         done = {"final_sha256": sha256, "machine": device_info(), **processes}
         write_done(run.folder, done)

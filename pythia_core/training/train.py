@@ -234,7 +234,8 @@ def train(
         label: text of the progress bar.
         wait: whether to wait for another process that trains the run. Processes that share
             updates wait only until the claim of a process that has died must be free.
-        finish: called with the result at the end, while no other process trains the run.
+        finish: called in the first process with the result at the end, while no other process
+            trains the run.
 
     Returns:
         sha256 of the fp32 weights at the last step; "" in all processes but the first.
@@ -268,9 +269,10 @@ def train(
 
     if not world.is_rank_zero:
         with one_thread(), stop_requests() as stop_requested:
-            world.barrier()  # the first process deletes leftovers before it gets here
-            if not world.any_rank(False):
-                _train_worker(resume(), batch_at, states, end, scheduled, keep, stop_requested)
+            world.from_rank_zero(None)  # the first process takes the run, and deletes leftovers
+            if world.any_rank(False):
+                return ""  # another process has trained the run meanwhile
+            _train_worker(resume(), batch_at, states, end, scheduled, keep, stop_requested)
             return ""
 
     with (
@@ -282,7 +284,7 @@ def train(
         # a process that lost its claim while it saved a step cannot finish this any more
         delete_temporaries(checkpoints)
         delete_temporaries(states)
-        world.barrier()
+        world.from_rank_zero(None)
         if world.any_rank((folder / DONE).exists()):  # another process was faster
             return str(read_done(folder)["final_sha256"])
         trainer = resume()
