@@ -440,10 +440,16 @@ def _train(run: Continued, start: Start, progress: bool, world: World) -> None:
     count = sum(t.numel() for t in start.weights.values())
     zero = torch.zeros(1).expand(count)
     moments = start.moments or {"exp_avg": zero, "exp_avg_sq": zero}
+
+    def finish(sha256: str) -> None:
+        """Record that the run is finished."""
+        entries = {"final_sha256": sha256, "machine": device_info(), "processes": world.size}
+        write_done(run.folder, entries)
+
     with Prefetch(
         run._training_batches(logged=world.is_rank_zero), run.continuation.stop
     ) as batches:
-        sha256 = train(
+        train(
             run.config,
             batches,
             run.folder,
@@ -458,11 +464,8 @@ def _train(run: Continued, start: Start, progress: bool, world: World) -> None:
             label=f"continuing {start.label} from step {run.updates.start}, {run.continuation.arm}",
             execution=execution,
             world=world,
+            finish=finish,
         )
-    if world.is_rank_zero:
-        entries = {"final_sha256": sha256, "machine": device_info(), "processes": world.size}
-        write_done(run.folder, entries)
-    world.barrier()
 
 
 def open_continued(folder: Path) -> Continued:
