@@ -301,7 +301,7 @@ def commands() -> Table:
         f"For pythia-{_SHOWN}, computed from its parameters. Assumed: downloads at "
         f"{DOWNLOAD / 1e6:.0f} MB/s, a CPU of {CPU_FLOPS / 1e9:.0f} GFLOP/s, "
         f"{H100_UTILISATION:.0%} of an H100's peak. Memory for training excludes activations; "
-        "all downloads stay on disk, except rows"
+        "downloads stay on disk, except rows and, in a sweep, checkpoints"
     )
     return Table(formatted(frame, columns), caption, code=("python -m pythia_core",))
 
