@@ -31,7 +31,7 @@ NODES = ("n1", "n2")
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 
-# A requeued job waits for two minutes (the lifetime of a credential); `requeue` ends the wait.
+# A requeued job waits for two minutes (the lifetime of a credential); `start_now` ends the wait.
 CONF = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -64,7 +64,7 @@ SlurmdTimeout=20
 MinJobAge=3600
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cpus}
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs={cpus}
-PartitionName=test Nodes=n1,n2 Default=YES MaxTime=60 State=UP
+PartitionName=test Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 """
 
 
@@ -222,17 +222,23 @@ def _wait_until_idle(
 
 
 def requeue(job: str, environment: dict[str, str]) -> None:
-    """Requeue a running job, and let it start at once instead of after two minutes.
-
-    Raises RuntimeError if it is not pending `STOP_SECONDS` later.
-    """
+    """Requeue a running job, and let it start at once (see `start_now`)."""
     subprocess.run(["scontrol", "requeue", job], env=environment, check=True, timeout=30)
+    start_now(job, environment)
+
+
+def start_now(job: str, environment: dict[str, str]) -> None:
+    """Let a job that was requeued start now instead of two minutes later.
+
+    Raises RuntimeError if it is not pending within `STOP_SECONDS`.
+    """
     end = time.monotonic() + STOP_SECONDS
     # until its processes have ended, a requeued job counts as completing and cannot be updated
     while "PENDING" not in _output(["squeue", "-h", "-j", job, "-o", "%T"], environment):
         if time.monotonic() > end:
             raise RuntimeError(f"job {job} was not requeued within {STOP_SECONDS:.0f} s")
         time.sleep(0.2)
+    time.sleep(2)  # a credential of the second in which the old one was revoked is refused
     update = ["scontrol", "update", f"JobId={job}", "StartTime=now"]
     subprocess.run(update, env=environment, check=True, timeout=30)
 
