@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from filelock import SoftFileLease, Timeout
 from numpy.typing import NDArray
 
 from pythia_core.config import DataConfig, InterventionConfig, stable_hash
@@ -63,15 +62,12 @@ from pythia_core.data.tokenizer import (
 from pythia_core.errors import DataError, one_of
 from pythia_core.util.files import FULL_DISK, atomic_dir, cache_dir, file_sha256, fraction
 from pythia_core.util.progress import bar as progress_bar
-from pythia_core.util.progress import print_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 BATCH_CHARACTERS = 1 << 20
 """Number of characters encoded in one call."""
-CLAIM_SECONDS = 60.0
-"""How long the claim of a process that no longer refreshes it keeps others waiting."""
 
 
 class Changes(Protocol):
@@ -371,7 +367,9 @@ def _build(folder: Path, make: Callable[[Path], dict[str, Any]]) -> None:
     """
     if has_manifest(folder):
         return
-    with _claimed(folder):
+    claim = cache_dir() / "locks" / f"{folder.name}.claim"
+    with claimed(claim, job=f"preparing {folder}"):
+        # should two processes prepare a folder after all, one whole folder stays
         for leftover in folder.parent.glob(f".{folder.name}.tmp-*"):  # of processes that died here
             shutil.rmtree(leftover, ignore_errors=True)
         if not has_manifest(folder):
@@ -379,29 +377,6 @@ def _build(folder: Path, make: Callable[[Path], dict[str, Any]]) -> None:
                 shutil.rmtree(folder)
             with atomic_dir(folder) as temporary:
                 write_manifest(temporary, {**make(temporary), "folder": folder.name})
-
-
-@contextlib.contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
-    """Wait until no other process, on any machine that shares the cache, prepares `folder`.
-
-    A claim is a file that its owner refreshes. That of a process that died is free after
-    CLAIM_SECONDS, or at once on the same machine. Should two processes prepare a folder after all,
-    then one whole folder stays.
-    """
-    claim = SoftFileLease(
-        cache_dir() / "locks" / f"{folder.name}.claim", lease_duration=CLAIM_SECONDS
-    )
-    Path(claim.lock_file).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        claim.acquire(timeout=1)
-    except Timeout:
-        print_line(f"waiting for another process, which is preparing {folder}")
-        claim.acquire(timeout=-1)
-    try:
-        yield
-    finally:
-        claim.release()
 
 
 def _settings(data: DataConfig) -> dict[str, Any]:
