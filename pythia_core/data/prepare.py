@@ -60,6 +60,7 @@ from pythia_core.data.tokenizer import (
     tokenizer_source,
 )
 from pythia_core.errors import DataError, one_of
+from pythia_core.util.claims import claimed
 from pythia_core.util.files import FULL_DISK, atomic_dir, cache_dir, file_sha256, fraction
 from pythia_core.util.progress import bar as progress_bar
 
