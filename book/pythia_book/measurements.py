@@ -25,8 +25,8 @@ from pythia_core.suite import size_name
 from pythia_core.training.gpu_sharing import limit_memory
 from pythia_core.training.memory import inference_bytes
 from pythia_core.training.runs import SHORT, Run, arm_label, run_flops
-from pythia_core.util.claims import claimed, is_free
 from pythia_core.util.files import atomic_file, is_writable, results_dir
+from pythia_core.util.leases import is_free, leased
 from pythia_core.util.machine import on_device
 from pythia_core.util.progress import bar
 from pythia_core.util.workers import parallel_map
@@ -166,7 +166,7 @@ def _measure_checkpoint(job: MeasureJob) -> list[Arrays] | str:
         model = None  # loaded for the first measurement that is not made elsewhere
         for measurement in bar(iterable=measurements, desc="measuring", unit="measurement"):
             try:
-                with claimed(_claim_of(run, step, measurement), wait=False):
+                with leased(_lease_of(run, step, measurement), wait=False):
                     arrays = _cached(run, step, measurement)  # another process may have made it
                     if arrays is None:
                         if model is None:
@@ -195,16 +195,16 @@ def _measure(model: GPTNeoX, run: Run, step: int, measurement: Measurement) -> A
     return arrays
 
 
-def _claim_of(run: Run, step: int, measurement: Measurement) -> Path:
-    """Return the marker of the process that makes a measurement (pythia_core.util.claims)."""
+def _lease_of(run: Run, step: int, measurement: Measurement) -> Path:
+    """Return the marker of the process that makes a measurement (pythia_core.util.leases)."""
     file = _new_file(run, step, measurement)
-    return file.with_name(f".{file.stem}.claim")
+    return file.with_name(f".{file.stem}.lease")
 
 
 def _may_measure(job: MeasureJob) -> bool:
     """Return whether all measurements that other processes were making are made, or are free."""
     run, step, measurements, _ = job
-    return all(is_free(_claim_of(run, step, measurement)) for measurement in measurements)
+    return all(is_free(_lease_of(run, step, measurement)) for measurement in measurements)
 
 
 # --- cached results --------------------------------------------------------------------------

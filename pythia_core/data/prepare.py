@@ -60,8 +60,8 @@ from pythia_core.data.tokenizer import (
     tokenizer_source,
 )
 from pythia_core.errors import DataError, one_of
-from pythia_core.util.claims import claimed
 from pythia_core.util.files import FULL_DISK, atomic_dir, cache_dir, file_sha256, fraction
+from pythia_core.util.leases import leased
 from pythia_core.util.progress import bar as progress_bar
 
 if TYPE_CHECKING:
@@ -368,8 +368,8 @@ def _build(folder: Path, make: Callable[[Path], dict[str, Any]]) -> None:
     """
     if has_manifest(folder):
         return
-    claim = cache_dir() / "locks" / f"{folder.name}.claim"
-    with claimed(claim, job=f"preparing {folder}"):
+    lease = cache_dir() / "locks" / f"{folder.name}.lease"
+    with leased(lease, job=f"preparing {folder}"):
         # should two processes prepare a folder after all, one whole folder stays
         for leftover in folder.parent.glob(f".{folder.name}.tmp-*"):  # of processes that died here
             shutil.rmtree(leftover, ignore_errors=True)

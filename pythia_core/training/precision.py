@@ -19,8 +19,8 @@ from typing import Any
 
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig, stable_hash
 from pythia_core.errors import ConfigError, one_of
-from pythia_core.util.claims import claimed
 from pythia_core.util.files import cache_dir, write_json
+from pythia_core.util.leases import leased
 from pythia_core.util.machine import cpu_flags, cpu_name, keep_freed_memory
 from pythia_core.util.progress import print_line
 from pythia_core.util.workers import one_thread
@@ -70,7 +70,7 @@ def _cpu_precision(torch_version: str) -> str:
         return stored
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with claimed(file.with_suffix(".claim"), job="measuring the speed of fp32 and bf16"):
+        with leased(file.with_suffix(".lease"), job="measuring the speed of fp32 and bf16"):
             return _stored(file, machine) or _choose(machine, file)
     except OSError as error:
         choice = _choose(machine)  # again, if only the writing failed

@@ -70,11 +70,11 @@ from pythia_core.training.metrics import flops_per_token, read_metrics
 from pythia_core.training.retention import Keep, prune_during_training, prune_run
 from pythia_core.training.schedule import PAPER_FORKS, checkpoint_steps, linear_steps
 from pythia_core.training.sharding import unsharded
-from pythia_core.training.train import CLAIM, Saving, Start, train
+from pythia_core.training.train import LEASE, Saving, Start, train
 from pythia_core.training.trainer import State
-from pythia_core.util.claims import is_free
 from pythia_core.util.extensions import registered
 from pythia_core.util.files import is_intact, json_object, results_dir, write_json
+from pythia_core.util.leases import is_free
 from pythia_core.util.machine import device_info, keep_freed_memory
 from pythia_core.util.workers import n_workers, parallel_map
 
@@ -623,7 +623,7 @@ def find_or_train(
     world.check_same(run.folder.name, "the run to train", DIFFERENT)
     if world.from_rank_zero(run.finished):
         return run
-    if not (wait or is_free(run.folder / CLAIM)):  # before the control's state is computed
+    if not (wait or is_free(run.folder / LEASE)):  # before the control's state is computed
         raise TakenElsewhere(f"another process trains the run in {run.folder}")
     states = linear_steps(PAPER_FORKS, config.train.steps)
     batch_at: Callable[[int], np.ndarray] = run.batch
@@ -690,7 +690,7 @@ def find_or_train_all(
         def may_retry(job: TrainJob, runs: dict[RunConfig, Run] = runs) -> bool:
             """Return whether a run that another process was training is finished, or is free."""
             run = runs[job[0]]
-            return run.finished or is_free(run.folder / CLAIM)
+            return run.finished or is_free(run.folder / LEASE)
 
         _warn_if_long(todo)
         parallel_map(
@@ -876,7 +876,7 @@ def _unchecked(run: Run) -> list[str]:
     Raises:
         CheckpointError: a file does not have the sha256 in the file next to it.
     """
-    parts = (*FILES, *FOLDERS, DONE, CLAIM, ".lock", "replays")  # .lock is of older versions
+    parts = (*FILES, *FOLDERS, DONE, LEASE, ".lock", "replays")  # .lock is of older versions
     others = [p for p in (run.folder / "replays").glob("*") if p not in _replays(run)]
     for folder in (run.folder, *_replays(run)):
         others += [path for path in folder.iterdir() if path.name not in parts]

@@ -44,7 +44,7 @@ from pythia_core.training.metrics import MetricsLog
 from pythia_core.training.schedule import checkpoint_steps
 from pythia_core.training.sharding import save_sharded
 from pythia_core.training.trainer import PendingUpdate, State, Trainer
-from pythia_core.util.claims import LEASE_SECONDS, claimed
+from pythia_core.util.leases import LEASE_SECONDS, leased
 from pythia_core.util.machine import device_info, keep_freed_memory
 from pythia_core.util.progress import bar as progress_bar
 from pythia_core.util.stopping import Stopped, stop_requests
@@ -78,8 +78,8 @@ class Saving:
     """Whether to write in a background thread; None: only on CUDA devices."""
 
 
-CLAIM = ".claim"
-"""The marker in a run's folder of the process that trains the run (pythia_core.util.claims)."""
+LEASE = ".lease"
+"""The marker in a run's folder of the process that trains the run (pythia_core.util.leases)."""
 
 
 class _InFlight:
@@ -233,7 +233,7 @@ def train(
             `train`.
         label: text of the progress bar.
         wait: whether to wait for another process that trains the run. Processes that share
-            updates wait only until the claim of a process that has died must be free.
+            updates wait only until the lease of a process that has died must be free.
         finish: called in the first process with the result at the end, while no other process
             trains the run.
 
@@ -278,10 +278,10 @@ def train(
     with (
         one_thread(),
         # other processes of this run wait meanwhile, but not without end
-        claimed(folder / CLAIM, wait and (world.size == 1 or 2 * LEASE_SECONDS), label) as claim,
+        leased(folder / LEASE, wait and (world.size == 1 or 2 * LEASE_SECONDS), label) as lease,
         stop_requests() as stop_requested,
     ):
-        # a process that lost its claim while it saved a step cannot finish this any more
+        # a process that lost its lease while it saved a step cannot finish this any more
         delete_temporaries(checkpoints)
         delete_temporaries(states)
         world.from_rank_zero(None)
@@ -291,7 +291,7 @@ def train(
         hashes = check_against_state(folder, at_most=trainer.step)
         unhashed: list[int] = []  # steps whose weights were saved since the last state
         with (
-            claim.explains_errors(),
+            lease.explains_errors(),
             contextlib.closing(MetricsLog(folder / "metrics.jsonl", trainer.step)) as log,
             progress_bar(
                 progress, total=end, initial=trainer.step, desc=label, unit="step", leave=None
@@ -302,7 +302,7 @@ def train(
 
             def save_state() -> None:
                 """Log all updates in flight, then save the full training state."""
-                claim.check()
+                lease.check()
                 in_flight.drain()
                 log.sync()  # the log is never behind the state
                 writer.wait()  # nor are the checkpoints
@@ -323,7 +323,7 @@ def train(
 
             def save_weights() -> None:
                 """Log all updates in flight, then save the weights, which must be finite."""
-                claim.check()
+                lease.check()
                 in_flight.drain()
                 if not trainer.flat.all_finite():
                     raise TrainingError(
@@ -340,7 +340,7 @@ def train(
                 save_weights()
             next_state = time.monotonic() + STATE_EVERY_SECONDS
             while trainer.step < end:
-                claim.check()
+                lease.check()
                 in_flight.add(time.perf_counter(), trainer.launch(batch_at(trainer.step)))
                 writer.check()
                 if trainer.step in scheduled:
@@ -359,7 +359,7 @@ def train(
                     )
         sha256 = trainer.weights_sha256()
         if finish is not None:
-            claim.check()
+            lease.check()
             finish(sha256)
         world.barrier()  # everything is written
         return sha256

@@ -1,6 +1,6 @@
 """Run a command in several processes, on this machine or as jobs of Slurm, and wait for them.
 
-The processes share work by claims on the shared folder of results (pythia_core.util.claims). Each
+The processes share work by leases on the shared folder of results (pythia_core.util.leases). Each
 ends well only when all work is done, so it is enough if one of them does. Jobs of Slurm are
 submitted with `submitit`, whose own files are the only pickles; results are never unpickled.
 """

@@ -7,7 +7,7 @@ small model leaves a large GPU idle while Python prepares the next update or wri
 The first call that needs workers starts them. They end with the main process, even if it is killed.
 
 A job that raises TakenElsewhere is done by another process, on this machine or another one, that
-shares the folder of results (pythia_core.util.claims). It is started again later, when it finds the
+shares the folder of results (pythia_core.util.leases). It is started again later, when it finds the
 result, or does what the other process left undone.
 """
 
@@ -161,7 +161,7 @@ def parallel_map(
         work: amount of work of each job, in any unit, to estimate the time left; default: equal.
         in_process: run the jobs in this process, e.g. because starting workers would take longer.
         may_retry: asked about once per second whether a job that raised TakenElsewhere can be
-            started again, because its result is there or its claim is free; default: such an error
+            started again, because its result is there or its lease is free; default: such an error
             is raised, as others are.
 
     Raises:
@@ -382,7 +382,7 @@ def _start_worker(
     signal.signal(signal.SIGTERM, _exit_worker)
     # an ending worker may get the signal once more, e.g. from a notebook's kernel that shuts down
     Finalize(None, signal.signal, (signal.SIGTERM, signal.SIG_IGN), exitpriority=100)
-    # a worker that outlived a killed parent would keep the claim of the run it is training
+    # a worker that outlived a killed parent would keep the lease of the run it is training
     exit_with_parent(parent, lambda: os._exit(1))
 
 

@@ -20,9 +20,9 @@ from pythia_book.measurements import damaged_caches, measure_all
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import PythiaError, TakenElsewhere
 from pythia_core.training.runs import Run, find_or_train, find_or_train_all, locate
-from pythia_core.training.train import CLAIM
+from pythia_core.training.train import LEASE
 from pythia_core.util import files
-from pythia_core.util.claims import claimed
+from pythia_core.util.leases import leased
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def test_what_another_process_measures_is_waited_for(
     run, measurement, held = trained[0], Norm(), threading.Event()
 
     def elsewhere() -> None:
-        with claimed(measurements._claim_of(run, 2, measurement)):
+        with leased(measurements._lease_of(run, 2, measurement)):
             held.set()
             time.sleep(0.5)
             if result is not None:
@@ -129,7 +129,7 @@ def test_what_another_process_measures_is_waited_for(
     assert not gaps and [step for _, step in measured] == [0, 2, 6]
     assert measurement.calls == ([0, 6] if result else [0, 6, 2])
     assert (measured[run.id, 2]["norm"] == 7).all() == (result is not None)
-    assert not list(run.folder.rglob(".*.claim"))
+    assert not list(run.folder.rglob(".*.lease"))
 
 
 def test_a_run_that_another_process_trains_is_waited_for(trained: list[Run]) -> None:
@@ -137,7 +137,7 @@ def test_a_run_that_another_process_trains_is_waited_for(trained: list[Run]) -> 
     held = threading.Event()
 
     def elsewhere() -> None:
-        with claimed(locate(other).folder / CLAIM):
+        with leased(locate(other).folder / LEASE):
             held.set()
             time.sleep(0.5)
 

@@ -48,7 +48,7 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) 
 def owners(results: Path) -> dict[str, int]:
     """Map the number of the job of each worker that trains a run, e.g. 1_0, to its process id."""
     found = {}
-    for marker in results.glob("runs/*/.claim"):
+    for marker in results.glob("runs/*/.lease"):
         try:
             pid = int(next(x for x in marker.read_text().splitlines() if x.startswith("pid="))[4:])
             words = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
@@ -102,7 +102,7 @@ def test_two_nodes_give_the_files_of_one_machine_though_one_worker_dies_and_one_
     assert str(two / "suite" / "smoke" / "notebook.ipynb") in out
     assert (two / "suite" / "smoke" / "record.json").is_file()
     assert contents(two) == contents(tmp_path / "one")
-    assert not list(two.rglob(".*claim*"))
+    assert not list(two.rglob(".*lease*"))
 
 
 def test_workers_share_what_trains_models_and_nothing_else() -> None:

@@ -18,7 +18,7 @@ from pythia_book.released import download
 from pythia_book.released.resolve import PublishedModel
 from pythia_core.errors import CheckpointError, FetchError
 from pythia_core.hf import local_folder
-from pythia_core.util.claims import claimed, is_free
+from pythia_core.util.leases import is_free, leased
 
 WAIT_SECONDS = 0.5
 """Time between two looks whether there is room for the next checkpoint."""
@@ -42,7 +42,7 @@ class Lending:
             yield
             return
         revision = model.revision(step)
-        with claimed(_claim(model, revision), wait=False):
+        with leased(_lease(model, revision), wait=False):
             _note(model, revision)
             try:
                 yield
@@ -77,7 +77,7 @@ class Lending:
                 while len(_waiting(model)) >= ahead:
                     if ended.wait(WAIT_SECONDS):
                         return
-                busy = _claim(model, revision).exists()
+                busy = _lease(model, revision).exists()
                 if ended.is_set() or busy or is_measured(step):
                     continue
                 _note(model, revision)
@@ -94,12 +94,12 @@ class Lending:
         finally:
             ended.set()  # a download that is under way is of no use, and ends with the process
             for revision in _waiting(model):
-                if is_free(_claim(model, revision)):
+                if is_free(_lease(model, revision)):
                     _delete(model, revision)
 
 
-def _claim(model: PublishedModel, revision: str) -> Path:
-    return model.folder / f".{revision}.claim"
+def _lease(model: PublishedModel, revision: str) -> Path:
+    return model.folder / f".{revision}.lease"
 
 
 def _mark(model: PublishedModel, revision: str) -> Path:
@@ -109,7 +109,7 @@ def _mark(model: PublishedModel, revision: str) -> Path:
 def _waiting(model: PublishedModel) -> list[str]:
     """Return the revisions that were fetched and are not being measured."""
     marks = sorted(path.name for path in (model.folder / "fetched").glob("*"))
-    return [revision for revision in marks if not _claim(model, revision).exists()]
+    return [revision for revision in marks if not _lease(model, revision).exists()]
 
 
 def _note(model: PublishedModel, revision: str) -> None:

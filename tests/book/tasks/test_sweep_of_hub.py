@@ -19,7 +19,7 @@ from pythia_core.__main__ import main
 from pythia_core.config import ModelConfig
 from pythia_core.data.tokenizer import train_bpe
 from pythia_core.model import GPTNeoX
-from pythia_core.util.claims import claimed
+from pythia_core.util.leases import leased
 
 REPO = "EleutherAI/pythia-70m"
 STEPS = [0, 1, 2, 4, 8, 16]
@@ -72,7 +72,7 @@ def test_disk_is_bounded_and_a_rerun_fetches_nothing(
     assert table.value.notna().all() and list(table.step.unique()) == STEPS
     assert max(peak) == 2 and len(peak) == len(STEPS) + 1
     assert weights(tmp_path / "cache") == [] and not list((model.folder / "fetched").iterdir())
-    assert not list(model.folder.rglob("*.claim"))
+    assert not list(model.folder.rglob("*.lease"))
 
     before = len(hub.requests)
     again = sweep(PublishedModel(REPO), ["piqa"], STEPS, 0, 5, str(tmp_path), progress=False)
@@ -109,6 +109,6 @@ def test_what_another_process_measures_is_neither_measured_nor_deleted(
     mark = lending._mark(model, "step2")
     mark.parent.mkdir(parents=True)
     mark.touch()
-    with claimed(lending._claim(model, "step2")):
+    with leased(lending._lease(model, "step2")):
         sweep(model, ["piqa"], [0, 1], 0, 5, str(tmp_path), progress=False)
         assert cached(0, 1, 2) == [False, False, True]

@@ -21,7 +21,7 @@ from pythia_core.training.checkpoint import saved_steps, sha256_tensors, step_fo
 from pythia_core.training.metrics import read_metrics
 from pythia_core.training.train import train
 from pythia_core.training.trainer import Trainer, update_lr
-from pythia_core.util import claims
+from pythia_core.util import leases
 
 CPU = torch.device("cpu")
 
@@ -186,10 +186,10 @@ def test_a_stopped_process_leaves_the_run_to_the_one_that_took_it_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, seconds in (("LEASE_SECONDS", 1), ("CHECK_SECONDS", 0.1), ("POLL_SECONDS", 0.1)):
-        monkeypatch.setattr(claims, name, seconds)
+        monkeypatch.setattr(leases, name, seconds)
     straight = train(config(steps=40), batch_at, tmp_path / "straight", progress=False)
     run = tmp_path / "shared"
-    setting = "from pythia_core.util import claims as c; c.LEASE_SECONDS, c.CHECK_SECONDS = 1, 0.1"
+    setting = "from pythia_core.util import leases as c; c.LEASE_SECONDS, c.CHECK_SECONDS = 1, 0.1"
     process = child(run, setting)
     try:
         wait_for_rows(run, 6)

@@ -1,4 +1,4 @@
-"""Claims: one owner at a time, dead and silent owners are replaced, a lost claim is noticed."""
+"""Leases: one owner at a time, dead and silent owners are replaced, a lost lease is noticed."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from pathlib import Path
 import pytest
 
 from pythia_core.errors import TakenElsewhere
-from pythia_core.util import claims
-from pythia_core.util.claims import claimed, is_free
+from pythia_core.util import leases
+from pythia_core.util.leases import is_free, leased
 
 SETTINGS = """
 import random, sys, time
 from pathlib import Path
 from pythia_core.errors import TakenElsewhere
-from pythia_core.util import claims
+from pythia_core.util import leases
 from pythia_core.util.files import atomic_file
-claims.LEASE_SECONDS, claims.CHECK_SECONDS, claims.POLL_SECONDS = 1.5, 0.1, 0.1
+leases.LEASE_SECONDS, leases.CHECK_SECONDS, leases.POLL_SECONDS = 1.5, 0.1, 0.1
 folder = Path(sys.argv[1])
 """
 OWNER = (
     SETTINGS
     + """
-with claims.claimed(folder / ".claim") as claim:
-    print("claimed", flush=True)
+with leases.leased(folder / ".lease") as lease:
+    print("leased", flush=True)
     while True:
         time.sleep(0.05)
         try:
-            claim.check()
+            lease.check()
         except TakenElsewhere as error:
             print(f"lost: {error}", flush=True)
             break
@@ -47,9 +47,9 @@ with claims.claimed(folder / ".claim") as claim:
 
 @pytest.fixture(autouse=True)
 def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claims, "LEASE_SECONDS", 1.5)
-    monkeypatch.setattr(claims, "CHECK_SECONDS", 0.1)
-    monkeypatch.setattr(claims, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 1.5)
+    monkeypatch.setattr(leases, "CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(leases, "POLL_SECONDS", 0.1)
 
 
 def start(script: str, folder: Path) -> subprocess.Popen[str]:
@@ -59,11 +59,11 @@ def start(script: str, folder: Path) -> subprocess.Popen[str]:
 
 @contextmanager
 def owner(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Start a process that holds the claim of a folder, and wait until it does."""
+    """Start a process that holds the lease of a folder, and wait until it does."""
     process = start(OWNER, folder)
     try:
         assert process.stdout is not None
-        assert process.stdout.readline() == "claimed\n"
+        assert process.stdout.readline() == "leased\n"
         yield process
     finally:
         process.kill()
@@ -79,10 +79,10 @@ def seconds_until_free(marker: Path) -> float:
 
 
 def test_one_owner_at_a_time_and_nothing_is_left(tmp_path: Path) -> None:
-    marker = tmp_path / "new" / ".claim"
-    with claimed(marker) as claim:
-        claim.check()
-        with pytest.raises(TakenElsewhere, match="process"), claimed(marker, wait=False):
+    marker = tmp_path / "new" / ".lease"
+    with leased(marker) as lease:
+        lease.check()
+        with pytest.raises(TakenElsewhere, match="process"), leased(marker, wait=False):
             pass
         assert not is_free(marker)
     assert is_free(marker)
@@ -92,14 +92,14 @@ def test_one_owner_at_a_time_and_nothing_is_left(tmp_path: Path) -> None:
 def test_a_live_owner_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with owner(tmp_path) as process:
         time.sleep(2.0)  # longer than the lease
-        assert not is_free(tmp_path / ".claim")
+        assert not is_free(tmp_path / ".lease")
         process.kill()
         process.wait()
-        with claimed(tmp_path / ".claim", job="training"):
+        with leased(tmp_path / ".lease", job="training"):
             pass
     with owner(tmp_path) as process:
         os.kill(process.pid, signal.SIGSTOP)
-        with claimed(tmp_path / ".claim", job="training"):  # after the lease
+        with leased(tmp_path / ".lease", job="training"):  # after the lease
             pass
         os.kill(process.pid, signal.SIGCONT)
     host = socket.gethostname()
@@ -110,25 +110,25 @@ def test_a_killed_owner_is_replaced_at_once(tmp_path: Path) -> None:
     with owner(tmp_path) as process:
         process.kill()
         process.wait()
-        assert seconds_until_free(tmp_path / ".claim") < 1
+        assert seconds_until_free(tmp_path / ".lease") < 1
 
 
-def test_a_stopped_owner_notices_that_it_lost_its_claim(tmp_path: Path) -> None:
+def test_a_stopped_owner_notices_that_it_lost_its_lease(tmp_path: Path) -> None:
     with owner(tmp_path) as process:
         os.kill(process.pid, signal.SIGSTOP)
-        with claimed(tmp_path / ".claim") as claim:
+        with leased(tmp_path / ".lease") as lease:
             os.kill(process.pid, signal.SIGCONT)
             assert process.stdout is not None
             lost = process.stdout.readline()
             assert lost.startswith(f"lost: {tmp_path} was taken over by process {os.getpid()} on")
             process.wait()
-            claim.check()  # the former owner has not deleted the marker of the new one
+            lease.check()  # the former owner has not deleted the marker of the new one
 
 
 @pytest.mark.parametrize("shift", [-3600, 3600])
 def test_clocks_that_differ_by_an_hour_do_not_matter(tmp_path: Path, shift: int) -> None:
     """A file server's clock, and another machine's, show in the times of the marker alone."""
-    marker = tmp_path / ".claim"
+    marker = tmp_path / ".lease"
     with owner(tmp_path) as process:
         end = time.monotonic() + 2.5
         while time.monotonic() < end:
@@ -143,8 +143,8 @@ def test_clocks_that_differ_by_an_hour_do_not_matter(tmp_path: Path, shift: int)
 @pytest.mark.parametrize("name", ["elsewhere", socket.gethostname()])
 def test_an_owner_on_another_machine_is_given_the_whole_lease(tmp_path: Path, name: str) -> None:
     """Even if that machine has the name of this one, where no such process is alive."""
-    marker = tmp_path / ".claim"
-    boot = claims._boot_id() ^ 1
+    marker = tmp_path / ".lease"
+    boot = leases._boot_id() ^ 1
     lines = ["filelock/2", f"pid={2**22 + 1}", f"host={name}", "mode=lease", "token=ab"]
     marker.write_text("\n".join([*lines, "duration=1.5", f"start={boot << 64 | 7}", ""]))
     assert 1.2 < seconds_until_free(marker) < 10
@@ -153,7 +153,7 @@ def test_an_owner_on_another_machine_is_given_the_whole_lease(tmp_path: Path, na
 def test_a_damaged_marker_does_not_block_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    marker = tmp_path / ".claim"
+    marker = tmp_path / ".lease"
     marker.write_text("filelock/2\npid=1\nho")  # a crash while it was written
     monkeypatch.setattr("filelock._soft.MALFORMED_LOCK_AGE_THRESHOLD", 0.5)
     assert seconds_until_free(marker) < 10
@@ -168,10 +168,10 @@ while jobs:
     for job in list(jobs):
         result = folder / f"{job}.txt"
         try:
-            with claims.claimed(folder / f".{job}.claim", wait=False) as claim:
+            with leases.leased(folder / f".{job}.lease", wait=False) as lease:
                 if not result.exists():
                     time.sleep(random.uniform(0, 0.02))
-                    claim.check()
+                    lease.check()
                     with atomic_file(result) as temporary:
                         temporary.write_text(f"result of {job}\\n")
                         with open(folder / "done.log", "a") as log:
@@ -210,4 +210,4 @@ def test_twenty_workers_race_for_a_hundred_jobs_and_some_are_killed(tmp_path: Pa
     # a worker that is killed while it writes has noted the job, but not recorded it
     assert sum(done.values()) - 100 <= killed
     assert len(done) == 100
-    assert not list(tmp_path.glob(".*.claim"))
+    assert not list(tmp_path.glob(".*.lease"))

@@ -1,12 +1,12 @@
-"""Claim a job on a shared folder, so that of many processes on any machines one does it.
+"""Lease a job on a shared folder, so that of many processes on any machines one does it.
 
-A claim is a marker file, a lease of `filelock`. Its owner renews it from a thread; another process
-may take it once it has seen no renewal for LEASE_SECONDS of its own monotonic clock, so clocks that
-differ between machines do not matter. If the owner was a process of the same machine that is dead,
-its claim is free at once.
+The lease is a marker file (filelock's SoftFileLease). Its owner renews it from a thread; another
+process may take it once it has seen no renewal for LEASE_SECONDS of its own monotonic clock, so
+clocks that differ between machines do not matter. If the owner was a process of the same machine
+and is dead, the lease is free at once.
 
-A claim is no lock: its owner may be stopped or cut off for so long that another process takes the
-job, and may then go on. So an owner calls `Claim.check` before it writes. Results are complete
+A lease is no lock: its owner may be stopped or cut off for so long that another process takes the
+job, and may then go on. So an owner calls `Lease.check` before it writes. Results are complete
 files or folders that are renamed into place, and equal whoever computes them, so a job that two
 processes did is recorded once.
 """
@@ -27,11 +27,11 @@ from pythia_core.errors import PythiaError, TakenElsewhere
 from pythia_core.util.progress import print_line
 
 LEASE_SECONDS = 60.0
-"""How long a claim is not renewed before another process takes it; the same for all processes."""
+"""How long a lease is not renewed before another process takes it; the same for all processes."""
 CHECK_SECONDS = 5.0
-"""A claim that was proven so recently is not proven again."""
+"""A lease that was proven so recently is not proven again."""
 POLL_SECONDS = 1.0
-"""Time between two attempts to take a claim that another process holds."""
+"""Time between two attempts to take a lease that another process holds."""
 
 _observed: dict[Path, SoftFileLease] = {}
 """The markers of others. A lease object remembers since when it has seen its marker unchanged."""
@@ -39,8 +39,8 @@ _unchanged: dict[Path, tuple[tuple[int, ...], float]] = {}
 """The same for markers of namesakes; see `_is_namesake`."""
 
 
-class Claim:
-    """A claim that this process holds."""
+class Lease:
+    """A lease that this process holds."""
 
     def __init__(self, lease: SoftFileLease) -> None:
         self._lease = lease
@@ -48,9 +48,9 @@ class Claim:
 
     @contextmanager
     def explains_errors(self) -> Iterator[None]:
-        """Raise TakenElsewhere instead of an error in the block, if the claim was lost.
+        """Raise TakenElsewhere instead of an error in the block, if the lease was lost.
 
-        The process that has taken the claim deletes what this one was writing.
+        The process that has taken the lease deletes what this one was writing.
         """
         try:
             yield
@@ -59,14 +59,14 @@ class Claim:
             raise
 
     def check(self, at_once: bool = False) -> None:
-        """Prove that the claim is still held, unless that was done in the last CHECK_SECONDS.
+        """Prove that the lease is still held, unless that was done in the last CHECK_SECONDS.
 
         With `at_once`, always prove it. The monotonic clock also runs while the process is stopped,
         so the first check after a long stop reads the marker. If the marker's folder was moved or
-        deleted, nobody has taken the claim; whoever writes there next will notice.
+        deleted, nobody has taken the lease; whoever writes there next will notice.
 
         Raises:
-            TakenElsewhere: another process has taken the claim, or the marker was deleted.
+            TakenElsewhere: another process has taken the lease, or the marker was deleted.
         """
         if not at_once and time.monotonic() - self._proven < CHECK_SECONDS:
             return
@@ -88,34 +88,34 @@ class Claim:
 
 
 @contextmanager
-def claimed(marker: Path, wait: bool | float = True, job: str = "") -> Iterator[Claim]:
-    """Hold the claim `marker` inside the block. Its folder is made if need be.
+def leased(marker: Path, wait: bool | float = True, job: str = "") -> Iterator[Lease]:
+    """Hold the lease `marker` inside the block. Its folder is made if necessary.
 
     Args:
-        wait: whether to wait for a process that holds the claim, or for how many seconds. If so, a
+        wait: whether to wait for a process that holds the lease, or for how many seconds. If so, a
             line says who holds it.
         job: what that process does, e.g. "training 85k", for the line.
 
     Raises:
-        TakenElsewhere: another process holds the claim, and `wait` is false or over.
+        TakenElsewhere: another process holds the lease, and `wait` is false or over.
     """
-    told, until = False, time.monotonic() + (math.inf if wait is True else wait)
+    reported, until = False, time.monotonic() + (math.inf if wait is True else wait)
     while not (lease := _take(marker)):
         holder = _describe(SoftFileLease(marker, lease_duration=LEASE_SECONDS).owner)
         if time.monotonic() >= until:
-            raise TakenElsewhere(f"{marker.parent} is claimed by {holder}")
-        if not told:
+            raise TakenElsewhere(f"{marker.parent} is taken by {holder}")
+        if not reported:
             print_line(f"waiting for {holder}: {job or marker.parent}")
-            told = True
+            reported = True
         time.sleep(POLL_SECONDS)
     try:
-        yield Claim(lease)
+        yield Lease(lease)
     finally:
         lease.release()
 
 
 def is_free(marker: Path) -> bool:
-    """Return whether this process could take a claim now. An expired claim is removed.
+    """Return whether this process could take a lease now. An expired lease is removed.
 
     Ask the same process again and again: it alone knows for how long it has seen the marker.
     """
@@ -128,7 +128,7 @@ def is_free(marker: Path) -> bool:
 
 
 def _take(marker: Path) -> SoftFileLease | None:
-    """Try to take a claim, from a dead or silent owner, too; None if another process has it."""
+    """Try to take a lease, from a dead or silent owner, too; None if another process has it."""
     marker.parent.mkdir(parents=True, exist_ok=True)
     lease = _observed.get(marker)
     if lease is None:
@@ -153,9 +153,9 @@ def _forget(marker: Path) -> None:
 def _is_namesake(owner: OwnerRecord) -> bool:
     """Return whether an owner ran on another machine that has this one's name, or before a reboot.
 
-    `filelock` takes a claim at once if its owner ran on a machine of this name and no such process
+    `filelock` takes a lease at once if its owner ran on a machine of this name and no such process
     is alive here. Cloned machines and containers can share a name (containers of one machine are
-    told apart by their process namespaces), and would steal each other's claims. The high bits of
+    told apart by their process namespaces), and would steal each other's leases. The high bits of
     `start` identify the boot of the owner's machine, where the system knows it.
     """
     here = _boot_id()
