@@ -128,7 +128,7 @@ def _add_places(p: argparse.ArgumentParser) -> None:
     """Add the options that say where `prepare` runs."""
     group = p.add_argument_group(
         "text of any size",
-        "With --on, text is prepared in stages of many tasks, whose memory does not grow with the "
+        "With --on, text is prepared in stages of many tasks, each of which holds one part of the "
         "text. The result is the same. A stopped or killed preparation continues where it was. "
         "Further options of sbatch are read from its variables, such as SBATCH_ACCOUNT.",
     )

@@ -1,6 +1,6 @@
 """Remove duplicates from text of any size, in stages with bounded memory.
 
-The result is, byte for byte, that of pythia_core.data.dedup. Beside the folders of
+The result is, byte for byte, that of pythia_core.data.dedup. Besides the folders of
 pythia_core.data.sharded, a work folder then has
 
     exact/PART/           the identical texts among those with a hash in one part of all hashes

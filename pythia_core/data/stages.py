@@ -70,7 +70,7 @@ def run_tasks(stage: Stage, folder: Path, tasks: Sequence[int]) -> None:
         ) from error
 
     class Tasks(PipelineExecutor):
-        """Runs tasks here. (datatrove's own local executor waits for ever for a killed one.)"""
+        """Runs tasks here. (datatrove's own local executor hangs if a process is killed.)"""
 
         world_size = stage.tasks
 
@@ -269,7 +269,7 @@ class Slurm:
             import submitit
         except ImportError as error:
             raise MissingDependencyError(
-                "Slurm jobs need the package submitit: pip install submitit"
+                "Slurm jobs need submitit; install it with `pip install -e .[cluster]`"
             ) from error
         name = stage.name.replace(" ", "-")
         try:

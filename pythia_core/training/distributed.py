@@ -2,7 +2,7 @@
 
 torchrun starts the processes, on one machine or on several that share the results folder:
 
-    torchrun --nproc-per-node 8 -m pythia_core train 1.4b --scale paper
+    torchrun --nproc-per-node 8 -m pythia_core train 19m --scale gpu
     torchrun --nproc-per-node 8 -m pythia_core continue EleutherAI/pythia-70m-deduped ...
 
 Process r of W takes the rows [r B / W, (r + 1) B / W) of every batch of B rows, as the ranks of

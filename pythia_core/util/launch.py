@@ -1,7 +1,7 @@
-"""Run a command in several processes, on this machine or as jobs of Slurm, and wait for them.
+"""Run a command in several processes, on this machine or as Slurm jobs, and wait for them.
 
 The processes share work by leases on the shared folder of results (pythia_core.util.leases). Each
-ends well only when all work is done, so it is enough if one of them does. Jobs of Slurm are
+ends well only when all work is done, so it is enough if one of them does. Slurm jobs are
 submitted with `submitit`, whose own files are the only pickles; results are never unpickled.
 """
 
@@ -40,7 +40,7 @@ MINUTES = 240
 
 @dataclass(frozen=True)
 class Slurm:
-    """What jobs ask of Slurm."""
+    """What Slurm jobs request."""
 
     gpus: int = 0
     """GPUs of a job: 0 or 1."""
@@ -52,7 +52,7 @@ class Slurm:
 
 @dataclass(frozen=True)
 class _Command:
-    """What a job of Slurm runs."""
+    """What a Slurm job runs."""
 
     words: tuple[str, ...]
 
@@ -92,7 +92,7 @@ def _own_number(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def on_slurm(arguments: Sequence[str], count: int, folder: Path, slurm: Slurm) -> list[Path]:
-    """Run `python -m pythia_core ARGUMENTS` in `count` jobs of Slurm, and wait for their end.
+    """Run `python -m pythia_core ARGUMENTS` in `count` Slurm jobs, and wait for their end.
 
     Ctrl-C or SIGTERM cancels the jobs. Jobs that are preempted or reach their time limit queue
     again.
@@ -116,7 +116,7 @@ def on_slurm(arguments: Sequence[str], count: int, folder: Path, slurm: Slurm) -
         import submitit
     except ImportError as error:
         raise MissingDependencyError(
-            "jobs of Slurm need submitit; run pip install submitit"
+            "Slurm jobs need submitit; install it with `pip install -e .[cluster]`"
         ) from error
     executor = submitit.SlurmExecutor(folder=folder)
     options: dict[str, Any] = {"time": slurm.minutes, "job_name": f"pythia-{arguments[0]}"}
@@ -138,7 +138,7 @@ def on_slurm(arguments: Sequence[str], count: int, folder: Path, slurm: Slurm) -
     except (subprocess.CalledProcessError, submitit.core.utils.FailedJobError) as error:
         raise ConfigError(f"Slurm refuses the jobs: {str(error).strip()}") from error
     number = jobs[0].job_id.partition("_")[0]
-    print_line(f"job {number} of Slurm: {count} x {arguments[0]}, logs in {folder}")
+    print_line(f"Slurm job {number}: {count} x {arguments[0]}; logs in {folder}")
     try:
         _wait_for(number, {job.job_id: job.paths.result_pickle for job in jobs})
     except BaseException:
@@ -147,7 +147,7 @@ def on_slurm(arguments: Sequence[str], count: int, folder: Path, slurm: Slurm) -
         raise
     logs = {job.job_id: job.paths.stdout for job in jobs}
     failed = [job.job_id for job in jobs if not job.paths.result_pickle.exists()]
-    _report_failed({f"job {job} of Slurm": logs[job] for job in failed}, count)
+    _report_failed({f"Slurm job {job}": logs[job] for job in failed}, count)
     return list(logs.values())
 
 

@@ -51,8 +51,8 @@ def add(command: AddCommand) -> None:
     text = "read items from FOLDER/TASK.jsonl"
     p.add_argument("--items", metavar="FOLDER", type=nonblank, help=text)
     text = (
-        "checkpoints fetched from the hub that stay on disk besides those being measured, or "
-        "all (default: 1); what was in the cache before is never deleted"
+        "downloaded checkpoints that may wait on disk to be measured (default: 1), or all to "
+        "delete none; what was in the cache before is never deleted"
     )
     p.add_argument("--keep", type=number_or_all, default=1, metavar="N", help=text)
     text = "also write the table to FILE (.csv or .parquet)"

@@ -24,7 +24,7 @@ examples:
 WORKER_EXAMPLES = """\
 Start as many workers as you like, on any machines that share the folder of results
 (PYTHIA_RESULTS), one for each GPU. Each run and each measurement is done by one of them. A worker
-that dies loses nothing: another one takes its work over, at most a minute later. When all have
+that dies loses nothing: about a minute later, another one takes over its work. When all have
 ended, `study` finds everything, and runs the notebooks.
 
 examples:
@@ -51,7 +51,7 @@ def add(command: AddCommand) -> None:
     p = command(
         "worker",
         _worker,
-        "train and measure what studies need and no other worker does, without their notebooks",
+        "train and measure what studies need, sharing the work with other workers; run no notebook",
         epilog=WORKER_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -99,13 +99,13 @@ def _add_selection(p: argparse.ArgumentParser) -> None:
 
 def _add_place(p: argparse.ArgumentParser) -> None:
     """Add the options that say where workers run."""
-    text = "train and measure in workers on this machine or in jobs of Slurm (default: no workers)"
+    text = "train and measure in workers on this machine or in Slurm jobs (default: no workers)"
     p.add_argument("--on", choices=("local", "slurm"), help=text)
     text = "number of workers with a GPU each (default with --on local: all GPUs)"
     p.add_argument("--gpus", **COUNT, help=text)
     text = "instead, number of workers with a core each (default without a GPU: all cores)"
     p.add_argument("--cpus", **COUNT, help=text)
-    p.add_argument("--partition", type=nonblank, help="partition of the jobs of Slurm")
+    p.add_argument("--partition", type=nonblank, help="partition of the Slurm jobs")
     text = "time limit of a job (default: %(default)s); a job at the limit saves and queues again"
     p.add_argument("--minutes", **COUNT | {"default": MINUTES}, help=text)
     text = "further option of sbatch, e.g. account=abc, mem=32G or cpus-per-task=8; repeatable"

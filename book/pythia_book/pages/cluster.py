@@ -1,4 +1,4 @@
-"""Makes the tables and the figure of the page on clusters: a budget for the real suite.
+"""Makes the tables and the figure of the page on clusters: a budget for the released models.
 
 The budget follows from the cost model of one GPU (pythia_book.bench.cost_model), the memory
 estimate (pythia_core.training.memory) and the bytes that GPUs exchange. Nothing was measured.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pythia_book.bench.cost_model import MICRO_TOKENS, ns_per_token, optimizer_seconds
 from pythia_book.budget import WRITE_RATE
 from pythia_book.pages import formatted
-from pythia_book.pages.real_suite import GPU_BYTES, SPACE, bytes_text
+from pythia_book.pages.real_suite import GPU_BYTES, bytes_text, time_text
 from pythia_book.released.continuation.start import published_train
 from pythia_book.released.recipe import BATCH_ROWS, H100_UTILISATION, SEQ_LEN, estimates
 from pythia_book.style import Drawing, Table, figure, legend, panels, size_colour, style
@@ -261,7 +261,7 @@ def memory() -> Table:
             row[f"{each.gpus} GPUs"] = f"{bytes_text(each.memory)}, {over}"
             row[f"{each.gpus} GPUs, sent"] = bytes_text(each.sent)
         rows.append(row)
-    columns = {name: (name.capitalize() if name == "size" else name, str) for name in rows[0]}
+    columns = {"size": ("Size", str)} | {name: (name, str) for name in rows[0] if name != "size"}
     caption = (
         f"Memory per GPU, and how weights, gradients and moments are kept: whole on each GPU of "
         f"{GPU_BYTES / 1e9:.0f} GB, or split. Sent: by each GPU, per update"
@@ -279,7 +279,7 @@ def disk() -> Table:
         "checkpoint": ("Weights of a step", bytes_text),
         "checkpoints": (f"Of {N_CHECKPOINTS} steps", bytes_text),
         "state": ("A training state", bytes_text),
-        "seconds": ("Writing it", lambda seconds: f"{seconds:.2g}{SPACE}s"),
+        "seconds": ("Writing it", time_text),
     }
     caption = (
         f"What training writes, for one half of the suite; writing by one process, at "
@@ -291,6 +291,37 @@ def disk() -> Table:
 def _days(value: float) -> str:
     """Format days with two significant digits, or more above ten."""
     return f"{value:.2g}" if value < 10 else f"{value:,.0f}"
+
+
+def days_8() -> str:
+    """Return the days of training all sizes on 8 GPUs."""
+    return _total_days(8)
+
+
+def large_days_8() -> str:
+    """Return the days of training the two largest sizes on 8 GPUs."""
+    return _total_days(8, tuple(OFFICIAL_SIZES)[-2:])
+
+
+def days_256() -> str:
+    """Return the days of training all sizes on 256 GPUs."""
+    return f"{_total_days(256)} days"
+
+
+def _total_days(gpus: int, sizes: tuple[str, ...] = tuple(OFFICIAL_SIZES)) -> str:
+    """Return the days of training some sizes, one after the other."""
+    return _days(sum(Layout(OFFICIAL_SIZES[size].model(), gpus).days for size in sizes))
+
+
+def most_waiting() -> str:
+    """Return the largest share of time that unsharded sizes wait for the network, in percent."""
+    frame = budget_table()
+    return f"{100 * (1 - frame.busy[frame.split == 1].min()):.0f}"
+
+
+def checkpoints_2_8b() -> str:
+    """Return the size of all checkpoints of the 2.8B model, in GB."""
+    return f"{disk_table().set_index('size').checkpoints['2.8b'] / 1e9:.0f}"
 
 
 def rows_terabytes() -> str:

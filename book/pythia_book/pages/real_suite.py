@@ -235,7 +235,7 @@ def bytes_text(value: float) -> str:
     return f"{value / 1000**power:,.3g}{SPACE}{units[power - 1]}"
 
 
-def _time(seconds: float) -> str:
+def time_text(seconds: float) -> str:
     """Format a time with a suitable unit, e.g. 5400 as "1.5 h"."""
     for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (2 * 86_400, 3600, "h")):
         if seconds < limit:
@@ -268,11 +268,11 @@ def reading() -> Table:
         "size": ("Size", str),
         "repository": ("Name", str),
         "stored": ("One checkpoint", bytes_text),
-        "minutes": ("Download", lambda minutes: _time(60 * minutes)),
+        "minutes": ("Download", lambda minutes: time_text(60 * minutes)),
         "stored_all": ("All 154", bytes_text),
         "memory": ("Memory, fp32", bytes_text),
-        "row_seconds": ("2,048 tokens", _time),
-        "task_seconds": ("All tasks", _time),
+        "row_seconds": ("2,048 tokens", time_text),
+        "task_seconds": ("All tasks", time_text),
     }
     caption = (
         f"The cost of using a released model, computed from its parameters. Assumed: a download at "
@@ -288,7 +288,7 @@ def commands() -> Table:
     frame["time"] = [
         "seconds"
         if row.seconds < 1
-        else _time(row.seconds) + (f", {row.machine}" if row.machine else ", download")
+        else time_text(row.seconds) + (f", {row.machine}" if row.machine else ", download")
         for row in frame.itertuples()
     ]
     columns = {
@@ -315,7 +315,7 @@ def forks() -> Table:
         "state": ("Weights, gradients, optimizer", bytes_text),
         "fits": ("On a GPU of 80 GB", lambda fits: "yes" if fits else "no"),
         "disk": ("Disk", bytes_text),
-        "gpu_seconds": ("One H100", _time),
+        "gpu_seconds": ("One H100", time_text),
     }
     caption = (
         "10,000 updates from step 133,000, a swap and its control, in bf16, without activations; "

@@ -191,4 +191,4 @@ def test_a_job_that_was_cancelled_elsewhere_has_failed(cluster: None, tmp_path: 
     driver, job, _ = submitted(tmp_path)
     subprocess.run(["scancel", job], check=True)
     _, err = driver.communicate(timeout=60)
-    assert f"job {job} of Slurm was stopped or has failed" in err and "saved" in err
+    assert f"Slurm job {job} was stopped or has failed" in err and "saved" in err
