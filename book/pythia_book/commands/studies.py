@@ -151,8 +151,11 @@ def _work_elsewhere(args: argparse.Namespace) -> bool:
         raise ConfigError("--partition, --minutes and --sbatch need --on slurm")
     if args.on is None:
         return False
-    if 0 in (args.gpus, args.cpus, args.minutes) or (args.gpus and args.cpus):
-        raise ConfigError("--on needs --gpus N or --cpus N, not both, and no number can be 0")
+    for name in ("gpus", "cpus", "minutes"):
+        if getattr(args, name) == 0:
+            raise ConfigError(f"--{name} must be at least 1, got 0")
+    if args.gpus and args.cpus:
+        raise ConfigError(f"--gpus {args.gpus} and --cpus {args.cpus} were both given; choose one")
     values = _values(args)  # errors come before anything is started
     folder = results_dir() / "workers"
     check_results(folder)
@@ -174,7 +177,7 @@ def _work_elsewhere(args: argparse.Namespace) -> bool:
     if not (args.gpus or args.cpus):
         raise ConfigError("--on slurm needs --gpus N or --cpus N, the number of workers")
     options = dict(_name_and_value(word) for word in args.sbatch)
-    if args.cpus:  # or processors that differ would train different runs
+    if args.cpus:  # different processors could choose different precisions, so different runs
         os.environ[precision.VARIABLE] = precision.best_precision()
     slurm = launch.Slurm(int(bool(args.gpus)), args.partition or "", args.minutes, options)
     launch.on_slurm(words, args.gpus or args.cpus, folder, slurm)
