@@ -765,12 +765,16 @@ def measured_text(test: dict[str, Any] | None) -> str:
     return f"{middle}{unit} (95{gap}% CI{gap}{low} to{gap}{high})"
 
 
-def device_text(record: dict[str, Any]) -> str:
-    """Name the GPU (else the CPU and its threads), and any recorded precisions of the runs."""
+def device_text(record: dict[str, Any], trained: bool = False) -> str:
+    """Name the GPU (else the CPU and its threads), and any recorded precisions of the runs.
+
+    With `trained`, the threads are not named: those of the notebook, not of training.
+    """
     machine = record.get("device") or {}
-    threads = machine.get("threads", "?")
-    plural = "" if threads == 1 else "s"
-    cpu = f"{machine.get('cpu', 'unknown processor')}, {threads} thread{plural}"
+    cpu = machine.get("cpu", "unknown processor")
+    if not trained:
+        threads = machine.get("threads", "?")
+        cpu += f", {threads} thread{'' if threads == 1 else 's'}"
     precisions = {run["precision"] for run in record.get("runs") or () if "precision" in run}
     return ", ".join([str(machine.get("gpu") or cpu), *sorted(precisions)])
 

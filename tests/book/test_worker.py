@@ -135,8 +135,8 @@ def test_a_worker_takes_one_of_the_gpus_that_srun_shows_it(
     [
         (["--gpus", "2"], "add --on local or --on slurm"),
         (["--on", "slurm"], "needs --gpus N or --cpus N"),
-        (["--on", "slurm", "--cpus", "0"], "no number can be 0"),
-        (["--on", "local", "--cpus", "1", "--gpus", "1"], "not both"),
+        (["--on", "slurm", "--cpus", "0"], "--cpus must be at least 1, got 0"),
+        (["--on", "local", "--cpus", "1", "--gpus", "1"], "choose one"),
         (["--on", "local", "--gpus", "1"], "there is no GPU here"),
         (["--on", "local", "--partition", "p"], "need --on slurm"),
         (["--on", "slurm", "--cpus", "1", "--sbatch", "mem"], "expected NAME=VALUE"),

@@ -291,7 +291,7 @@ def facts(checkpoints: Checkpoints) -> dict[str, str]:
         "fork_share": f"{100 * about['fork'] / about['total_steps']:.0f} %",
         "count": number_text(len(checkpoints.names)),
         "megabytes": f"{sum(a.nbytes for a in checkpoints.tensors.values()) / 1e6:.1f} MB",
-        "machine": device_text({"device": about["device"], "runs": runs}),
+        "machine": device_text({"device": about["device"], "runs": runs}, trained=True),
         "trained": duration_text(sum(about["seconds"].values())),
         "scale": about["scale"],
         "commit": (commit.get("id") or "unknown")[:10],
