@@ -6,6 +6,7 @@ estimate (pythia_core.training.memory) and the bytes that GPUs exchange. Nothing
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -293,42 +294,21 @@ def _days(value: float) -> str:
     return f"{value:.2g}" if value < 10 else f"{value:,.0f}"
 
 
-def days_8() -> str:
-    """Return the days of training all sizes on 8 GPUs."""
-    return _total_days(8)
+def values() -> dict[str, str]:
+    """Return the numbers in the page's prose, as text."""
+    frame, written = budget_table(), disk_table().set_index("size").checkpoints
+    large = [*OFFICIAL_SIZES][-2:]
 
+    def total(gpus: int, sizes: Sequence[str] = tuple(OFFICIAL_SIZES)) -> str:
+        """Return the days of training some sizes, one after the other."""
+        return _days(frame.days[(frame.gpus == gpus) & frame["size"].isin(sizes)].sum())
 
-def large_days_8() -> str:
-    """Return the days of training the two largest sizes on 8 GPUs."""
-    return _total_days(8, tuple(OFFICIAL_SIZES)[-2:])
-
-
-def days_256() -> str:
-    """Return the days of training all sizes on 256 GPUs."""
-    return f"{_total_days(256)} days"
-
-
-def _total_days(gpus: int, sizes: tuple[str, ...] = tuple(OFFICIAL_SIZES)) -> str:
-    """Return the days of training some sizes, one after the other."""
-    return _days(sum(Layout(OFFICIAL_SIZES[size].model(), gpus).days for size in sizes))
-
-
-def most_waiting() -> str:
-    """Return the largest share of time that unsharded sizes wait for the network, in percent."""
-    frame = budget_table()
-    return f"{100 * (1 - frame.busy[frame.split == 1].min()):.0f}"
-
-
-def checkpoints_2_8b() -> str:
-    """Return the size of all checkpoints of the 2.8B model, in GB."""
-    return f"{disk_table().set_index('size').checkpoints['2.8b'] / 1e9:.0f}"
-
-
-def rows_terabytes() -> str:
-    """Return the size of the training rows of one data set, in TB."""
-    return f"{ROWS_BYTES / 1e12:.1f}"
-
-
-def checkpoints_terabytes() -> str:
-    """Return the size of all checkpoints of one half of the suite, in TB."""
-    return f"{disk_table().checkpoints.sum() / 1e12:.1f}"
+    return {
+        "days_8": total(8),
+        "large_days_8": total(8, large),
+        "days_256": total(256),
+        "most_waiting": f"{100 * (1 - frame.busy[frame.split == 1].min()):.0f}",
+        "checkpoints_2_8b": f"{written['2.8b'] / 1e9:.0f}",
+        "checkpoints_terabytes": f"{written.sum() / 1e12:.1f}",
+        "rows_terabytes": f"{ROWS_BYTES / 1e12:.1f}",
+    }

@@ -53,7 +53,7 @@ def test_the_disk_holds_154_checkpoints() -> None:
     assert frame.checkpoints["70m"] == 154 * 2 * 70_426_624
     assert frame.state["70m"] == 12 * 70_426_624
     assert cluster.disk().frame.iloc[-1]["Size"] == "All ten"
-    assert cluster.rows_terabytes() == "0.6"
+    assert cluster.values()["rows_terabytes"] == "0.6"
 
 
 def test_the_page_shows_every_drawing_and_commands_that_parse() -> None:
