@@ -50,10 +50,15 @@ def values_of(
 
 
 def take_device(environment: Mapping[str, str] = os.environ) -> str | None:
-    """Return the GPU for this process if srun shows several processes the same GPUs, else None."""
+    """Return the GPU for this process if srun shows several processes the same GPUs, else None.
+
+    A process that is alone on its node uses all of them.
+    """
     names = [name for name in environment.get(DEVICES, "").split(",") if name.strip()]
     local = environment.get("SLURM_LOCALID", "")
-    if len(names) < 2 or not local.isdecimal() or environment.get("SLURM_NTASKS", "1") == "1":
+    per_node = environment.get("SLURM_STEP_TASKS_PER_NODE", "1")  # e.g. 8(x2),4: nodes, too
+    alone = {part.partition("(")[0] for part in per_node.split(",")} == {"1"}
+    if len(names) < 2 or not local.isdecimal() or alone:
         return None
     return names[int(local) % len(names)]
 

@@ -59,7 +59,7 @@ from pythia_core.data.tokenizer import (
     load_tokenizer,
     tokenizer_source,
 )
-from pythia_core.errors import DataError, one_of
+from pythia_core.errors import DataError, TakenElsewhere, one_of
 from pythia_core.util.files import FULL_DISK, atomic_dir, cache_dir, file_sha256, fraction
 from pythia_core.util.leases import leased
 from pythia_core.util.progress import bar as progress_bar
@@ -366,18 +366,24 @@ def _build(folder: Path, make: Callable[[Path], dict[str, Any]]) -> None:
     Args:
         make: fills a temporary folder, and returns its manifest.
     """
-    if has_manifest(folder):
-        return
-    lease = cache_dir() / "locks" / f"{folder.name}.lease"
-    with leased(lease, job=f"preparing {folder}"):
-        # should two processes prepare a folder after all, one whole folder stays
-        for leftover in folder.parent.glob(f".{folder.name}.tmp-*"):  # of processes that died here
-            shutil.rmtree(leftover, ignore_errors=True)
-        if not has_manifest(folder):
-            if folder.exists():
-                shutil.rmtree(folder)
-            with atomic_dir(folder) as temporary:
-                write_manifest(temporary, {**make(temporary), "folder": folder.name})
+    while not has_manifest(folder):
+        marker = cache_dir() / "locks" / f"{folder.name}.lease"
+        try:
+            # should two processes prepare a folder after all, one whole folder stays
+            with (
+                leased(marker, job=f"preparing {folder}") as lease,
+                lease.explains_errors(),
+            ):
+                for leftover in folder.parent.glob(f".{folder.name}.tmp-*"):  # of a dead process
+                    shutil.rmtree(leftover, ignore_errors=True)
+                if has_manifest(folder):
+                    return
+                if folder.exists():
+                    shutil.rmtree(folder)
+                with atomic_dir(folder) as temporary:
+                    write_manifest(temporary, {**make(temporary), "folder": folder.name})
+        except TakenElsewhere:  # this process was stopped for long; the other one goes on
+            continue
 
 
 def _settings(data: DataConfig) -> dict[str, Any]:

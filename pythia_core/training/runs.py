@@ -560,7 +560,8 @@ def _parent_state(
         return None
     states = parent.states
     if not world.from_rank_zero(start in saved_steps(states)):
-        replay = parent.folder / "replays" / str(start)  # one for each, as it has its own log
+        # one for each step and number of processes, which have logs and bits of their own
+        replay = parent.folder / "replays" / _replay_name(start, world)
         older: tuple[int, State, dict[str, Any]] | None = None
         with world.rank_zero_first():
             if older := newest_loadable(states, at_most=start):
@@ -582,6 +583,18 @@ def _parent_state(
         check_step(parent.folder, "states", start)
         files, _ = load_checkpoint(step_folder(states, start), hashes=world.is_rank_zero)
     return Start(start, files)
+
+
+def _replay_name(step: int, world: World) -> str:
+    """Return the name of the folder of a replay to a step, e.g. "385", or "385-x4-2" for four
+    processes of which two share a state."""
+    return "-".join(
+        [
+            str(step),
+            *(f"x{world.size}" for _ in range(world.size > 1)),
+            *(str(world.shards) for _ in range(world.sharded)),
+        ]
+    )
 
 
 def find_or_train(
@@ -615,13 +628,21 @@ def find_or_train(
     """
     execution = execution or Execution.from_environment()
     world = plan_state(world, config, execution)
-    with world.rank_zero_first():  # the others find its data and its decision
-        run = locate(config, progress and world.is_rank_zero, execution, world)
-        if not run.finished:
-            check_memory(world, config, execution)
-            _ = run.ledger  # its errors come before the control is trained
-    world.check_same(run.folder.name, "the run to train", DIFFERENT)
-    if world.from_rank_zero(run.finished):
+    with world.rank_zero_first():  # the others find its data
+        if world.is_rank_zero:
+            run = locate(config, progress, execution, world)
+            data, name, finished = run.data, run.folder.name, run.finished
+            if not finished:
+                check_memory(world, config, execution)
+                _ = run.ledger  # its errors come before the control is trained
+        else:
+            data, name, finished = prepare(config.data, progress=False), "", False
+    wanted = stable_hash(run_identity(config, data.fingerprint, execution))[:12]
+    world.check_same(wanted, "the run to train", DIFFERENT)
+    # one process decides, because a run may be started or finished elsewhere meanwhile
+    name, finished = world.from_rank_zero((name, finished))
+    run = Run(results_dir() / "runs" / name, config, data)
+    if finished:
         return run
     if not (wait or is_free(run.folder / LEASE)):  # before the control's state is computed
         raise TakenElsewhere(f"another process trains the run in {run.folder}")
@@ -867,7 +888,8 @@ def verify(run: Run) -> list[str]:
 def _replays(run: Run) -> list[Path]:
     """Return the folders in which forks trained the run again up to their branching steps."""
     replays = (run.folder / "replays").glob("*")
-    return sorted((p for p in replays if p.name.isdecimal()), key=lambda p: int(p.name))
+    named = [p for p in replays if re.fullmatch(r"\d+(-x\d+(-\d+)?)?", p.name)]
+    return sorted(named, key=lambda p: (int(p.name.partition("-")[0]), p.name))
 
 
 def _unchecked(run: Run) -> list[str]:

@@ -103,7 +103,10 @@ def leased(marker: Path, wait: bool | float = True, job: str = "") -> Iterator[L
     while not (lease := _take(marker)):
         holder = _describe(SoftFileLease(marker, lease_duration=LEASE_SECONDS).owner)
         if time.monotonic() >= until:
-            raise TakenElsewhere(f"{marker.parent} is taken by {holder}")
+            raise TakenElsewhere(
+                f"{marker.parent} is in use by {holder}. Wait for it or stop it; then run the same "
+                "command again"
+            )
         if not reported:
             print_line(f"waiting for {holder}: {job or marker.parent}")
             reported = True

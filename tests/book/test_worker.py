@@ -115,19 +115,22 @@ def test_workers_share_what_trains_models_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(
-    ("environment", "device"),
+    ("devices", "local", "per_node", "device"),
     [
-        ({}, None),
-        ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_LOCALID": "1", "SLURM_NTASKS": "2"}, "1"),
-        ({"CUDA_VISIBLE_DEVICES": "4,6", "SLURM_LOCALID": "2", "SLURM_NTASKS": "16"}, "4"),
-        ({"CUDA_VISIBLE_DEVICES": "6", "SLURM_LOCALID": "1", "SLURM_NTASKS": "2"}, None),
-        ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1"}, None),
+        ("0,1", "1", "2", "1"),
+        ("4,6", "2", "8(x2)", "4"),
+        ("0,1", "0", "2,1", "0"),
+        ("6", "1", "2", None),
+        ("0,1", "0", "1(x4)", None),  # alone on its node
     ],
 )
 def test_a_worker_takes_one_of_the_gpus_that_srun_shows_it(
-    environment: dict[str, str], device: str | None
+    devices: str, local: str, per_node: str, device: str | None
 ) -> None:
+    variables = ("CUDA_VISIBLE_DEVICES", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
+    environment = dict(zip(variables, (devices, local, per_node), strict=True))
     assert worker.take_device(environment) == device
+    assert worker.take_device({"CUDA_VISIBLE_DEVICES": devices}) is None
 
 
 @pytest.mark.parametrize(

@@ -291,6 +291,15 @@ def has_weights(repo: str, revision: str) -> bool:
     )
 
 
+def marks_folder(repo: str) -> Path:
+    """Return a folder in the hub's cache for marks about cached revisions of a repository.
+
+    It is one that scans of the cache leave out.
+    """
+    name = repo_folder_name(repo_id=repo, repo_type="model")
+    return Path(constants.HF_HUB_CACHE) / ".locks" / name
+
+
 def evict(repo: str, revision: str) -> None:
     """Delete the weights of a revision from the cache, but not its config and tokenizer.
 

@@ -1,9 +1,9 @@
 """Bounds the disk that checkpoints of a hub's repository take while they are measured.
 
 While a checkpoint is measured, the next one is fetched. What was fetched for a measurement is
-deleted after it: a file per revision in `fetched/`, next to the measurements, says that the
-revision was not in the cache before, also after a crash. Nothing else is deleted. Processes that
-share the folder of results and the cache do not delete what another one reads.
+deleted after it: a mark in the hub's cache says that the revision was not there before, also after
+a crash. (It is in the cache, because machines that share the folder of results may have caches of
+their own.) Nothing else is deleted. Processes that share both do not delete what another one reads.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from pythia_core.errors import CheckpointError, FetchError
 from pythia_core.hf import local_folder
 from pythia_core.util.leases import is_free, leased
 
+MARK = ".fetched"
+"""The suffix of the marks."""
 WAIT_SECONDS = 0.5
 """Time between two looks whether there is room for the next checkpoint."""
 
@@ -103,13 +105,14 @@ def _lease(model: PublishedModel, revision: str) -> Path:
 
 
 def _mark(model: PublishedModel, revision: str) -> Path:
-    return model.folder / "fetched" / revision
+    return download.marks_folder(model.source) / f"{revision}{MARK}"
 
 
 def _waiting(model: PublishedModel) -> list[str]:
     """Return the revisions that were fetched and are not being measured."""
-    marks = sorted(path.name for path in (model.folder / "fetched").glob("*"))
-    return [revision for revision in marks if not _lease(model, revision).exists()]
+    marks = download.marks_folder(model.source).glob(f"*{MARK}")
+    revisions = sorted(path.name.removesuffix(MARK) for path in marks)
+    return [revision for revision in revisions if not _lease(model, revision).exists()]
 
 
 def _note(model: PublishedModel, revision: str) -> None:

@@ -21,6 +21,7 @@ from pythia_core.errors import CheckpointError, ConfigError, DataError
 from pythia_core.suite import scale_named
 from pythia_core.training import runs
 from pythia_core.training.checkpoint import load_checkpoint, saved_steps, step_folder
+from pythia_core.training.distributed import World
 from pythia_core.training.runs import Run, find_or_train, find_run, locate
 
 
@@ -114,6 +115,23 @@ def test_a_fork_starts_from_the_exact_state_of_its_control(config: RunConfig) ->
     ours, _ = load_checkpoint(step_folder(fork.checkpoints, 7))
     theirs, _ = load_checkpoint(step_folder(control.checkpoints, 7))
     assert all(torch.equal(ours["model"][n], t) for n, t in theirs["model"].items())
+
+
+def test_processes_do_not_use_the_replays_of_another_number_of_processes(config: RunConfig) -> None:
+    """They sum gradients in another order, and so come to other bits."""
+    worlds = [
+        World(),
+        World(size=2),
+        World(size=4),
+        World(size=4, shards=2),
+        World(size=4, shards=4),
+    ]
+    names = [runs._replay_name(385, world) for world in worlds]
+    assert names[0] == "385" and len(set(names)) == len(names)
+    run = locate(config)
+    for name in (*names, "other", "385-x"):
+        (run.folder / "replays" / name).mkdir(parents=True)
+    assert {path.name for path in runs._replays(run)} == set(names)
 
 
 def test_forks_are_replayed_in_any_order(config: RunConfig) -> None:
