@@ -74,7 +74,8 @@ MATRIX = {
         core/training/test_runs.py test_a_vocabulary_smaller_than_the_data_is_refused
     """,
     "other number of processes or threads, other machine: W": """
-        core/training/test_distributed.py test_two_processes_train_like_one
+        core/training/test_sharding.py test_two_processes_train_like_one_whether_sharded_or_not
+            test_two_then_four_on_two_nodes_then_one_resume_from_each_other
         faults/test_training.py test_a_resume_under_other_conditions_warns
         core/util/test_workers.py test_results_are_the_same_with_and_without_workers
     """,
@@ -150,9 +151,23 @@ MATRIX = {
             test_zstandard_files
         core/data/test_downloads.py test_tampered_cache_is_refused_and_left_alone
     """,
-    "two processes on one run: E": """
-        core/training/test_train.py test_two_processes_on_one_run
+    "two processes on one run or job, one of them stopped or killed: R": """
+        core/training/test_train.py test_a_second_process_waits_for_the_first
+            test_a_stopped_process_leaves_the_run_to_the_one_that_took_it_over
+        core/util/test_leases.py test_twenty_workers_race_for_a_hundred_jobs_and_some_are_killed
+            test_clocks_that_differ_by_an_hour_do_not_matter
+        core/data/test_sharded.py test_two_preparations_at_once
         book/test_papermill_runs.py test_two_runs_at_once_are_kept_apart
+    """,
+    "a process of torchrun dies, a Slurm job is cancelled, requeued or out of time: E or R": """
+        core/training/test_distributed.py
+            test_a_killed_process_or_a_stop_ends_all_and_training_resumes
+        core/util/test_launch.py test_a_requeued_job_goes_on
+            test_a_job_at_its_time_limit_saves_and_queues_again
+            test_a_job_that_was_cancelled_elsewhere_has_failed test_a_node_without_the_environment
+        book/test_worker.py
+            test_two_nodes_give_the_files_of_one_machine_though_one_worker_dies_and_one_is_requeued
+        core/data/test_sharded.py test_killed_tasks
     """,
     "clock that jumps, folder that was moved: R": """
         faults/test_training.py test_a_clock_that_jumps_and_a_folder_that_moves

@@ -372,7 +372,7 @@ def test_two_preparations_at_once(tmp_path: Path) -> None:
     said = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert said[0][0] == said[1][0]
-    assert sum("waiting for" in error for _, error in said) == 1
+    assert any("waiting for" in error for _, error in said)
     assert not list((tmp_path / "cache" / "data").glob("work-*"))
 
 

@@ -13,7 +13,7 @@ import pytest
 from tiny_runs import control, remove_hashes
 
 from pythia_core.config import RunConfig, stable_hash
-from pythia_core.data import prepare as module
+from pythia_core.data import manifest as module
 from pythia_core.errors import CheckpointError, DataError
 from pythia_core.training.checkpoint import (
     drop_weights,
