@@ -46,9 +46,8 @@ ELSEWHERE_SECONDS = 1.0
 
 MAX_JOB_NOTES = 4
 """Maximum number of running jobs that the progress line describes; others are only counted."""
-
-
 SECONDS_TO_STOP = 60
+"""Time for workers to save their work before they are killed."""
 
 
 class _ProgressSlot(ctypes.Structure):
@@ -189,8 +188,8 @@ def parallel_map(
                 try:
                     results[number] = function(jobs[number])
                     line.done(number)
-                except TakenElsewhere:
-                    queue.put_back(number)
+                except TakenElsewhere as error:
+                    queue.put_back(number, error)
         return [results[number] for number in range(len(jobs))]
     pool, slots = _workers()
     with line:
@@ -214,8 +213,8 @@ def parallel_map(
                     try:
                         results[number] = future.result()
                         line.done(number)
-                    except TakenElsewhere:
-                        queue.put_back(number)
+                    except TakenElsewhere as error:
+                        queue.put_back(number, error)
                 reports = {s.job: (s.share, s.note.decode(errors="replace")) for s in slots}
                 line.show(
                     {n: reports[n] for n in running.values() if n in reports}, len(queue.elsewhere)
@@ -242,10 +241,10 @@ class _Queue:
         self._jobs, self._may_retry = jobs, may_retry
         self._next_look = 0.0
 
-    def put_back(self, number: int) -> None:
-        """Note that another process does a job; raise its error again without `may_retry`."""
+    def put_back(self, number: int, error: TakenElsewhere) -> None:
+        """Note that another process does a job; without `may_retry`, raise its error."""
         if self._may_retry is None:
-            raise
+            raise error
         self.elsewhere.append(number)
 
     def refill(self) -> bool:
