@@ -22,6 +22,7 @@ from pythia_core.config import stable_hash
 from pythia_core.errors import CheckpointError, TakenElsewhere
 from pythia_core.evaluation import scoring
 from pythia_core.suite import size_name
+from pythia_core.training.checkpoint import saved_steps
 from pythia_core.training.gpu_sharing import limit_memory
 from pythia_core.training.memory import inference_bytes
 from pythia_core.training.runs import SHORT, Run, arm_label, run_flops
@@ -191,8 +192,20 @@ def _measure(model: GPTNeoX, run: Run, step: int, measurement: Measurement) -> A
     """Make a measurement and cache its arrays."""
     kept = _kept.setdefault((measurement.name, measurement.digest), measurement)
     arrays = {name: np.asarray(array) for name, array in sorted(kept(model, step).items())}
-    save_cached(_new_file(run, step, measurement), _key(run, step, measurement), arrays)
+    if not _may_be_replaced(run, step):
+        save_cached(_new_file(run, step, measurement), _key(run, step, measurement), arrays)
     return arrays
+
+
+def _may_be_replaced(run: Run, step: int) -> bool:
+    """Return whether training may still come to other weights of a step.
+
+    It resumes from the newest state. With another number of processes or on another machine, the
+    checkpoints after that state get other bits.
+    """
+    if not isinstance(run, Run) or run.finished:
+        return False
+    return step > max(saved_steps(run.states), default=-1)
 
 
 def _lease_of(run: Run, step: int, measurement: Measurement) -> Path:

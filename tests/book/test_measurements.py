@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import tempfile
 import threading
@@ -19,6 +20,7 @@ from pythia_book.measurements import damaged_caches, measure_all
 
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import PythiaError, TakenElsewhere
+from pythia_core.training.checkpoint import saved_steps, step_folder
 from pythia_core.training.runs import Run, find_or_train, find_or_train_all, locate
 from pythia_core.training.train import LEASE
 from pythia_core.util import files
@@ -130,6 +132,17 @@ def test_what_another_process_measures_is_waited_for(
     assert measurement.calls == ([0, 6] if result else [0, 6, 2])
     assert (measured[run.id, 2]["norm"] == 7).all() == (result is not None)
     assert not list(run.folder.rglob(".*.lease"))
+
+
+def test_what_training_may_replace_is_not_cached(trained: list[Run]) -> None:
+    """Training resumes from the newest state, perhaps with other processes and to other bits."""
+    run, measurement = trained[0], Norm()
+    (run.folder / "done.json").unlink()
+    shutil.rmtree(step_folder(run.states, 6))
+    assert 0 < max(saved_steps(run.states)) < 6
+    for _ in range(2):
+        measure_all([(run, 0), (run, 6)], measurement, progress=False)
+    assert measurement.calls == [0, 6, 6]
 
 
 def test_a_run_that_another_process_trains_is_waited_for(trained: list[Run]) -> None:
