@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import math
 import os
+import secrets
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import LeaseSettingsMismatch, OwnerRecord, SoftFileLease, Timeout
@@ -138,6 +139,7 @@ def _take(marker: Path) -> SoftFileLease | None:
         lease = _observed[marker] = SoftFileLease(marker, lease_duration=LEASE_SECONDS)
     if (owner := lease.owner) and _is_namesake(owner) and not _is_silent(marker):
         return None
+    _remove_empty(marker)
     try:
         lease.acquire(blocking=False)
     except (Timeout, LeaseSettingsMismatch):  # the latter: of another version
@@ -172,6 +174,27 @@ def _boot_id() -> int:
         return int(text.strip().replace("-", ""), 16)
     except (OSError, ValueError):
         return 0
+
+
+def _remove_empty(marker: Path) -> None:
+    """Remove a marker that has stayed empty for LEASE_SECONDS, which `filelock` would never do.
+
+    Its owner was killed between making the file and writing to it.
+    """
+    try:
+        stat = os.stat(marker)
+    except OSError:
+        return
+    if stat.st_size or not _is_silent(marker):
+        return
+    aside = marker.with_name(f"{marker.name}.{secrets.token_hex(4)}")
+    with suppress(OSError):
+        os.rename(marker, aside)
+        try:
+            if os.stat(aside).st_ino != stat.st_ino:  # another process was faster: it is its marker
+                os.link(aside, marker)
+        finally:
+            os.unlink(aside)
 
 
 def _is_silent(marker: Path) -> bool:

@@ -150,11 +150,12 @@ def test_an_owner_on_another_machine_is_given_the_whole_lease(tmp_path: Path, na
     assert 1.2 < seconds_until_free(marker) < 10
 
 
-def test_a_damaged_marker_does_not_block_for_ever(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("content", ["", "filelock/2\npid=1\nho"])
+def test_the_marker_of_a_process_killed_while_making_it_does_not_block_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
 ) -> None:
     marker = tmp_path / ".lease"
-    marker.write_text("filelock/2\npid=1\nho")  # a crash while it was written
+    marker.write_text(content)
     monkeypatch.setattr("filelock._soft.MALFORMED_LOCK_AGE_THRESHOLD", 0.5)
     assert seconds_until_free(marker) < 10
 
