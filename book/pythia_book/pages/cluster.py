@@ -251,23 +251,29 @@ def time() -> Table:
 
 
 def memory() -> Table:
-    """Return the table of the memory that each GPU needs, and of what an update sends."""
-    import pandas as pd
-
-    frame, rows = budget_table(), []
-    for size, group in frame.groupby("size", sort=False):
-        row = {"size": size}
-        for each in group.itertuples():
-            over = {1: "whole", NODE: "over a node"}.get(each.split, "over all")
-            row[f"{each.gpus} GPUs"] = f"{bytes_text(each.memory)}, {over}"
-            row[f"{each.gpus} GPUs, sent"] = bytes_text(each.sent)
-        rows.append(row)
-    columns = {"size": ("Size", str)} | {name: (name, str) for name in rows[0] if name != "size"}
+    """Return the table of the memory that each GPU needs, by size and number of GPUs."""
+    frame = budget_table()
+    kept = {1: "on each GPU", NODE: "over a node"}
+    splits = frame.groupby("size", sort=False)["split"].unique()
+    table = _by_gpus(frame, "memory")
+    table.insert(1, "State", [", ".join(kept.get(n, "over all") for n in each) for each in splits])
     caption = (
-        f"Memory per GPU, and how weights, gradients and moments are kept: whole on each GPU of "
-        f"{GPU_BYTES / 1e9:.0f} GB, or split. Sent: by each GPU, per update"
+        f"Memory per GPU of {GPU_BYTES / 1e9:.0f} GB. State: whether weights, gradients and "
+        "moments are whole on each GPU, or sharded"
     )
-    return Table(formatted(pd.DataFrame(rows), columns), caption)
+    return Table(table, caption)
+
+
+def network() -> Table:
+    """Return the table of the bytes that each GPU sends per update."""
+    return Table(_by_gpus(budget_table(), "sent"), "What each GPU sends to others, per update")
+
+
+def _by_gpus(frame: pd.DataFrame, value: str) -> pd.DataFrame:
+    """Return a column of bytes as a table of sizes and numbers of GPUs."""
+    table = frame.pivot(index="size", columns="gpus", values=value).loc[list(OFFICIAL_SIZES)]
+    columns = {"size": ("Size", str)} | {n: (f"{n} GPUs", bytes_text) for n in GPUS}
+    return formatted(table.reset_index(), columns)
 
 
 def disk() -> Table:

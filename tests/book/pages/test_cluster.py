@@ -58,7 +58,7 @@ def test_the_disk_holds_154_checkpoints() -> None:
 
 def test_the_page_shows_every_drawing_and_commands_that_parse() -> None:
     drawn = re.findall(r"^```\{drawing\} cluster\.(\w+)$", PAGE, flags=re.MULTILINE)
-    assert sorted(drawn) == ["days", "disk", "memory", "time"]
+    assert sorted(drawn) == ["days", "disk", "memory", "network", "time"]
     blocks = "".join(re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL))
     text = re.sub(r"\\\n\s*", "", blocks)
     commands = re.findall(r"-m pythia_core (.+?)(?: +#.*)?$", text, flags=re.MULTILINE)
