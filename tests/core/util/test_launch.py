@@ -88,7 +88,7 @@ def test_jobs_run_on_both_nodes(
     logs = on_slurm(COMMAND, 3, tmp_path / "logs", Slurm(minutes=5))
     assert len(logs) == 3 and all("\n" in log.read_text() for log in logs)
     out = capsys.readouterr().err
-    assert "3 x errata, logs in" in out and "running" in out
+    assert "3 x errata; logs in" in out and "running" in out
 
 
 @pytest.mark.slow
@@ -143,7 +143,7 @@ def submitted(tmp_path: Path) -> tuple[subprocess.Popen[str], str, Path]:
         text=True,
     )
     assert driver.stderr is not None
-    number = driver.stderr.readline().split()[1]
+    number = driver.stderr.readline().split()[2].rstrip(":")  # "Slurm job 12: ..."
     log = tmp_path / "logs" / f"{number}_0_log.out"
     wait_for(log, "started on")
     return driver, number, log
