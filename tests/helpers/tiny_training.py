@@ -26,11 +26,11 @@ def batch_at(step: int) -> np.ndarray:
 
 
 def wait_for_rows(folder: Path, n: int) -> None:
-    """Wait until a run has logged `n` updates in its folder; fail after a minute.
+    """Wait until a run has logged `n` updates in its folder; fail after 150 seconds.
 
     The run is trained by a child process.
     """
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 150
     while time.monotonic() < deadline:
         path = folder / "metrics.jsonl"
         if path.exists() and path.read_bytes().count(b"\n") >= n:
