@@ -27,7 +27,7 @@ from pythia_core.training.gpu_sharing import limit_memory
 from pythia_core.training.memory import inference_bytes
 from pythia_core.training.runs import SHORT, Run, arm_label, run_flops
 from pythia_core.util.files import atomic_file, is_writable, results_dir
-from pythia_core.util.leases import is_free, leased
+from pythia_core.util.leases import is_free, leased, marker_of
 from pythia_core.util.machine import on_device
 from pythia_core.util.progress import bar
 from pythia_core.util.workers import parallel_map
@@ -210,8 +210,7 @@ def _may_be_replaced(run: Run, step: int) -> bool:
 
 def _lease_of(run: Run, step: int, measurement: Measurement) -> Path:
     """Return the marker of the process that makes a measurement (pythia_core.util.leases)."""
-    file = _new_file(run, step, measurement)
-    return file.with_name(f".{file.stem}.lease")
+    return marker_of(_new_file(run, step, measurement))
 
 
 def _may_measure(job: MeasureJob) -> bool:

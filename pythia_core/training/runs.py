@@ -588,13 +588,12 @@ def _parent_state(
 def _replay_name(step: int, world: World) -> str:
     """Return the name of the folder of a replay to a step, e.g. "385", or "385-x4-2" for four
     processes of which two share a state."""
-    return "-".join(
-        [
-            str(step),
-            *(f"x{world.size}" for _ in range(world.size > 1)),
-            *(str(world.shards) for _ in range(world.sharded)),
-        ]
-    )
+    name = str(step)
+    if world.size > 1:
+        name += f"-x{world.size}"
+    if world.sharded:
+        name += f"-{world.shards}"
+    return name
 
 
 def find_or_train(

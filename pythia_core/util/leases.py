@@ -88,6 +88,11 @@ class Lease:
         )
 
 
+def marker_of(file: Path) -> Path:
+    """Return the marker of the process that computes a file, which is next to the file."""
+    return file.with_name(f".{file.stem}.lease")
+
+
 @contextmanager
 def leased(marker: Path, wait: bool | float = True, job: str = "") -> Iterator[Lease]:
     """Hold the lease `marker` inside the block. Its folder is made if necessary.

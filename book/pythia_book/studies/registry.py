@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 import pkgutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -187,11 +186,12 @@ def _check_memory(configs: Iterable[RunConfig]) -> None:
     """Raise ConfigError if a model's weights and optimizer state exceed this machine's memory."""
     from pythia_core.training.gpu_sharing import device_bytes
     from pythia_core.training.memory import state_bytes
+    from pythia_core.util.machine import memory_bytes
 
     largest = max(configs, key=lambda config: config.model.n_params, default=None)
     if largest is None:
         return
-    memory = device_bytes() or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = device_bytes() or memory_bytes()
     needed = state_bytes(largest.model, largest.train.precision)
     if needed > memory:
         raise ConfigError(

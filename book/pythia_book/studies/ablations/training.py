@@ -33,7 +33,7 @@ from pythia_core.suite import size_name
 from pythia_core.training.runs import SHORT, code_identity, run_flops
 from pythia_core.training.trainer import Trainer
 from pythia_core.util.files import results_dir
-from pythia_core.util.leases import is_free, leased
+from pythia_core.util.leases import is_free, leased, marker_of
 from pythia_core.util.machine import device_info, keep_freed_memory
 from pythia_core.util.progress import bar
 from pythia_core.util.workers import one_thread, parallel_map
@@ -150,7 +150,7 @@ def train(job: Job) -> Arrays:
         TrainingError: the loss or the gradient is not finite.
         TakenElsewhere: another process trains the model.
     """
-    with leased(_lease_of(job), wait=False):
+    with leased(marker_of(job.file), wait=False):
         found = load_cached(job.file, job.key)  # another process may have trained it
         return _train(job) if found is None else found
 
@@ -170,11 +170,6 @@ def _train(job: Job) -> Arrays:
     return arrays
 
 
-def _lease_of(job: Job) -> Path:
-    """Return the marker of the process that trains a model (pythia_core.util.leases)."""
-    return job.file.with_name(f".{job.file.stem}.lease")
-
-
 def train_all(jobs: Sequence[Job], progress: bool = True) -> list[Arrays]:
     """Return what `train` does, for each job; only jobs without a result are trained."""
     found = [load_cached(job.file, job.key) for job in jobs]
@@ -190,7 +185,7 @@ def train_all(jobs: Sequence[Job], progress: bool = True) -> list[Arrays]:
             names=[job.name for job in missing],
             work=work,
             in_process=sum(work) < SHORT or torch.cuda.is_available(),
-            may_retry=lambda job: is_free(_lease_of(job)),
+            may_retry=lambda job: is_free(marker_of(job.file)),
         )
     )
     return [next(trained) if arrays is None else arrays for arrays in found]
