@@ -43,9 +43,12 @@ _before_fork = threading.local()
 def _handle_signals(handler: Callable[[int], None]) -> Iterator[None]:
     """Call `handler` on SIGINT or SIGTERM inside the block, at most once per PATIENCE seconds.
 
-    Outside the main thread, signals are handled as before.
+    Outside the main thread, signals are handled as before. Python drops an exception that is
+    raised while an object is finalized (while modules are imported, that happens all the time): a
+    `Stopped` dropped so is raised again a moment later.
     """
     previous: dict[signal.Signals, Any] = {}
+    report_dropped = sys.unraisablehook
 
     def handle(number: int, _frame: Any) -> None:
         global _last
@@ -54,12 +57,22 @@ def _handle_signals(handler: Callable[[int], None]) -> Iterator[None]:
             _last = now
             handler(number)
 
+    def raise_again(dropped: sys.UnraisableHookArgs) -> None:
+        global _last
+        if not isinstance(dropped.exc_value, Stopped):
+            return report_dropped(dropped)
+        _last = -PATIENCE
+        threading.Timer(0.05, os.kill, (os.getpid(), dropped.exc_value.number)).start()
+
     with contextlib.suppress(ValueError):  # not the main thread: keep the default handling
         for number in SIGNALS:
             previous[number] = signal.signal(number, handle)
+        sys.unraisablehook = raise_again
     try:
         yield
     finally:
+        if sys.unraisablehook is raise_again:
+            sys.unraisablehook = report_dropped
         for number, before in previous.items():
             if signal.getsignal(number) is handle:
                 signal.signal(number, before)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 
 import pytest
 
-from pythia_core.util.stopping import interruptible, stop_requests
+from pythia_core.util.stopping import Stopped, interruptible, stop_requests
 
 
 @pytest.mark.parametrize("block", [interruptible, stop_requests])
@@ -29,3 +30,20 @@ def test_a_signal_ends_a_forked_process(block: Callable, number: int) -> None:
             process.kill()
         assert signal.getsignal(number) is handler
         assert number not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+class Finalized:
+    """An object during whose finalization a signal arrives."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_stops_even_if_python_drops_its_exception() -> None:
+    before = sys.unraisablehook
+    with pytest.raises(Stopped) as stopped, interruptible():
+        del [Finalized()][0]
+        time.sleep(10)
+        raise AssertionError("the signal was lost")
+    assert stopped.value.number == signal.SIGTERM
+    assert sys.unraisablehook is before
