@@ -254,7 +254,9 @@ def minhash_step(recipe: Recipe, folder: str = "unused") -> Any:
         from datatrove.utils.hashing import HashConfig
         from datatrove.utils.text import TextNormConfig
         from datatrove.utils.word_tokenizers import WordTokenizer
+        from loguru import logger
 
+        logger.disable("datatrove")
         WordTokenizer.register(WhitespaceTokenizer)
         config = MinhashConfig(
             n_grams=recipe.ngram,

@@ -4,8 +4,8 @@ Each document is followed by the end-of-document token, as in the Pile's token f
 2.2). A hash of the text decides which documents are held out, so copies of a text are always both
 held out or both trained on. Rows are written in training order (pythia_core.data.order).
 
-Text of any size is prepared in stages of many tasks (pythia_core.data.sharded), on this machine or
-as Slurm jobs, with the same result.
+Text of any size is prepared in stages of many tasks (pythia_core.data.sharded), which processes on
+any machines share, with the same result.
 
 In the cache, a folder `tokens-KEY` has the tokenizer and the token files `train.*` and `heldout.*`.
 A folder `rows-KEY` has the rows in one training order. A folder is complete or absent. Its
@@ -19,7 +19,7 @@ import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -48,9 +48,9 @@ from pythia_core.data.manifest import (
     write_manifest,
 )
 from pythia_core.data.order import PreshuffledRows, RowOrder, Rows, write_rows
-from pythia_core.data.sharded import WORK, Work, run_rows, run_tokens
+from pythia_core.data.sharded import WORK, Work, run_rows, run_tokens, take
 from pythia_core.data.sharded_dedup import run_removal
-from pythia_core.data.stages import Engine
+from pythia_core.data.stages import Stages
 from pythia_core.data.tokenizer import (
     EOD,
     TokenizerSource,
@@ -269,43 +269,37 @@ class PreparedData:
             check_files(folder, self.manifest[part]["files"], full)
 
 
-def prepare(data: DataConfig, progress: bool = True, engine: Engine | None = None) -> PreparedData:
+def prepare(data: DataConfig, progress: bool = True, staged: bool = False) -> PreparedData:
     """Return the dataset that `data` describes, from the cache or else newly prepared.
 
     Args:
-        engine: prepares the dataset in stages (pythia_core.data.stages), in which case memory is
-            bounded, and work that was killed continues. The result does not depend on it.
+        staged: prepare it in stages (pythia_core.data.stages): memory is bounded, work that was
+            killed continues, and all processes that call this share the work. The result is the
+            same.
 
     Raises:
         FetchError: the corpus or the tokenizer cannot be downloaded.
         DataError: the corpus or the tokenizer cannot be used, there is too little text, no space is
             left, or the cache is damaged (the message names the folder to delete).
     """
-    settings = _settings(data)
-    order = {
-        "seq_len": data.seq_len,
-        "seed": data.order_seed,
-        "epochs": data.epochs,
-        "policy": data.epoch_policy,
-        "unique_rows": data.unique_rows,
-    }
-    tokens = prepare_tokens(data, progress, engine)
+    order, rows = _order(data), rows_folder(data)
+    tokens = prepare_tokens(data, progress, staged)
     root = tokens.parent
-    rows = root / f"rows-{stable_hash([settings, order])[:16]}"
     with _translate_errors(root):
+        made: Path | None = None
 
         def make(folder: Path) -> dict[str, Any]:
-            """Write the rows into `folder`, and return their manifest."""
-            manifest = {"tokens": intact_manifest(tokens)}
-            if engine is None:
-                manifest["rows"] = _make_rows(tokens, order, folder, progress)
-            else:
-                work = root / f"{WORK}{rows.name}"
-                manifest["rows"] = run_rows(work, engine, tokens, order, folder, progress)
+            """Put the rows into `folder`, and return their manifest."""
+            entry = take(made, folder) if made else _make_rows(tokens, order, folder, progress)
+            manifest = {"tokens": intact_manifest(tokens), "rows": {"order": order, **entry}}
             return {**manifest, "fingerprint": _fingerprint(manifest)}
 
-        _build(rows, make)
-        shutil.rmtree(root / f"{WORK}{rows.name}", ignore_errors=True)
+        if staged and not has_manifest(rows):
+            with _stages(rows, progress) as stages:
+                made = run_rows(stages, tokens, order)
+                _build(rows, make)
+        else:
+            _build(rows, make)
         prepared = PreparedData(rows, data, read_manifest(rows))
         try:
             same = prepared.manifest["fingerprint"] == prepared.fingerprint
@@ -323,39 +317,58 @@ def prepare(data: DataConfig, progress: bool = True, engine: Engine | None = Non
     return prepared
 
 
-def prepare_tokens(data: DataConfig, progress: bool = True, engine: Engine | None = None) -> Path:
+def _order(data: DataConfig) -> dict[str, Any]:
+    """Return the settings that determine the order of the rows."""
+    return {
+        "seq_len": data.seq_len,
+        "seed": data.order_seed,
+        "epochs": data.epochs,
+        "policy": data.epoch_policy,
+        "unique_rows": data.unique_rows,
+    }
+
+
+def rows_folder(data: DataConfig) -> Path:
+    """Return the folder that `prepare` makes, which may be absent.
+
+    Raises:
+        FetchError, DataError: the corpus or the tokenizer cannot be found.
+    """
+    return cache_dir() / "data" / f"rows-{stable_hash([_settings(data), _order(data)])[:16]}"
+
+
+def prepare_tokens(data: DataConfig, progress: bool = True, staged: bool = False) -> Path:
     """Return the folder with tokenizer and token files, made if absent. Errors: as in `prepare`."""
     root = cache_dir() / "data"
     tokens = root / f"tokens-{stable_hash(_settings(data))[:16]}"
     with _translate_errors(root):
         if has_manifest(tokens):
             return tokens
-        work = Work.of(root / f"{WORK}{tokens.name}", data) if engine else None
-        _prepare_tokens(data, tokens, progress, engine, work)
-        if work:
-            shutil.rmtree(work.folder, ignore_errors=True)
+        every = replace(data, dedup="none")
+        whole = root / f"tokens-{stable_hash(_settings(every))[:16]}"
+        if staged:
+            with _stages(tokens, progress) as stages:
+                work = Work.of(stages.folder, data)
+                if not has_manifest(whole):
+                    made = run_tokens(work, stages)
+                    _build(whole, partial(take, made))
+                if whole != tokens:
+                    made = run_removal(work, stages, whole)
+                    _build(tokens, partial(take, made))
+            return tokens
+        _build(whole, lambda folder: make_tokens(every, tokenizer_source(data), folder, progress))
+        if whole != tokens:
+            _build(tokens, lambda folder: remove_duplicates(data, whole, folder, progress))
     return tokens
 
 
-def _prepare_tokens(
-    data: DataConfig, tokens: Path, progress: bool, engine: Engine | None, work: Work | None
-) -> None:
-    """Make the folder `tokens`, if it is absent; the text is read once into the work folder."""
-
-    def make(folder: Path) -> dict[str, Any]:
-        """Write the tokens into `folder`, and return their manifest."""
-        if data.dedup == "none":
-            if engine and work:
-                return run_tokens(work, engine, folder, progress)
-            return make_tokens(data, tokenizer_source(data), folder, progress)
-        every = replace(data, dedup="none")
-        whole = tokens.with_name(f"tokens-{stable_hash(_settings(every))[:16]}")
-        _prepare_tokens(every, whole, progress, engine, work)
-        if engine and work:
-            return run_removal(work, engine, whole, folder, progress)
-        return remove_duplicates(data, whole, folder, progress)
-
-    _build(tokens, make)
+@contextlib.contextmanager
+def _stages(target: Path, progress: bool) -> Iterator[Stages]:
+    """Yield what runs the stages that make a folder in the cache, in a `with` block."""
+    work = target.with_name(f"{WORK}{target.name}")
+    stages = Stages(work, partial(has_manifest, target), progress)
+    with stages.whole_work():
+        yield stages
 
 
 def _build(folder: Path, make: Callable[[Path], dict[str, Any]]) -> None:
@@ -406,7 +419,7 @@ def _make_rows(tokens: Path, order: dict[str, Any], folder: Path, progress: bool
     data = MegatronIndexed(tokens / "train")
     rows = RowOrder(data.sizes, **order)
     write_rows(folder / "rows.bin", rows, data, progress)
-    return {"order": order, "n_rows": rows.n_rows, "files": list_files(folder)}
+    return {"n_rows": rows.n_rows, "files": list_files(folder)}
 
 
 def _fingerprint(manifest: dict[str, Any]) -> str:

@@ -49,7 +49,7 @@ from pythia_core.data.manifest import (
     train_entry,
 )
 from pythia_core.data.order import RowOrder, write_rows
-from pythia_core.data.stages import Engine, Stage
+from pythia_core.data.stages import Stage, Stages
 from pythia_core.data.tokenizer import (
     EOD,
     encode_documents,
@@ -434,9 +434,10 @@ def write_part_of_rows(
         write_rows(temporary / "rows.bin", rows, data, rows=range(start, stop))
 
 
-def join_rows(folder: Path, parts: int, _: Any, __: int, ___: int) -> None:
+def join_rows(folder: Path, n_rows: int, parts: int, _: Any, __: int, ___: int) -> None:
     """Join all ranges of the rows."""
-    with written(folder / "merged") as (temporary, _entry):
+    with written(folder / "merged") as (temporary, entry):
+        entry["n_rows"] = n_rows
         with open(temporary / "rows.bin", "wb") as out:
             for part in range(parts):
                 read_entry(folder / f"{part:05d}")
@@ -447,23 +448,18 @@ def join_rows(folder: Path, parts: int, _: Any, __: int, ___: int) -> None:
 # --- stages ----------------------------------------------------------------------------------
 
 
-def pipeline(*steps: Callable[..., Any]) -> list[Callable[..., Any]]:
-    """Return datatrove's form of a pipeline."""
-    return list(steps)
-
-
 def single(name: str, tasks: int, function: Callable[..., Any], *arguments: Any) -> Stage:
     """Return a stage whose tasks call function(*arguments, data, task, number of tasks)."""
-    return Stage(name, tasks, partial(pipeline, partial(function, *arguments)))
+    return Stage(name, tasks, lambda: [partial(function, *arguments)])
 
 
-def run_texts(work: Work, engine: Engine, progress: bool) -> None:
+def run_texts(work: Work, stages: Stages) -> None:
     """Write the text as shards.
 
     Raises:
         DataError: a file has changed since the work began.
     """
-    engine.run(single("reading text", work.n_groups, read_texts, work), work.folder, progress)
+    stages.run(single("reading text", work.n_groups, read_texts, work))
     if work.groups is not None:
         before = [file for group in work.groups for file in group]
         try:
@@ -478,23 +474,21 @@ def plan_stage(work: Work) -> Stage:
     return single("making the tokenizer", 1, make_plan, work)
 
 
-def run_tokens(work: Work, engine: Engine, folder: Path, progress: bool) -> dict[str, Any]:
-    """Put tokenizer and token files of all documents into `folder`; return their manifest."""
-    run_texts(work, engine, progress)
+def run_tokens(work: Work, stages: Stages) -> Path:
+    """Make the tokenizer and the token files of all documents; return their folder."""
+    run_texts(work, stages)
     n = len(shards(work))
     for stage in (
         plan_stage(work),
         single("encoding text", n, tokenize, work),
         single("joining tokens", 1, merge, work),
     ):
-        engine.run(stage, work.folder, progress)
-    return take(work.path("merged"), folder)
+        stages.run(stage)
+    return work.path("merged")
 
 
-def run_rows(
-    work: Path, engine: Engine, tokens: Path, order: dict[str, Any], folder: Path, progress: bool
-) -> dict[str, Any]:
-    """Put rows.bin into `folder`; return the manifest of the rows.
+def run_rows(stages: Stages, tokens: Path, order: dict[str, Any]) -> Path:
+    """Write the rows; return the folder of rows.bin, whose description has their number.
 
     Raises:
         DataError: see RowOrder.
@@ -504,11 +498,11 @@ def run_rows(
     size = n_rows * (order["seq_len"] + 1) * data.dtype.itemsize
     parts = max(min(16, n_rows // 1024), size // ROWS_BYTES, 1)
     for stage in (
-        single("writing rows", parts, write_part_of_rows, work, tokens, order),
-        single("joining rows", 1, join_rows, work, parts),
+        single("writing rows", parts, write_part_of_rows, stages.folder, tokens, order),
+        single("joining rows", 1, join_rows, stages.folder, n_rows, parts),
     ):
-        engine.run(stage, work, progress)
-    return {"order": order, "n_rows": n_rows, **take(work / "merged", folder)}
+        stages.run(stage)
+    return stages.folder / "merged"
 
 
 def take(source: Path, folder: Path) -> dict[str, Any]:

@@ -67,10 +67,9 @@ from pythia_core.data.sharded import (
     shards,
     single,
     sums,
-    take,
     written,
 )
-from pythia_core.data.stages import Engine, Stage
+from pythia_core.data.stages import Stage, Stages
 from pythia_core.util.files import file_sha256, write_json
 
 EXACT_DOCUMENTS = 1 << 21
@@ -379,27 +378,25 @@ def _count(
         entry["duplicate_tokens"] += tokens
 
 
-def run_removal(
-    work: Work, engine: Engine, whole: Path, folder: Path, progress: bool
-) -> dict[str, Any]:
-    """Put the tokens of `whole` without duplicates into `folder`; return their manifest."""
-    run_texts(work, engine, progress)
-    engine.run(plan_stage(work), work.folder, progress)
+def run_removal(work: Work, stages: Stages, whole: Path) -> Path:
+    """Make the files of the tokens in `whole` without duplicates; return their folder."""
+    run_texts(work, stages)
+    stages.run(plan_stage(work))
     plan, recipe, n = work.plan(), _recipe(work), len(shards(work))
     parts = 1 + plan["documents"] // EXACT_DOCUMENTS
-    stages = [single("finding identical texts", parts, find_exact, work)]
+    searches = [single("finding identical texts", parts, find_exact, work)]
     if recipe.buckets:
-        stages += [
+        searches += [
             Stage("computing signatures", n, partial(sign, work)),
             Stage("finding candidates", recipe.buckets, partial(pair, work, n)),
             single("connecting candidates", 1, connect, work),
         ]
-    for stage in stages:
-        engine.run(stage, work.folder, progress)
+    for stage in searches:
+        stages.run(stage)
     tasks = read_entry(work.path("connected"))["tasks"] if recipe.buckets else 0
     for stage in (
         single("comparing candidates", tasks, verify, work),
         single("removing duplicates", 1, remove, work, whole),
     ):
-        engine.run(stage, work.folder, progress)
-    return take(work.path("kept"), folder)
+        stages.run(stage)
+    return work.path("kept")

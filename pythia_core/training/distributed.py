@@ -236,12 +236,12 @@ class World:
             raise self._died(error) from error
 
     def _died(self, error: RuntimeError) -> ProcessDied:
-        """Return the error about a process that died, or that did not answer within TIMEOUT."""
+        """Return the error about a process that died, or that did not answer in time."""
         told = filter(None, map(_told, range(self.size)))
         reason = next(told, str(error).splitlines()[0][:200])
         return ProcessDied(
             f"one of the {self.size} processes that train together died, or did not answer "
-            f"within {TIMEOUT.total_seconds():g} s ({reason}). End all processes, and run the "
+            f"in time ({reason}). End all processes, and run the "
             "same command again: training resumes from the last state"
         )
 

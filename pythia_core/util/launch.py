@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ VANISHED_SECONDS = 10.0
 shows new files late."""
 LOG_LINES = 10
 """Lines of the log of a failed job that are shown."""
+NEWS_SECONDS = 20.0
+"""Time between two lines that say what a worker is doing."""
 MINUTES = 240
 """The default time limit of a job. A job that reaches the limit saves its work and queues again."""
 
@@ -138,20 +140,50 @@ def on_slurm(arguments: Sequence[str], count: int, folder: Path, slurm: Slurm) -
     except (subprocess.CalledProcessError, submitit.core.utils.FailedJobError) as error:
         raise ConfigError(f"Slurm refuses the jobs: {str(error).strip()}") from error
     number = jobs[0].job_id.partition("_")[0]
+    logs = {job.job_id: job.paths.stdout for job in jobs}
     print_line(f"Slurm job {number}: {count} x {arguments[0]}; logs in {folder}")
     try:
-        _wait_for(number, {job.job_id: job.paths.result_pickle for job in jobs})
+        _wait_for(
+            number, {job.job_id: job.paths.result_pickle for job in jobs}, _News(logs.values())
+        )
     except BaseException:
         subprocess.run(["scancel", number], check=False)
         print_line(f"job {number} was cancelled; its work is saved")
         raise
-    logs = {job.job_id: job.paths.stdout for job in jobs}
     failed = [job.job_id for job in jobs if not job.paths.result_pickle.exists()]
     _report_failed({f"Slurm job {job}": logs[job] for job in failed}, count)
     return list(logs.values())
 
 
-def _wait_for(number: str, results: Mapping[str, Path]) -> None:
+class _News:
+    """Shows what workers are doing: the last line of the newest of their logs."""
+
+    def __init__(self, logs: Iterable[Path]) -> None:
+        self._logs = list(logs)
+        self._shown, self._next = "", time.monotonic() + NEWS_SECONDS
+
+    def show(self) -> None:
+        """Print the line if it is new, at most once per NEWS_SECONDS."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + NEWS_SECONDS
+        logs = [log for log in self._logs if log.is_file()]
+        newest = max(logs, key=lambda log: log.stat().st_mtime, default=None)
+        line = _last_lines(newest, 1) if newest else []
+        if line and line[0] != self._shown:
+            self._shown = line[0]
+            print_line(self._shown)
+
+
+def _last_lines(log: Path, n: int) -> list[str]:
+    """Return the last lines of a log that are not blank."""
+    with open(log, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 16)))
+        text = file.read().decode(errors="replace")
+    return [line for line in text.splitlines() if line.strip()][-n:]
+
+
+def _wait_for(number: str, results: Mapping[str, Path], news: _News) -> None:
     """Wait until each job has a result or is no longer listed by Slurm; print what changes."""
     told, vanished = "", dict[str, float]()
     while True:
@@ -171,6 +203,7 @@ def _wait_for(number: str, results: Mapping[str, Path]) -> None:
             if text and text != told:
                 print_line(f"job {number}: {text}, {len(results) - len(open_jobs)} finished")
                 told = text
+        news.show()
         time.sleep(POLL_SECONDS)
 
 
@@ -220,7 +253,8 @@ def on_this_machine(
     print_line(f"{count} x {arguments[0]} on this machine, logs in {folder}")
     try:
         for number, log in enumerate(logs):
-            own = {DEVICES: devices[number]} if devices else {VARIABLE: "1"}
+            one_core = {VARIABLE: "1", "TOKENIZERS_PARALLELISM": "false"}
+            own = {DEVICES: devices[number]} if devices else one_core
             with log.open("wb") as file:
                 processes.append(
                     subprocess.Popen(
@@ -232,8 +266,11 @@ def on_this_machine(
                         preexec_fn=_end_with_parent,
                     )
                 )
-        for process in processes:
-            process.wait()
+        news = _News(logs)
+        while alive := [process for process in processes if process.poll() is None]:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                alive[0].wait(POLL_SECONDS)
+            news.show()
     finally:
         for process in processes:
             with contextlib.suppress(OSError):
@@ -256,11 +293,15 @@ def _report_failed(logs: Mapping[str, Path], count: int) -> None:
     """Report the ends of the logs of failed jobs: in a PythiaError if all have failed."""
     if not logs:
         return
-    lines = []
+    lines, alike = list[str](), Counter[str]()
     for name, log in logs.items():
-        lines.append(f"{name} was stopped or has failed; its log {log} ends with:")
-        text = log.read_text(errors="replace") if log.is_file() else "(there is no log)"
-        lines += [f"    {line}" for line in text.rstrip().splitlines()[-LOG_LINES:]]
+        end = _last_lines(log, LOG_LINES) if log.is_file() else []
+        end = end or ["(there is nothing in it)"]
+        alike[end[-1]] += 1
+        if alike[end[-1]] == 1:
+            lines.append(f"{name} was stopped or has failed; its log {log} ends with:")
+            lines += [f"    {line}" for line in end]
+    lines += [f"{n - 1} more with the same last line" for n in alike.values() if n > 1]
     report = "\n".join(lines)
     if len(logs) == count:
         raise PythiaError(

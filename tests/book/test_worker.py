@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import subprocess
@@ -14,10 +15,10 @@ from typing import Any
 import pytest
 import slurm
 from pythia_book import worker
-from pythia_book.commands.studies import _name_and_value
 from safetensors import safe_open
 
 from pythia_core.__main__ import main
+from pythia_core.commands.places import _sbatch_options
 from pythia_core.errors import ConfigError
 from pythia_core.training.completion import read_done
 from pythia_core.util.files import results_dir
@@ -165,4 +166,5 @@ def test_the_number_of_a_job_in_an_array_is_not_that_of_the_array() -> None:
 
 
 def test_options_of_sbatch() -> None:
-    assert _name_and_value("--comment=a=b") == ("comment", "a=b")
+    given = argparse.Namespace(sbatch=["--comment=a=b", "mem=1G"])
+    assert _sbatch_options(given) == {"comment": "a=b", "mem": "1G"}

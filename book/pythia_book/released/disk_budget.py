@@ -27,14 +27,14 @@ WAIT_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Lending:
-    """Lends the checkpoints of a model to measurements."""
+class DiskBudget:
+    """Fetches checkpoints for measurements, and deletes them when they have been measured."""
 
     ahead: int | None = 1
     """How many fetched checkpoints are on disk besides those being measured; None: all."""
 
     @contextmanager
-    def lent(self, model: PublishedModel, step: int) -> Iterator[None]:
+    def available(self, model: PublishedModel, step: int) -> Iterator[None]:
         """Let the checkpoint of a step be loaded and measured inside the block; then delete it.
 
         Raises:
