@@ -252,9 +252,9 @@ def minhash_step(recipe: Recipe, folder: str = "unused") -> Any:
     try:
         from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
         from datatrove.utils.hashing import HashConfig
+        from datatrove.utils.logging import logger
         from datatrove.utils.text import TextNormConfig
         from datatrove.utils.word_tokenizers import WordTokenizer
-        from loguru import logger
 
         logger.disable("datatrove")
         WordTokenizer.register(WhitespaceTokenizer)

@@ -82,11 +82,17 @@ class DiskBudget:
                 busy = _lease(model, revision).exists()
                 if ended.is_set() or busy or is_measured(step):
                     continue
+                if download.has_weights(model.source, revision):
+                    continue
                 _note(model, revision)
                 try:
                     download.fetch(model.source, revision)
                 except (FetchError, CheckpointError, OSError):
                     return  # the measurement will raise it
+                # a measurement that was faster may have deleted the first files, and the mark
+                if (ended.is_set() or is_measured(step)) and is_free(_lease(model, revision)):
+                    _mark(model, revision).touch()
+                    _delete(model, revision)
 
         thread = threading.Thread(target=fetch, daemon=True)
         if ahead:

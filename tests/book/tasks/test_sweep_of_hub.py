@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub_server import FakeHub, serving
@@ -53,6 +55,13 @@ def weights(cache: Path) -> list[Path]:
             if path.stat().st_size > 20_000:
                 found.append(path)
     return found
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def cached(*steps: int) -> list[bool]:
@@ -107,6 +116,30 @@ def test_only_what_the_sweep_has_fetched_is_deleted(
     assert download.load(REPO, "step1")[0] is not None, "it shares a file with step 0"
     with pytest.raises(SystemExit):
         main([*arguments, "--keep", "some"])
+
+
+def test_a_checkpoint_that_is_fetched_too_late_is_deleted(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The measurement was faster, and has deleted the checkpoint before it was fetched ahead."""
+    fetch, late = download.fetch, threading.Event()
+
+    def fetch_late(*arguments: Any) -> object:
+        ahead = threading.current_thread() is not threading.main_thread()
+        if ahead:
+            late.wait(60)
+        fetched = fetch(*arguments)
+        if ahead:
+            late.clear()
+        return fetched
+
+    monkeypatch.setattr(download, "fetch", fetch_late)
+    model = PublishedModel(REPO)
+    sweep(model, ["piqa"], [0, 1], 0, 5, str(tmp_path), progress=False)
+    late.set()
+    wait_until(lambda: not late.is_set())
+    wait_until(lambda: not any(cached(0, 1)))
+    assert not disk_budget._waiting(model)
 
 
 def test_what_another_process_measures_is_neither_measured_nor_deleted(
