@@ -63,10 +63,8 @@ def owners(results: Path) -> dict[str, int]:
 @pytest.mark.wheels
 @pytest.mark.timeout(1200)
 def test_two_nodes_give_the_files_of_one_machine_though_one_worker_dies_and_one_is_requeued(
-    tmp_path: Path,
+    tmp_path: Path, cluster: dict[str, str]
 ) -> None:
-    if reason := slurm.missing():
-        pytest.skip(reason)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     alone = subprocess.run(
@@ -79,25 +77,24 @@ def test_two_nodes_give_the_files_of_one_machine_though_one_worker_dies_and_one_
     assert "everything is trained and measured" in alone.stderr
     assert not (tmp_path / "one" / "suite").exists(), "a worker writes no record"
     two = tmp_path / "two"
-    with slurm.two_nodes(tmp_path / "slurm") as cluster:
-        process = subprocess.Popen(
-            [*PYTHIA, "study", *STUDY, "--on", "slurm", "--cpus", "2", "--minutes", "30"],
-            env={**cluster, "PYTHIA_RESULTS": str(two)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            wait_until(lambda: owners(two), process)
-            job, pid = next(iter(owners(two).items()))
-            os.kill(pid, signal.SIGKILL)
-            list_jobs = ["squeue", "--noheader", "--array", "--format=%i"]
-            jobs = subprocess.run(list_jobs, env=cluster, capture_output=True, text=True)
-            (other,) = {*jobs.stdout.split()} - {job}
-            slurm.requeue(other, cluster)
-            out, err = process.communicate(timeout=900)
-        finally:
-            process.kill()
+    process = subprocess.Popen(
+        [*PYTHIA, "study", *STUDY, "--on", "slurm", "--cpus", "2", "--minutes", "30"],
+        env={**cluster, "PYTHIA_RESULTS": str(two)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_until(lambda: owners(two), process)
+        job, pid = next(iter(owners(two).items()))
+        os.kill(pid, signal.SIGKILL)
+        list_jobs = ["squeue", "--noheader", "--array", "--format=%i"]
+        jobs = subprocess.run(list_jobs, env=cluster, capture_output=True, text=True)
+        (other,) = {*jobs.stdout.split()} - {job}
+        slurm.requeue(other, cluster)
+        out, err = process.communicate(timeout=900)
+    finally:
+        process.kill()
     assert process.returncode == 0, err
     assert "1 of 2 have failed; the others have done their work" in err
     assert str(two / "suite" / "smoke" / "notebook.ipynb") in out

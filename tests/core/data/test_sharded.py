@@ -263,12 +263,8 @@ def test_bad_text_in_other_processes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--on", "local", "--cpus", "0"], "--cpus must be at least 1, got 0"),
         (["--cpus", "2"], "--cpus N is the number of workers; add --on local or --on slurm"),
-        (["--on", "local", "--partition", "long"], "--partition, --minutes and --sbatch need --on"),
-        (["--on", "slurm", "--cpus", "1", "--minutes", "0"], "--minutes must be at least 1, got 0"),
         (["--on", "slurm"], "--on slurm needs --cpus N, the number of workers"),
-        (["--on", "slurm", "--cpus", "1", "--sbatch", "long"], "expected NAME=VALUE"),
     ],
 )
 def test_options_that_do_not_fit(
@@ -479,21 +475,6 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
 # --- Slurm -----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def two_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A Slurm of two nodes, and an environment that is not activated."""
-    pytest.importorskip("submitit")
-    if reason := slurm.missing():
-        pytest.skip(reason)
-    with slurm.two_nodes(tmp_path / "slurm") as environment:
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        folders = environment["PATH"].split(os.pathsep)
-        own = str(Path(sys.executable).parent)
-        monkeypatch.setenv("PATH", os.pathsep.join(folder for folder in folders if folder != own))
-        yield
-
-
 def queue() -> str:
     """The jobs that wait or run."""
     command = ["squeue", "--noheader", "--format", "%i %T"]
@@ -504,7 +485,7 @@ SLURM = ("--on", "slurm", "--cpus", "2")
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("two_nodes")
+@pytest.mark.usefixtures("cluster")
 def test_slurm(tmp_path: Path) -> None:
     """On two nodes: equal files, the errors of one machine, no jobs left."""
     texts = texts_with_copies(5, 90)
@@ -527,7 +508,7 @@ def test_slurm(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("two_nodes")
+@pytest.mark.usefixtures("cluster")
 def test_slurm_commands_and_jobs_that_end_early(tmp_path: Path) -> None:
     """Ctrl-C cancels the jobs; with those of a killed command, and a requeued one, work goes on."""
     texts = texts_with_copies(5, 300)
