@@ -19,7 +19,7 @@ from pythia_core.commands import (
     trained_scales,
     whole_number,
 )
-from pythia_core.commands.places import add_place, check_place, run_elsewhere
+from pythia_core.commands.workers import add_worker_options, check_worker_options, run_workers
 from pythia_core.config import DEDUP_RECIPES, PRECISIONS, SWAPS, RunConfig, default_domains
 from pythia_core.errors import ConfigError
 from pythia_core.suite import OFFICIAL_SIZES, SIZES, Scale, scale_named
@@ -59,7 +59,9 @@ def add(command: AddCommand) -> None:
         "the same options, on any machines that share the cache, share the tasks"
     )
     p.add_argument("--stages", action="store_true", help=text)
-    add_place(p, "prepare in stages, in workers on this machine or in Slurm jobs", gpus=False)
+    add_worker_options(
+        p, "prepare in stages, in workers on this machine or in Slurm jobs", gpus=False
+    )
 
     p = command(
         "train",
@@ -95,7 +97,8 @@ def add(command: AddCommand) -> None:
         "--execution",
         type=nonblank,
         help=f"how updates run: {', '.join(MODES)}, each optionally with +recompute, which saves "
-        f"memory; graph needs a CUDA device (default: the variable {VARIABLE}, or eager)",
+        f"memory; graph needs a CUDA device (default: {VARIABLE} if set, else graph on a CUDA "
+        "device and eager on a CPU)",
     )
     text = "seed of the data order (default: 1234)"
     option("--order-seed", type=seed_number, default=1234, metavar="SEED", help=text)
@@ -110,8 +113,15 @@ def add(command: AddCommand) -> None:
     option("--stop", type=whole_number, metavar="STEP", help=text)
 
 
-DATA_OPTIONS = ("corpus", "tokenizer", "epochs", "heldout_fraction", "dedup", "seq_len")
-"""Command-line arguments, each of which sets the field of DataConfig with the same name."""
+DATA_OPTIONS = {
+    "corpus": "--corpus",
+    "tokenizer": "--tokenizer",
+    "epochs": "--epochs",
+    "heldout_fraction": "--heldout",
+    "dedup": "--dedup",
+    "seq_len": "--seq-len",
+}
+"""Maps fields of DataConfig to the options that set them."""
 
 
 def _add_data_options(p: argparse.ArgumentParser) -> None:
@@ -197,19 +207,16 @@ def _prepare(args: argparse.Namespace) -> None:
     from pythia_core.data.manifest import has_manifest
     from pythia_core.data.prepare import prepare, rows_folder
 
-    elsewhere = check_place(args)
+    in_workers = check_worker_options(args)
     check_cache()
     config = _scale(args).data
-    if elsewhere and not has_manifest(rows_folder(config)):
+    if in_workers and not has_manifest(rows_folder(config)):
         words = ["prepare", "--stages", "--scale", args.scale]
-        for name in DATA_OPTIONS:
+        for name, option in DATA_OPTIONS.items():
             if getattr(args, name) is not None:
-                option = (
-                    "--heldout" if name == "heldout_fraction" else f"--{name.replace('_', '-')}"
-                )
                 words.append(f"{option}={getattr(config, name)}")
-        run_elsewhere(args, words, cache_dir() / "workers")
-    data = prepare(config, staged=elsewhere or args.stages)
+        run_workers(args, words, cache_dir() / "workers")
+    data = prepare(config, staged=in_workers or args.stages)
     print(json.dumps(data.manifest, indent=1))
     print(f"{data.rows.n_rows:,} rows of {data.config.seq_len + 1} tokens in {data.folder}")
 

@@ -1,23 +1,21 @@
 """Run work in stages of many tasks, shared by all processes that were started for it.
 
 The result of a task depends on its stage and its number only. A process leases a task
-(pythia_core.util.leases), runs it and marks it as done, all in the work folder; so processes on any
-machines that share this folder share the tasks, and whatever is killed, the same call continues.
+(pythia_core.util.leases), runs it and marks it as done, all in the work folder. So processes on any
+machines that share this folder share the tasks, and the same call resumes work that was killed.
 Tasks write complete files or none, so a task may even run twice at the same time.
 
-A stage begins when the one before has ended. Nothing waits in a queue for a job that has failed.
+A stage begins when the one before has ended, so no job waits for one that has failed.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pythia_core.errors import DataError, PythiaError, TakenElsewhere
 from pythia_core.util.leases import POLL_SECONDS, leased, marker_of
@@ -30,9 +28,8 @@ class Stage:
 
     name: str
     tasks: int
-    steps: Callable[[], Sequence[Callable[[Any, int, int], Any]]]
-    """Makes the steps of a task: steps of datatrove, or functions of (data, task, number of tasks).
-    Each gets what the one before has returned; the last may return an iterable, to be exhausted."""
+    run: Callable[[int], object]
+    """Runs the task of a number."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +46,8 @@ class Stages:
     def whole_work(self) -> Iterator[None]:
         """Enclose all stages, in a `with` block; at its end, delete the work folder.
 
-        If the work was finished elsewhere while this process was at it, any error is its
-        consequence, since the files were deleted.
+        If another process finishes the work meanwhile, it deletes the files; errors that follow are
+        ignored.
         """
         try:
             yield
@@ -63,9 +60,9 @@ class Stages:
         """Run the tasks of a stage that no other process runs, until all are done.
 
         Raises:
-            PythiaError: of a task; or a task failed otherwise.
-            TakenElsewhere: other processes have finished the whole work.
-            OSError: of a task, e.g. since the disk is full.
+            PythiaError: a task raised it, or failed with an unexpected exception.
+            TakenElsewhere: another process has finished the whole work.
+            OSError: a task raised it, e.g. because the disk is full.
         """
         tasks = self.incomplete(stage)
         total = len(tasks)
@@ -73,10 +70,15 @@ class Stages:
             self.progress and total > 0, total=total, desc=stage.name, unit="task"
         ) as bar:
             while tasks:
-                if not any([self._run(stage, task) for task in tasks]):
+                idle = True
+                for task in tasks:
+                    if self._run(stage, task):
+                        idle = False
+                        bar.update()
+                if idle:
                     time.sleep(POLL_SECONDS)
                 tasks = self.incomplete(stage)
-                bar.update(total - len(tasks) - bar.n)
+                bar.update(total - len(tasks) - bar.n)  # those that other processes have done
 
     def incomplete(self, stage: Stage) -> list[int]:
         """Return the tasks of a stage that are not done."""
@@ -89,18 +91,14 @@ class Stages:
         """Run a task unless another process does or did; return whether it was run."""
         mark = self._mark(stage, task)
         if self.finished():
-            raise TakenElsewhere(f"{self.folder} is of work that is finished")
+            raise TakenElsewhere(f"another process has finished the work in {self.folder}")
         if mark.exists():
             return False
         try:
             with leased(marker_of(mark), wait=False) as lease, lease.explains_errors():
                 if mark.exists():
                     return False
-                data: Any = None
-                for step in stage.steps():
-                    data = step(data, task, stage.tasks)
-                if isinstance(data, Iterable):
-                    deque(data, maxlen=0)
+                stage.run(task)
                 mark.touch()
                 return True
         except TakenElsewhere:

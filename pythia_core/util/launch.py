@@ -1,7 +1,7 @@
 """Run a command in several processes, on this machine or as Slurm jobs, and wait for them.
 
-The processes share work by leases on the shared folder of results (pythia_core.util.leases). Each
-ends well only when all work is done, so it is enough if one of them does. Slurm jobs are
+The processes share work by leases on a shared folder (pythia_core.util.leases). Each succeeds only
+when all work is done, so one that succeeds is enough. Slurm jobs are
 submitted with `submitit`, whose own files are the only pickles; results are never unpickled.
 """
 
@@ -28,24 +28,24 @@ from pythia_core.util.progress import print_line
 from pythia_core.util.workers import VARIABLE
 
 POLL_SECONDS = 5.0
-"""Time between two questions to Slurm."""
+"""Seconds between two calls of squeue."""
 VANISHED_SECONDS = 10.0
-"""A job that Slurm no longer lists has failed if it has no result so much later: a shared folder
-shows new files late."""
+"""How long the result of a job that squeue no longer lists may take to appear, since shared file
+systems show new files late; after that, the job has failed."""
 LOG_LINES = 10
 """Lines of the log of a failed job that are shown."""
 NEWS_SECONDS = 20.0
 """Time between two lines that say what a worker is doing."""
 MINUTES = 240
-"""The default time limit of a job. A job that reaches the limit saves its work and queues again."""
+"""The default time limit of a job, which saves its work and is requeued when it reaches it."""
 
 
 @dataclass(frozen=True)
 class Slurm:
     """What Slurm jobs request."""
 
-    gpus: int = 0
-    """GPUs of a job: 0 or 1."""
+    gpu: bool = False
+    """Whether a job has a GPU."""
     partition: str = ""
     minutes: int = MINUTES
     options: Mapping[str, str] = field(default_factory=dict)
@@ -77,15 +77,15 @@ class _Command:
         signal.signal(signal.SIGUSR2, stop)
         code = child.wait()
         if code and announced:
-            subprocess.run(["scontrol", "requeue", _own_number()], check=True)
+            subprocess.run(["scontrol", "requeue", _job_id()], check=True)
         if code:
             raise SystemExit(code)
 
 
-def _own_number(environment: Mapping[str, str] = os.environ) -> str:
-    """Return the number of this job, e.g. 12 or, in an array, 12_0.
+def _job_id(environment: Mapping[str, str] = os.environ) -> str:
+    """Return the id of this job, e.g. 12 or, in an array, 12_0.
 
-    SLURM_JOB_ID will not do: for one job of an array it is the number of the whole array.
+    SLURM_JOB_ID will not do: for one job of an array it is the id of the whole array.
     """
     array = environment.get("SLURM_ARRAY_JOB_ID")
     if array:
@@ -96,8 +96,8 @@ def _own_number(environment: Mapping[str, str] = os.environ) -> str:
 def on_slurm(arguments: Sequence[str], count: int, folder: Path, slurm: Slurm) -> list[Path]:
     """Run `python -m pythia_core ARGUMENTS` in `count` Slurm jobs, and wait for their end.
 
-    Ctrl-C or SIGTERM cancels the jobs. Jobs that are preempted or reach their time limit queue
-    again.
+    Ctrl-C or SIGTERM cancels the jobs. Jobs that are preempted or reach their time limit are
+    requeued.
 
     Args:
         folder: for the logs; a shared folder.
@@ -123,12 +123,12 @@ def on_slurm(arguments: Sequence[str], count: int, folder: Path, slurm: Slurm) -
     executor = submitit.SlurmExecutor(folder=folder)
     options: dict[str, Any] = {"time": slurm.minutes, "job_name": f"pythia-{arguments[0]}"}
     options |= {"partition": slurm.partition} if slurm.partition else {}
-    options |= {"gpus_per_node": slurm.gpus} if slurm.gpus else {}
+    options |= {"gpus_per_node": 1} if slurm.gpu else {}
     executor.update_parameters(
         **options,
         stderr_to_stdout=True,
         setup=[
-            *(f"export {name}={shlex.quote(value)}" for name, value in _environment().items()),
+            f"export PATH={shlex.quote(_path())}",
             f"export {VARIABLE}=${{{VARIABLE}:-${{SLURM_CPUS_PER_TASK:-1}}}}",
         ],
         additional_parameters={"requeue": True, **slurm.options},
@@ -223,11 +223,11 @@ def _listed(number: str) -> dict[str, str] | None:
     return {job: state.lower().removesuffix(" (none)") for job, _, state in rows}
 
 
-def _environment() -> dict[str, str]:
-    """Return variables of jobs: this environment's programs are found without its activation."""
+def _path() -> str:
+    """Return a PATH with which this environment's programs are found without its activation."""
     folder = str(Path(sys.executable).parent)
     words = os.environ.get("PATH", "").split(os.pathsep)
-    return {"PATH": os.pathsep.join([folder, *(word for word in words if word != folder)])}
+    return os.pathsep.join([folder, *(word for word in words if word != folder)])
 
 
 def on_this_machine(
@@ -259,10 +259,11 @@ def on_this_machine(
                 processes.append(
                     subprocess.Popen(
                         [sys.executable, "-m", "pythia_core", *arguments],
-                        env={**os.environ, **_environment(), **own},
+                        env={**os.environ, "PATH": _path(), **own},
                         stdin=subprocess.DEVNULL,
                         stdout=file,
                         stderr=file,
+                        process_group=0,  # Ctrl-C at the terminal is for the parent
                         preexec_fn=_end_with_parent,
                     )
                 )
@@ -283,8 +284,7 @@ def on_this_machine(
 
 
 def _end_with_parent() -> None:
-    """Ask Linux for a SIGTERM, and no Ctrl-C of the terminal, when the parent has ended."""
-    os.setpgid(0, 0)
+    """Ask Linux for a SIGTERM when the parent ends."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
@@ -296,7 +296,7 @@ def _report_failed(logs: Mapping[str, Path], count: int) -> None:
     lines, alike = list[str](), Counter[str]()
     for name, log in logs.items():
         end = _last_lines(log, LOG_LINES) if log.is_file() else []
-        end = end or ["(there is nothing in it)"]
+        end = end or ["(it is empty)"]
         alike[end[-1]] += 1
         if alike[end[-1]] == 1:
             lines.append(f"{name} was stopped or has failed; its log {log} ends with:")
@@ -304,8 +304,11 @@ def _report_failed(logs: Mapping[str, Path], count: int) -> None:
     lines += [f"{n - 1} more with the same last line" for n in alike.values() if n > 1]
     report = "\n".join(lines)
     if len(logs) == count:
+        workers = f"all {count} workers have" if count > 1 else "the worker has"
         raise PythiaError(
-            f"{count} of {count} have failed. What is finished is kept; run the same command again "
-            f"to continue\n{report}"
+            f"{workers} failed. What is finished is kept; run the same command "
+            f"again to continue\n{report}"
         )
-    print_line(f"{report}\n{len(logs)} of {count} have failed; the others have done their work")
+    print_line(
+        f"{report}\n{len(logs)} of {count} workers have failed; the others have finished the work"
+    )

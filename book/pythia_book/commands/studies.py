@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from pythia_book.commands import utf8_text
 from pythia_book.notebooks import STOP_NOTE
 from pythia_core.commands import AddCommand, nonblank
-from pythia_core.commands.places import add_place, check_place, run_elsewhere
+from pythia_core.commands.workers import add_worker_options, check_worker_options, run_workers
 from pythia_core.suite import SCALES
 
 STUDY_EXAMPLES = """\
@@ -46,7 +47,7 @@ def add(command: AddCommand) -> None:
     p.set_defaults(resume_note=STOP_NOTE)
     _add_selection(p)
     p.add_argument("--force", action="store_true", help="run even if the results are up to date")
-    add_place(p, "train and measure in workers on this machine or in Slurm jobs")
+    add_worker_options(p, "train and measure in workers on this machine or in Slurm jobs")
 
     p = command(
         "worker",
@@ -99,25 +100,20 @@ def _add_selection(p: argparse.ArgumentParser) -> None:
 
 def _study(args: argparse.Namespace) -> None:
     """Run studies unless their results are up to date; print the paths of their notebooks."""
-    from pythia_book import notebooks
     from pythia_book.papermill_engine import run_study
-    from pythia_core.errors import ConfigError
 
     if _work_elsewhere(args):
         return
+    parameters = _parameters(args, args.studies)
     if len(args.studies) != 1:
-        if args.parameter:
-            raise ConfigError("-p needs exactly one study")
         return _studies(args)
     (study,) = args.studies
-    notebook = notebooks.read_notebook(notebooks.notebook_path(study))
-    parameters = notebooks.parse_parameters(args.parameter, notebooks.parameters_of(notebook))
     path, ran = run_study(study, args.scale, parameters, args.force)
     print(f"{path}" if ran else f"{path} is up to date (--force runs it again)")
 
 
 def _work_elsewhere(args: argparse.Namespace) -> bool:
-    """Let workers do what `--on` says; return whether the notebooks have run there, too.
+    """Run workers if `--on` asks for them; return whether the notebooks have also run, in a job.
 
     Raises:
         ConfigError: an option is missing, does not fit `--on`, or a parameter is not accepted.
@@ -125,22 +121,22 @@ def _work_elsewhere(args: argparse.Namespace) -> bool:
     from pythia_core.training import precision
     from pythia_core.util.files import check_results, results_dir
 
-    if not check_place(args):
+    if not check_worker_options(args):
         return False
     values = _values(args)  # errors come before anything is started
     folder = results_dir() / "workers"
     check_results(folder)
-    chosen = [*(["--scale", args.scale] if args.scale else [])]
+    chosen = ["--scale", args.scale] if args.scale else []
     chosen += [word for parameter in args.parameter for word in ("-p", parameter)]
     if args.on == "slurm" and args.cpus:
         # different processors could choose different precisions, so different runs
         os.environ[precision.VARIABLE] = precision.best_precision()
-    run_elsewhere(args, ["worker", *values, *chosen], folder)
+    run_workers(args, ["worker", *values, *chosen], folder)
     if args.on == "local":
         return False
     # in a job, too: a run belongs to a kind of device, and there may be another one here
     again = ["study", *args.studies, *chosen, *(["--force"] if args.force else [])]
-    for log in run_elsewhere(args, again, folder, count=1):
+    for log in run_workers(args, again, folder, count=1):
         lines = log.read_text(errors="replace").splitlines()
         print("\n".join(line for line in lines if not line.startswith("submitit ")))
     return True
@@ -152,19 +148,27 @@ def _values(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     Raises:
         ConfigError: see `worker.values_of`.
     """
-    from pythia_book import notebooks, worker
-    from pythia_core.errors import ConfigError
+    from pythia_book import worker
 
     studies = list(dict.fromkeys(args.studies)) or worker.shared_studies()
-    parameters: dict[str, Any] = {}
-    if args.parameter:
-        if len(studies) != 1:
-            raise ConfigError("-p needs exactly one study")
-        accepted = notebooks.parameters_of(
-            notebooks.read_notebook(notebooks.notebook_path(studies[0]))
-        )
-        parameters = notebooks.parse_parameters(args.parameter, accepted)
-    return worker.values_of(studies, args.scale, parameters)
+    return worker.values_of(studies, args.scale, _parameters(args, studies))
+
+
+def _parameters(args: argparse.Namespace, studies: Sequence[str]) -> dict[str, Any]:
+    """Return the parameters that `-p` gives.
+
+    Raises:
+        ConfigError: there are some, but not exactly one study, or it does not accept them.
+    """
+    from pythia_book import notebooks
+    from pythia_core.errors import ConfigError
+
+    if not args.parameter:
+        return {}
+    if len(studies) != 1:
+        raise ConfigError(f"-p needs exactly one study, got {len(studies) or 'all'}")
+    notebook = notebooks.read_notebook(notebooks.notebook_path(studies[0]))
+    return notebooks.parse_parameters(args.parameter, notebooks.parameters_of(notebook))
 
 
 def _worker(args: argparse.Namespace) -> None:

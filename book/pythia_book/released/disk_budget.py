@@ -1,9 +1,10 @@
 """Bounds the disk that checkpoints of a hub's repository take while they are measured.
 
 While a checkpoint is measured, the next one is fetched. What was fetched for a measurement is
-deleted after it: a mark in the hub's cache says that the revision was not there before, also after
-a crash. (It is in the cache, because machines that share the folder of results may have caches of
-their own.) Nothing else is deleted. Processes that share both do not delete what another one reads.
+deleted after it; a mark in the hub's cache, which survives a crash, says that the revision was not
+there before. (It is in the cache, because machines that share the folder of results may have caches
+of their own.) Nothing else is deleted. Processes that share both folders do not delete what another
+one reads.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pythia_book.released import download
 from pythia_book.released.resolve import PublishedModel
 from pythia_core.errors import CheckpointError, FetchError
 from pythia_core.hf import local_folder
-from pythia_core.util.leases import is_free, leased
+from pythia_core.util.leases import is_free, leased, marker_of
 
 MARK = ".fetched"
 """The suffix of the marks."""
@@ -107,7 +108,7 @@ class DiskBudget:
 
 
 def _lease(model: PublishedModel, revision: str) -> Path:
-    return model.folder / f".{revision}.lease"
+    return marker_of(model.folder / revision)
 
 
 def _mark(model: PublishedModel, revision: str) -> Path:

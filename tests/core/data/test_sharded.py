@@ -24,7 +24,6 @@ import slurm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pythia_core.__main__ import main
 from pythia_core.config import DEDUP_RECIPES, DataConfig
 from pythia_core.data import sharded
 from pythia_core.data.prepare import prepare
@@ -43,6 +42,11 @@ def prepared(cache: Path, data: DataConfig, staged: bool = True) -> dict[str, by
         patch.setenv("PYTHIA_CACHE", str(cache))
         prepare(data, progress=False, staged=staged)
     return made_in(cache)
+
+
+def in_memory(folder: Path, data: DataConfig) -> dict[str, bytes]:
+    """What is made without stages."""
+    return prepared(folder / "memory", data, staged=False)
 
 
 def made_in(cache: Path) -> dict[str, bytes]:
@@ -106,7 +110,6 @@ IMPATIENT = """\
 import sys
 from pythia_core.util import leases
 leases.LEASE_SECONDS = 2.0
-from pythia_core.__main__ import main
 sys.exit(main())
 """
 
@@ -149,7 +152,7 @@ def test_every_file_is_that_of_one_process(
     parts = {"b/x.jsonl": texts[:45], "a.jsonl": texts[45:], "b/empty.jsonl": [" ", "\n"]}
     parts["held_out.jsonl"] = [next(text for text in texts if fraction(text) < 0.1)]
     data = config(corpus(tmp_path / "c", parts), dedup=dedup)
-    expected = prepared(tmp_path / "memory", data, staged=False)
+    expected = in_memory(tmp_path, data)
     found = prepared(tmp_path / "stages", data)
     assert differences(found, expected) == []
     manifests = [json.loads(found[name]) for name in found if name.endswith("manifest.json")]
@@ -214,7 +217,7 @@ def test_processes_and_any_form_of_file(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"text": texts[40:]}), folder / "e.parquet")
     assert sum(map(len, texts)) * 60 > sharded.FIRST_SHARD_BYTES
     data = config(str(folder), dedup="jaccard-0.87")
-    expected = prepared(tmp_path / "memory", data, staged=False)
+    expected = in_memory(tmp_path, data)
     run(data, tmp_path / "stages", "--on", "local", "--cpus", "2")
     assert differences(made_in(tmp_path / "stages"), expected) == []
 
@@ -255,23 +258,9 @@ def test_bad_text_in_other_processes(tmp_path: Path) -> None:
     folder = corpus(tmp_path / "c", {"a.jsonl": ["fine"], "c.jsonl": ["fine"]})
     Path(folder, "b.jsonl").write_text("{")
     said = run(config(folder), tmp_path / "cache", "--on", "local", "--cpus", "2", code=1)
-    assert "2 of 2 have failed" in said and "1 more with the same last line" in said
+    assert "all 2 workers have failed" in said and "1 more with the same last line" in said
     assert re.search(r"b\.jsonl:1: this line is not a JSON object", said)
     assert not list((tmp_path / "cache" / "data").glob("tokens-*"))
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--cpus", "2"], "--cpus N is the number of workers; add --on local or --on slurm"),
-        (["--on", "slurm"], "--on slurm needs --cpus N, the number of workers"),
-    ],
-)
-def test_options_that_do_not_fit(
-    options: list[str], words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["prepare", *options]) == 1
-    assert words in capsys.readouterr().err
 
 
 def test_full_disk(tmp_path: Path) -> None:
@@ -283,7 +272,7 @@ def test_full_disk(tmp_path: Path) -> None:
             prepared(tmp_path / "stages", data)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    expected = prepared(tmp_path / "memory", data, staged=False)
+    expected = in_memory(tmp_path, data)
     assert differences(prepared(tmp_path / "stages", data), expected) == []
 
 
@@ -303,30 +292,31 @@ def test_corpus_that_changes_while_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stages", "pattern"),
+    ("before", "pattern"),
     [
-        (1, "texts/*/*.txt"),
-        (1, "texts/*/*.records"),
-        (2, "plan/tokenizer.json"),
-        (3, "tokens/*/train.bin"),
-        (6, "signatures/bucket_003/*.sig"),
-        (7, "pairs/*/array"),
-        (8, "groups/*/array"),
-        (9, "linked/*/array"),
+        ("making the tokenizer", "texts/*/*.txt"),
+        ("making the tokenizer", "texts/*/*.records"),
+        ("making the tokenizer", "texts/*/entry.json"),
+        ("encoding text", "plan/tokenizer.json"),
+        ("joining tokens", "tokens/*/train.bin"),
+        ("finding candidates", "signatures/bucket_003/*.sig"),
+        ("connecting candidates", "pairs/*/array"),
+        ("comparing candidates", "groups/*/array"),
+        ("removing duplicates", "linked/*/array"),
     ],
 )
-def test_damaged_work_is_not_used(tmp_path: Path, stages: int, pattern: str) -> None:
+def test_damaged_work_is_not_used(tmp_path: Path, before: str, pattern: str) -> None:
     """A flipped bit is found by the stage that reads it; without it, the work goes on."""
     texts = texts_with_copies(0, 40)
     data = config(corpus(tmp_path / "c", {"a.jsonl": texts[:20], "b.jsonl": texts[20:]}),
                   dedup="jaccard-0.87")  # fmt: skip
     cache = tmp_path / "cache"
-    done: list[Stage] = []
+    done: list[str] = []
 
     def stop(stage: Stage) -> None:
-        if len(done) == stages:
+        if stage.name == before:
             raise PythiaError("killed")
-        done.append(stage)
+        done.append(stage.name)
 
     with before_each_stage(stop), pytest.raises(PythiaError, match="killed"):
         prepared(cache, data)
@@ -337,11 +327,10 @@ def test_damaged_work_is_not_used(tmp_path: Path, stages: int, pattern: str) -> 
     with pytest.raises(DataError, match=rf"is damaged .*delete the folder {re.escape(str(work))}"):
         prepared(cache, data)
     file.write_bytes(good)
-    with before_each_stage(lambda stage: done.append(stage)):
+    with before_each_stage(lambda stage: done.append(stage.name)):
         found = prepared(cache, data)
-    names = [stage.name for stage in done]
-    assert len(names) == len({*names}) == 12, "no stage was done twice"
-    assert differences(found, prepared(tmp_path / "memory", data, staged=False)) == []
+    assert len(done) == len({*done}) == 12, "no stage was done twice"
+    assert differences(found, in_memory(tmp_path, data)) == []
 
 
 def wait_for(folder: Path, pattern: str, number: int = 1, seconds: float = 300) -> list[Path]:
@@ -356,6 +345,13 @@ def wait_for(folder: Path, pattern: str, number: int = 1, seconds: float = 300) 
 WORKERS = ("--on", "local", "--cpus", "2")
 
 
+def six_files(folder: Path) -> DataConfig:
+    """Text that takes some seconds."""
+    texts = texts_with_copies(2, 600)
+    parts = {f"{n}.jsonl": texts[n::6] for n in range(6)}
+    return config(corpus(folder / "c", parts), dedup="jaccard-0.87", seq_len=128)
+
+
 def marks(cache: Path) -> dict[Path, int]:
     """The files that say which tasks are done, and when each was."""
     return {path: path.stat().st_mtime_ns for path in cache.glob("data/work-*/done/*/[0-9]*")}
@@ -364,9 +360,7 @@ def marks(cache: Path) -> dict[Path, int]:
 @pytest.mark.slow
 def test_killed_tasks(tmp_path: Path) -> None:
     """What is done stays, and is not done again; what was not done leaves nothing that counts."""
-    texts = texts_with_copies(2, 600)
-    parts = {f"{n}.jsonl": texts[n::6] for n in range(6)}
-    data = config(corpus(tmp_path / "c", parts), dedup="jaccard-0.87", seq_len=128)
+    data = six_files(tmp_path)
     cache = tmp_path / "cache"
     process = start(data, cache, *WORKERS)
     wait_for(cache / "data", "work-*/done/computing signatures/[0-9]*")
@@ -383,14 +377,12 @@ def test_killed_tasks(tmp_path: Path) -> None:
     assert marks(cache).items() >= before.items()
     kept = {name: content for name, content in made_in(cache).items() if "work-" not in name}
     kept = {name: content for name, content in kept.items() if "/." not in name}
-    assert differences(kept, prepared(tmp_path / "memory", data, staged=False)) == []
+    assert differences(kept, in_memory(tmp_path, data)) == []
 
 
 @pytest.mark.slow
 def test_the_other_workers_do_what_a_killed_one_leaves(tmp_path: Path) -> None:
-    texts = texts_with_copies(2, 600)
-    parts = {f"{n}.jsonl": texts[n::6] for n in range(6)}
-    data = config(corpus(tmp_path / "c", parts), dedup="jaccard-0.87", seq_len=128)
+    data = six_files(tmp_path)
     cache = tmp_path / "cache"
     process = start(data, cache, *WORKERS)
     wait_for(cache / "data", "work-*/done/computing signatures/[0-9]*")
@@ -398,16 +390,14 @@ def test_the_other_workers_do_what_a_killed_one_leaves(tmp_path: Path) -> None:
     os.kill(int(children[0]), signal.SIGKILL)
     _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
-    assert "1 of 2 have failed; the others have done their work" in said
-    assert differences(made_in(cache), prepared(tmp_path / "memory", data, staged=False)) == []
+    assert "1 of 2 workers have failed; the others have finished the work" in said
+    assert differences(made_in(cache), in_memory(tmp_path, data)) == []
 
 
 @pytest.mark.slow
 def test_a_process_that_was_suspended_finds_the_work_done(tmp_path: Path) -> None:
     """It does not begin anew in the work folder that another process has deleted."""
-    texts = texts_with_copies(3, 600)
-    parts = {f"{n}.jsonl": texts[n::6] for n in range(6)}
-    data = config(corpus(tmp_path / "c", parts), dedup="jaccard-0.87", seq_len=128)
+    data = six_files(tmp_path)
     cache = tmp_path / "cache"
     late = start(data, cache, "--stages", program=("-c", IMPATIENT))
     wait_for(cache / "data", "work-*/done/encoding text/[0-9]*")
@@ -420,7 +410,7 @@ def test_a_process_that_was_suspended_finds_the_work_done(tmp_path: Path) -> Non
     _, said = late.communicate(timeout=100)
     assert late.returncode == 0, said
     assert made_in(cache) == found
-    assert differences(found, prepared(tmp_path / "memory", data, staged=False)) == []
+    assert differences(found, in_memory(tmp_path, data)) == []
 
 
 @pytest.mark.slow
@@ -431,7 +421,7 @@ def test_processes_share_the_tasks(tmp_path: Path) -> None:
     said = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert said[0][0] == said[1][0]
-    expected = prepared(tmp_path / "memory", data, staged=False)
+    expected = in_memory(tmp_path, data)
     assert differences(made_in(tmp_path / "cache"), expected) == []
 
 
@@ -475,12 +465,6 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
 # --- Slurm -----------------------------------------------------------------------------------
 
 
-def queue() -> str:
-    """The jobs that wait or run."""
-    command = ["squeue", "--noheader", "--format", "%i %T"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
 SLURM = ("--on", "slurm", "--cpus", "2")
 
 
@@ -499,11 +483,11 @@ def test_slurm(tmp_path: Path) -> None:
     assert "1.jsonl:1: this line is not a JSON object" in said
     said = run(data, cache, *SLURM, "--partition", "none", code=1)
     assert re.search(r"Slurm refuses .*[Ii]nvalid partition", said)
-    assert queue() == ""
+    assert not slurm.job_ids(os.environ)
     shutil.rmtree(cache)
     said = run(data, cache, *SLURM)
     assert re.search(r"Slurm job \d+: 2 x prepare", said)
-    expected = prepared(tmp_path / "memory", data, staged=False)
+    expected = in_memory(tmp_path, data)
     assert differences(made_in(cache), expected) == []
 
 
@@ -525,17 +509,14 @@ def test_slurm_commands_and_jobs_that_end_early(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "was cancelled; its work is saved" in said
     end = time.monotonic() + 30
-    while queue() and time.monotonic() < end:
+    while slurm.job_ids(os.environ) and time.monotonic() < end:
         time.sleep(0.2)
-    assert queue() == ""
+    assert not slurm.job_ids(os.environ)
     process = start(data, cache, *SLURM)
     wait_for(cache / "data", "work-*/done/making the tokenizer/[0-9]*")
-    jobs = subprocess.run(
-        ["squeue", "--noheader", "--array", "--format=%i"], capture_output=True, text=True
-    ).stdout.split()
-    slurm.requeue(jobs[0], dict(os.environ))
+    slurm.requeue(slurm.job_ids(os.environ)[0], dict(os.environ))
     process.kill()
     process.communicate()
-    assert queue()
+    assert slurm.job_ids(os.environ)
     run(data, cache, *SLURM)
-    assert differences(made_in(cache), prepared(tmp_path / "memory", data, staged=False)) == []
+    assert differences(made_in(cache), in_memory(tmp_path, data)) == []

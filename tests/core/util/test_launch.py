@@ -25,7 +25,8 @@ def test_processes_on_this_machine(tmp_path: Path) -> None:
     assert len({log.read_text() for log in logs}) == 1 and "\n" in logs[0].read_text()
     with pytest.raises(PythiaError) as caught:
         on_this_machine(WRONG, 2, tmp_path / "logs")
-    assert "2 of 2 have failed" in str(caught.value)
+    assert "all 2 workers have failed" in str(caught.value)
+    assert "1 more with the same last line" in str(caught.value)
     assert f"{tmp_path}/logs/local-{os.getpid()}-0.log ends with:" in str(caught.value)
     assert "no-such-erratum" in str(caught.value)
 
@@ -55,6 +56,12 @@ def test_without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         on_slurm(COMMAND, 1, tmp_path, Slurm())
 
 
+def test_the_id_of_a_job_in_an_array_is_not_that_of_the_array() -> None:
+    last = {"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}
+    assert launch._job_id(last) == "12_3"
+    assert launch._job_id({"SLURM_JOB_ID": "12"}) == "12"
+
+
 # --- a real Slurm ----------------------------------------------------------------------------
 
 
@@ -78,7 +85,7 @@ def test_jobs_run_on_both_nodes(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_a_failed_job_is_named_with_the_end_of_its_log(tmp_path: Path) -> None:
     with pytest.raises(PythiaError) as caught:
         on_slurm(WRONG, 1, tmp_path / "logs", Slurm(minutes=5))
-    assert "1 of 1 have failed" in str(caught.value) and "no-such-erratum" in str(caught.value)
+    assert "the worker has failed" in str(caught.value) and "no-such-erratum" in str(caught.value)
 
 
 @pytest.mark.slow

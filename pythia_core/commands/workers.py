@@ -13,7 +13,7 @@ from pythia_core.util.machine import visible_devices
 from pythia_core.util.workers import n_workers
 
 
-def add_place(p: argparse.ArgumentParser, text: str, gpus: bool = True) -> None:
+def add_worker_options(p: argparse.ArgumentParser, text: str, gpus: bool = True) -> None:
     """Add the options that say where workers run.
 
     Args:
@@ -30,17 +30,27 @@ def add_place(p: argparse.ArgumentParser, text: str, gpus: bool = True) -> None:
         text = "number of workers, with a core each (default with --on local: all cores)"
     option("--cpus", **COUNT, help=text)
     option("--partition", type=nonblank, help="partition of the Slurm jobs")
-    text = "time limit of a job (default: %(default)s); a job at the limit saves and queues again"
+    text = (
+        "time limit of a job in minutes (default: %(default)s); a job that reaches it saves its "
+        "work and is requeued"
+    )
     option("--minutes", **COUNT | {"default": MINUTES}, help=text)
     text = "further option of sbatch, e.g. account=abc, mem=32G or cpus-per-task=8; repeatable"
-    option("--sbatch", action="append", default=[], metavar="NAME=VALUE", help=text)
+    option(
+        "--sbatch",
+        action="append",
+        type=_name_and_value,
+        default=[],
+        metavar="NAME=VALUE",
+        help=text,
+    )
 
 
-def check_place(args: argparse.Namespace) -> bool:
+def check_worker_options(args: argparse.Namespace) -> bool:
     """Return whether `--on` was given.
 
     Raises:
-        ConfigError: an option is missing, does not fit `--on`, or cannot be understood.
+        ConfigError: an option is missing, or does not fit the others.
     """
     gpus, count = getattr(args, "gpus", None), _count_options(args)
     if args.on is None and (gpus is not None or args.cpus is not None):
@@ -54,16 +64,12 @@ def check_place(args: argparse.Namespace) -> bool:
         raise ConfigError(f"--gpus {gpus} and --cpus {args.cpus} were both given; choose one")
     if args.on == "slurm" and not (gpus or args.cpus):
         raise ConfigError(f"--on slurm needs {count}, the number of workers")
-    devices = visible_devices() if gpus and args.on == "local" else []
-    if args.on == "local" and gpus and not devices:
-        raise ConfigError(f"--gpus {gpus}: there is no GPU here; use --cpus")
-    if args.on == "local" and gpus and gpus > len(devices):
-        raise ConfigError(f"--gpus {gpus}: there are only {len(devices)} here")
-    _sbatch_options(args)
+    if args.on == "local" and gpus and gpus > (found := len(visible_devices())):
+        raise ConfigError(f"--gpus {gpus}: this machine has {found} GPUs; use fewer, or --cpus N")
     return args.on is not None
 
 
-def run_elsewhere(
+def run_workers(
     args: argparse.Namespace, words: Sequence[str], folder: Path, count: int | None = None
 ) -> list[Path]:
     """Run `python -m pythia_core WORDS` in the workers that the options ask for; return their logs.
@@ -78,8 +84,7 @@ def run_elsewhere(
     """
     gpus = getattr(args, "gpus", None)
     if args.on == "slurm":
-        options = _sbatch_options(args)
-        slurm = Slurm(int(bool(gpus)), args.partition or "", args.minutes, options)
+        slurm = Slurm(bool(gpus), args.partition or "", args.minutes, dict(args.sbatch))
         return on_slurm(words, count or gpus or args.cpus, folder, slurm)
     devices = visible_devices()[:gpus] if hasattr(args, "gpus") and not args.cpus else []
     return on_this_machine(
@@ -91,16 +96,13 @@ def _count_options(args: argparse.Namespace) -> str:
     return "--gpus N or --cpus N" if hasattr(args, "gpus") else "--cpus N"
 
 
-def _sbatch_options(args: argparse.Namespace) -> dict[str, str]:
-    """Return the further options of sbatch.
+def _name_and_value(word: str) -> tuple[str, str]:
+    """Split NAME=VALUE.
 
     Raises:
-        ConfigError: a word of `--sbatch` is not NAME=VALUE.
+        argparse.ArgumentTypeError: there is no "=" or no name.
     """
-    options = {}
-    for word in args.sbatch:
-        name, equals, value = word.partition("=")
-        if not equals or not name:
-            raise ConfigError(f"--sbatch: expected NAME=VALUE such as account=abc, got {word!r}")
-        options[name.lstrip("-")] = value
-    return options
+    name, equals, value = word.partition("=")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE such as account=abc, got {word!r}")
+    return name.lstrip("-"), value
