@@ -63,11 +63,7 @@ def documented_commands() -> list[tuple[str, str]]:
     """Return (file, words) of every command of ours in README, CONTRIBUTING and the pages."""
     found = list[tuple[str, str]]()
     pages = sorted((ROOT / "book").glob("*.md"))
-    for path in (
-        ROOT / "README.md",
-        ROOT / "CONTRIBUTING.md",
-        *sorted((ROOT / "book").glob("*.md")),
-    ):
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *pages):
         text = path.read_text(encoding="utf-8").replace("\\\n", " ")
         found += [(path.name, words) for words in re.findall(r"-m pythia_core ([^\n`]+)", text)]
     return found
