@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pythia_core.config import DataConfig
 from pythia_core.data.indexed_dataset import IndexedWriter
 from pythia_core.data.tokenizer import EOD, id_limit
-from pythia_core.errors import DataError
+from pythia_core.errors import CorpusChangedError, DataError
 from pythia_core.util.files import file_sha256, is_intact, json_object, write_digest
 
 if TYPE_CHECKING:
@@ -164,9 +164,9 @@ def train_entry(train: IndexedWriter, domains: DomainRuns) -> dict[str, Any]:
 
 
 def check_unchanged(data: DataConfig, now: object, before: object) -> None:
-    """Raise DataError if two descriptions of the corpus, made at different times, differ."""
+    """Raise CorpusChangedError if two descriptions of it, made at different times, differ."""
     if now != before:
-        raise DataError(
+        raise CorpusChangedError(
             f"the corpus {data.corpus!r} changed while its tokens were being prepared; run again"
         )
 

@@ -107,6 +107,12 @@ class Work:
     groups: list[list[TextFile] | None] = field(repr=False)
     """The files of each group; [None] if the corpus is not made of files."""
 
+    @property
+    def files(self) -> list[TextFile] | None:
+        """The files of the corpus in the order of reading; None if it is not made of files."""
+        groups = [group for group in self.groups if group is not None]
+        return [file for group in groups for file in group] or None
+
     @classmethod
     def of(cls, folder: Path, data: DataConfig) -> Work:
         """Divide the files of a corpus into groups of about the same size."""
@@ -264,6 +270,15 @@ def read_texts(work: Work, group: int) -> None:
         if writer:
             writer.close()
         entry["domains"] = {name: count.empty for name, count in tally.items()}  # empty documents
+        entry["source"] = _source(files)
+        check_unchanged(work.data, corpus_files(work.data), work.files)
+
+
+def _source(files: Sequence[TextFile] | None) -> list[list[str | int]] | None:
+    """Return what identifies the content of files without reading it."""
+    if files is None:
+        return None
+    return [[file.name, file.size, file.modified, file.version] for file in files]
 
 
 class _ShardWriter:
@@ -447,18 +462,12 @@ def run_texts(work: Work, stages: Stages) -> None:
     """Write the text as shards.
 
     Raises:
-        DataError: a file has changed since the work began.
+        CorpusChangedError: a file has changed since the work began.
     """
     outputs = work.paths("texts", len(work.groups))
     stages.run(Stage("reading text", outputs, partial(read_texts, work)))
-    before = [file for group in work.groups if group is not None for file in group]
-    if before:
-        try:
-            check_unchanged(work.data, corpus_files(work.data), before)
-        except DataError:
-            # what was read may be neither the old nor the new text
-            shutil.rmtree(work.folder, ignore_errors=True)
-            raise
+    read = [read_entry(output, check=False)["source"] for output in outputs]
+    check_unchanged(work.data, read, [_source(group) for group in work.groups])
 
 
 def plan_stage(work: Work) -> Stage:

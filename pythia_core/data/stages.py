@@ -10,6 +10,7 @@ A stage begins when the one before has ended, so no job waits for one that has f
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pythia_core.errors import DataError, PythiaError, TakenElsewhere
+from pythia_core.errors import CorpusChangedError, DataError, PythiaError, TakenElsewhere
 from pythia_core.util.leases import POLL_SECONDS, leased, marker_of
 from pythia_core.util.progress import bar as progress_bar
 
@@ -50,15 +51,23 @@ class Stages:
         If another process finishes the work meanwhile, it deletes the files; errors that follow are
         ignored.
         """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        folder = os.open(self.folder, os.O_RDONLY)
         try:
             yield
+        except CorpusChangedError:
+            shutil.rmtree(self.folder, ignore_errors=True)  # the work is of no use any more
+            raise
         except (PythiaError, OSError) as error:
             if not self.finished():
-                if isinstance(error, OSError) and not self.folder.is_dir():
+                if os.fstat(folder).st_nlink == 0:
                     raise DataError(
-                        f"the folder {self.folder} was deleted while it was in use; run again"
+                        f"the folder {self.folder} was deleted while it was in use, perhaps "
+                        "because the text has changed; run again"
                     ) from error
                 raise
+        finally:
+            os.close(folder)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def run(self, stage: Stage) -> None:

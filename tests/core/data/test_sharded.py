@@ -299,6 +299,34 @@ def test_corpus_that_changes_while_read(tmp_path: Path) -> None:
     assert not list((tmp_path / "cache" / "data").iterdir())
 
 
+def test_text_that_was_read_from_other_files_is_not_used(tmp_path: Path) -> None:
+    """The content, and so the work folder, is the same, but the time of writing is not."""
+    data, cache = six_files(tmp_path), tmp_path / "cache"
+
+    def stop(stage: Stage) -> None:
+        if stage.name == "making the tokenizer":
+            raise PythiaError("killed")
+
+    with before_each_stage(stop), pytest.raises(PythiaError, match="killed"):
+        prepared(cache, data)
+    os.utime(tmp_path / "c" / "0.jsonl", (1, 1))
+    with pytest.raises(DataError, match="changed while its tokens"):
+        prepared(cache, data)
+    assert not list((cache / "data").iterdir())
+
+
+def test_a_folder_that_is_deleted_in_use_is_named(tmp_path: Path) -> None:
+    def delete(stage: Stage) -> None:
+        if stage.name == "encoding text":
+            shutil.rmtree(stage.outputs[0].parents[1])
+
+    with (
+        before_each_stage(delete),
+        pytest.raises(DataError, match="was deleted while it was in use"),
+    ):
+        prepared(tmp_path / "cache", six_files(tmp_path))
+
+
 # --- interruptions ---------------------------------------------------------------------------
 
 
