@@ -191,6 +191,41 @@ def _sizes(frame: pd.DataFrame) -> pd.DataFrame:
     return shown
 
 
+def writing_table(result: Result) -> Table:
+    """Return a table of what the smallest and the largest model write during training."""
+    import pandas as pd
+
+    frame = result.tables["writing"]
+    rows = [
+        {"Prompt": prompt, "Step": number_text(step)}
+        | {text.size: style.one_line(text.text) for text in texts.itertuples()}
+        for (prompt, step), texts in frame.groupby(["prompt", "step"], sort=False)
+    ]
+    caption = (
+        "What the smallest and the largest model write after three prompts as training proceeds. "
+        "Standard text, greedy decoding; a slash stands for line breaks."
+    )
+    return Table(pd.DataFrame(rows), caption)
+
+
+def batch_table(result: Result) -> Table:
+    """Return a table of the documents in the first rows of a batch, and where they come from."""
+    import pandas as pd
+
+    rows = []
+    for part in result.tables["batch"].itertuples():
+        last = part.offset + part.columns - 1
+        rows.append(
+            {"Row": number_text(part.row),
+             "Columns": f"{part.column}\u2013{part.column + part.columns - 1}",
+             "Domain": part.domain, "Document": number_text(part.document),
+             "Tokens of the document": f"{part.offset:,}\u2013{last:,} of {part.length:,}",
+             "Begins with": style.one_line(part.text)}
+        )  # fmt: skip
+    caption = "The first rows of a training batch, and the document that each part comes from."
+    return Table(pd.DataFrame(rows), caption)
+
+
 def proofs_table(result: Result) -> Table:
     """Return a table of all checks of the suite, with the number of cases and failures of each."""
     frame = result.tables["proofs"].rename(

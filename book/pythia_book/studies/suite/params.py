@@ -13,6 +13,8 @@ from pythia_core.training.retention import Keep
 STUDY = "suite"
 FLAT_SIZES = ("7k", "25k")
 MEASURING = MeasuringCost()
+EARLY_STEPS = (0, 8, 64, 512)
+"""Steps at which models write, besides the last one; a run has those that are below its last."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ def runs(params: Params) -> list[RunConfig]:
     return [*suite.values(), *params.flat_configs().values()]
 
 
+def writing_steps(steps: int) -> tuple[int, ...]:
+    """Return the steps, of a run with so many updates, at which its model writes."""
+    return (*(step for step in EARLY_STEPS if step < steps), steps)
+
+
 def keep(params: Params, run: RunConfig) -> Keep:
-    """Return the last checkpoint, the only one whose weights this study reads."""
-    return Keep(frozenset({run.train.steps}))
+    """Return the checkpoints at which models write; the rest of the study reads the last one."""
+    return Keep(frozenset(writing_steps(run.train.steps)))

@@ -1,8 +1,9 @@
 """The suite in miniature (paper section 2): sixteen models, their checkpoints, what they read.
 
 The study trains models of every size, on the standard and on the deduplicated text. It describes
-the models, checks the guarantees that all studies rely on (`proofs`), counts how often each token
-is read (`read_counts`), and compares Pythia with other public suites of models (`suites`).
+the models, shows what they write and read (`examples`), checks the guarantees that all studies rely
+on (`proofs`), counts how often each token is read (`read_counts`), and compares Pythia with other
+public suites of models (`suites`).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 BINS = 143
 """Number of points on a loss curve."""
+WRITING = ["prompt", "step", "size", "text"]
 AT_END = 0.07
 """The final loss is the mean over this fraction of the updates, at the end of training."""
 
@@ -133,6 +135,8 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
         "nouns": pd.DataFrame(facts["nouns"]),
         "associations": associations_table(measured),
         "flat": flat_table(measured),
+        "writing": pd.DataFrame(facts.get("writing", []), columns=WRITING),
+        "batch": pd.DataFrame(facts.get("batch", {}).get("passages", [])),
         "suites": suites,
         "suite_sources": sources,
     }
@@ -238,6 +242,11 @@ def values(params: Params, facts: dict[str, Any], tables: Tables) -> dict[str, A
         **{f"heldout_{name}": value for name, value in facts["heldout"].items()},
         "n_suites": len(tables["suites"]),
         "suites_read": READ,
+        **{
+            f"batch_{name}": value
+            for name, value in facts.get("batch", {}).items()
+            if name != "passages"
+        },
     }
     for arm in DATA_ARMS:
         numbers[f"tokens_{arm}"] = facts["tokens"][arm]
