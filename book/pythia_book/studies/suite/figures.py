@@ -155,17 +155,26 @@ def associations(result: Result) -> Drawing:
 
 def models_table(result: Result) -> Table:
     """Return a table of our model sizes: shape, training parameters and losses at the end."""
-    return Table(_sizes(result.tables["models"]), "The suite in miniature")
+    frame = result.tables["models"]
+    return Table(_sizes(frame), f"The suite in miniature. {_reading_of(frame)}")
 
 
 def official_table(result: Result) -> Table:
     """Return a table of the ten released sizes, like `models_table` but without losses."""
-    return Table(_sizes(result.tables["official"]), "The released sizes")
+    frame = result.tables["official"]
+    return Table(_sizes(frame), f"The released sizes. {_reading_of(frame)}")
+
+
+def _reading_of(frame: pd.DataFrame) -> str:
+    """Say how many tokens the models of a table of sizes read, in all and per update."""
+    first = frame.iloc[0]
+    read, batch = number_text(first.tokens), number_text(first.batch_tokens)
+    return f"Every model reads {read} tokens, {batch} per update."
 
 
 def _sizes(frame: pd.DataFrame) -> pd.DataFrame:
     """Rename the columns of a table of model sizes for readers, and format its numbers as text."""
-    shown = frame.rename(
+    shown = frame.drop(columns=["batch_tokens", "tokens"]).rename(
         columns={
             "size": "Name",
             "layers": "Layers",
@@ -175,17 +184,15 @@ def _sizes(frame: pd.DataFrame) -> pd.DataFrame:
             "non_embedding": "Parameters without embeddings",
             "total": "In all",
             "lr_max": "Peak LR",
-            "batch_tokens": "Tokens per batch",
-            "tokens": "Tokens",
             "tokens_per_parameter": "Tokens per parameter",
-            "loss_standard": "Last loss, standard",
-            "loss_deduplicated": "Last loss, deduplicated",
+            "loss_standard": "Final loss, standard",
+            "loss_deduplicated": "Final loss, deduplicated",
         }
     )
     for name in shown.columns[1:]:
-        losses = name.startswith("Last")
+        losses = name.startswith("Final")
         shown[name] = [
-            f"{v:.3f}" if losses else f"{v:.1e}" if name == "Peak LR" else number_text(v)
+            f"{v:.3f}" if losses else f"{v:g}" if name == "Peak LR" else number_text(v)
             for v in shown[name].tolist()
         ]
     return shown
