@@ -230,7 +230,12 @@ def test_what_models_write_is_read_again_from_their_checkpoints(smoke: Result) -
         shown = table[(table["size"] == "25k") & (table.step == step)]
         assert list(shown.text) == texts
     shown = figures.writing_table(smoke).frame
-    assert list(shown) == ["Prompt", "Step", "7k", "25k"] and len(shown) == 3 * len(PROMPTS)
+    assert list(shown) == ["Step", "7k", "25k"]
+    assert list(shown.Step) == ["0", "8", "16"] * len(PROMPTS)
+    prompts = [prompt for prompt in PROMPTS for _ in range(3)]
+    assert all(text.startswith(p) for p, text in zip(prompts, shown["25k"], strict=True))
+    strong = figures.writing_table(smoke).strong["7k"]
+    assert strong == [[(0, len(prompt))] for prompt in prompts]
 
 
 def test_a_run_writes_at_steps_that_it_has() -> None:

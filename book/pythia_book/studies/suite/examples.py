@@ -67,7 +67,8 @@ def writing(
     """Let models of some sizes, trained on the standard text, continue PROMPTS during training.
 
     Returns:
-        Rows with the keys prompt, step, size and text; and the checkpoints that are missing.
+        Rows with the keys prompt, step, size and text (of the continuation), in the order of the
+        prompts, sizes and steps; and the checkpoints that are missing.
     """
     runs = {size: suite[size, DATA_ARMS[0]] for size in dict.fromkeys(sizes)}
     data = next(iter(runs.values())).data
@@ -86,7 +87,7 @@ def writing(
         for prompt, ids in zip(PROMPTS, measured[run.id, step]["tokens"], strict=True):
             text = data.tokenizer.decode(ids[ids != data.eod_id].tolist())
             rows.append({"prompt": prompt, "step": step, "size": size, "text": text})
-    return rows, gaps
+    return sorted(rows, key=lambda row: PROMPTS.index(row["prompt"])), gaps
 
 
 def batch_facts(runs: Sequence[Run]) -> dict[str, Any]:

@@ -168,8 +168,7 @@ def official_table(result: Result) -> Table:
 def _reading_of(frame: pd.DataFrame) -> str:
     """Say how many tokens the models of a table of sizes read, in all and per update."""
     first = frame.iloc[0]
-    read, batch = number_text(first.tokens), number_text(first.batch_tokens)
-    return f"Every model reads {read} tokens, {batch} per update."
+    return f"Every model reads {first.tokens:,} tokens, {first.batch_tokens:,} per update."
 
 
 def _sizes(frame: pd.DataFrame) -> pd.DataFrame:
@@ -203,16 +202,23 @@ def writing_table(result: Result) -> Table:
     import pandas as pd
 
     frame = result.tables["writing"]
-    rows = [
-        {"Prompt": prompt, "Step": number_text(step)}
-        | {text.size: style.one_line(text.text) for text in texts.itertuples()}
-        for (prompt, step), texts in frame.groupby(["prompt", "step"], sort=False)
-    ]
+    cells = frame.assign(text=frame.prompt + frame.text.map(_continuation))
+    rows, prompts = [], []
+    for (prompt, step), texts in cells.groupby(["prompt", "step"], sort=False):
+        rows.append({"Step": number_text(step)} | dict(zip(texts["size"], texts.text, strict=True)))
+        prompts.append([(0, len(prompt))])
     caption = (
-        "What the smallest and the largest model write after three prompts as training proceeds. "
-        "Standard text, greedy decoding; a slash stands for line breaks."
+        "What the smallest and the largest model write after three prompts (bold) as training "
+        "proceeds. Standard text, greedy decoding; a slash stands for line breaks."
     )
-    return Table(pd.DataFrame(rows), caption)
+    sizes = frame["size"].unique()
+    return Table(pd.DataFrame(rows), caption, strong=dict.fromkeys(sizes, prompts))
+
+
+def _continuation(text: str) -> str:
+    """Return a continuation on one line, to be put behind its prompt."""
+    line = style.one_line(text)
+    return f" / {line}" if text.startswith("\n") else f" {line}" if text[:1].isspace() else line
 
 
 def batch_table(result: Result) -> Table:
@@ -221,14 +227,16 @@ def batch_table(result: Result) -> Table:
 
     rows = []
     for part in result.tables["batch"].itertuples():
-        last = part.offset + part.columns - 1
+        columns = f"{part.column}\u2013{part.column + part.columns - 1}"
+        tokens = f"{part.offset:,}\u2013{part.offset + part.columns - 1:,} of {part.length:,}"
         rows.append(
-            {"Row": number_text(part.row),
-             "Columns": f"{part.column}\u2013{part.column + part.columns - 1}",
-             "Domain": part.domain, "Document": number_text(part.document),
-             "Tokens of the document": f"{part.offset:,}\u2013{last:,} of {part.length:,}",
-             "Begins with": style.one_line(part.text)}
-        )  # fmt: skip
+            {
+                "Row: columns": f"{part.row:,}: {columns}",
+                "Domain": part.domain,
+                "Document: tokens": f"{part.document:,}: {tokens}",
+                "Begins with": style.one_line(part.text),
+            }
+        )
     caption = "The first rows of a training batch, and the document that each part comes from."
     return Table(pd.DataFrame(rows), caption)
 
