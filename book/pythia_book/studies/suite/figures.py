@@ -232,8 +232,7 @@ def batch_table(result: Result) -> Table:
         rows.append(
             {
                 "Row: columns": f"{part.row:,}: {columns}",
-                "Domain": part.domain,
-                "Document: tokens": f"{part.document:,}: {tokens}",
+                "Document: tokens": f"{part.domain} {part.document:,}: {tokens}",
                 "Begins with": style.one_line(part.text),
             }
         )
