@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pythia_book.study import MeasuringCost, StudyParams
 from pythia_core.config import CONTROL_DOMAINS, RunConfig
-from pythia_core.suite import DATA_ARMS, suite_configs
+from pythia_core.suite import DATA_ARMS, size_name, suite_configs
 from pythia_core.training.retention import Keep
 
 STUDY = "suite"
@@ -31,6 +31,11 @@ class Params(StudyParams):
     associations."""
 
     WHOLE: ClassVar = {"resume_steps": (2, 10_000), "flat_seeds": (0, 100)}
+
+    @property
+    def writing_sizes(self) -> tuple[str, str]:
+        """The smallest and the largest size, whose models on the standard text write."""
+        return self.size_list[0], self.size_list[-1]
 
     def flat_configs(self) -> dict[tuple[str, int], RunConfig]:
         """Map (size, seed) to the config of each run on the text with flat shares."""
@@ -56,5 +61,6 @@ def writing_steps(steps: int) -> tuple[int, ...]:
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
-    """Return the checkpoints at which models write; the rest of the study reads the last one."""
-    return Keep(frozenset(writing_steps(run.train.steps)))
+    """Return the last checkpoint and, for the two models that write, those at which they do."""
+    writes = size_name(run.model) in params.writing_sizes and run.data.dedup == "none"
+    return Keep(frozenset(writing_steps(run.train.steps) if writes else {run.train.steps}))
