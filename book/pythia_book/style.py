@@ -276,6 +276,11 @@ class Table:
         return self.frame.to_string(index=False)
 
 
+def one_line(text: str) -> str:
+    """Return a passage on one line, for a table; a slash stands for one or more line breaks."""
+    return " / ".join(filter(None, map(str.strip, text.split("\n"))))
+
+
 # --- parts of figures ------------------------------------------------------------------------
 
 

@@ -144,7 +144,7 @@ def late_change(result: Result) -> Drawing:
         "LAMBADA, deduplicated": lambada[deduped],
         "seven tasks, both texts": mean,
     }
-    notes = "zero-shot; bands: 95 % intervals of items; grey: the checkpoints that are compared"
+    notes = "zero-shot; bands: 95 % intervals of items; gray: the checkpoints that are compared"
     with style.canvas(result, 3, 2.9, notes) as (figure, axes):
         for ax, (title, rows) in zip(axes, shown.items(), strict=True):
             ax.set_title(title)

@@ -14,12 +14,13 @@ from pythia_book.studies.registry import STUDIES, all_runs, keep, params_of, run
 from pythia_book.studies.repetition import params as repetition
 from pythia_book.studies.scaling import params as scaling
 from pythia_book.studies.seeds import params as seeds
+from pythia_book.studies.suite import params as suite
 from pythia_book.studies.term_frequency import params as term_frequency
 
 from pythia_core.config import RunConfig
 from pythia_core.data.downloads import Wheel
 from pythia_core.errors import ConfigError, FetchError
-from pythia_core.suite import SCALES, suite_configs
+from pythia_core.suite import SCALES, size_name, suite_configs
 from pythia_core.training import runs
 from pythia_core.training.retention import Keep, is_large
 from pythia_core.training.schedule import linear_step
@@ -33,7 +34,9 @@ REPEATED = {9, 18, 27, 36, 45, 54, 63, 72, 80, 89, 98, 107, 116, 125, 134, 143}
 
 
 def kept_steps(indices: set[int], run: RunConfig) -> frozenset[int]:
-    return frozenset(linear_step(i, run.train.steps) for i in indices) | EARLY
+    writes = indices >= STANDARD and size_name(run.model) in ("1.2m", "85m")
+    early = EARLY | {*suite.EARLY_STEPS} if writes else EARLY
+    return frozenset(linear_step(i, run.train.steps) for i in indices) | early
 
 
 OURS = (
@@ -61,12 +64,12 @@ def test_studies_come_after_those_they_depend_on() -> None:
 
 
 def test_checkpoints_kept_for_each_kind_of_run() -> None:
-    suite = suite_configs("gpu", ["85m"])
-    assert keep("gpu", suite["85m", "standard"]) == Keep(
-        kept_steps(STANDARD, suite["85m", "standard"])
-    )
+    twins = suite_configs("gpu", ["85m"])
+    standard = twins["85m", "standard"]
+    assert keep("gpu", standard) == Keep(kept_steps(STANDARD, standard))
+    assert kept_steps(STANDARD, standard) >= {8, 512}, "at which it writes"
     control = gender_bias.Params("gpu", "85m").config("85m", 0, gender_bias.CONTROL)
-    assert control == suite["85m", "deduplicated"]
+    assert control == twins["85m", "deduplicated"]
     assert keep("gpu", control) == Keep(kept_steps(DEDUPLICATED, control), frozenset({791, 931}))
     fork = control.fork("masculine_to_feminine", 931)
     assert keep("gpu", fork) == Keep(kept_steps(DEDUPLICATED, fork)), "nothing forks from a fork"

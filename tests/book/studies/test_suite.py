@@ -11,11 +11,15 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from pythia_book.corpora import equations
 from pythia_book.published import results
 from pythia_book.published.tables import MODELS, SAME
 from pythia_book.studies.suite import claims, figures, suites
 from pythia_book.studies.suite import study as suite
+from pythia_book.studies.suite.examples import N_ROWS, NEW_TOKENS, PROMPTS, SUM, batch_facts
 from pythia_book.studies.suite.measure import measure
+from pythia_book.studies.suite.params import keep, writing_steps
+from pythia_book.studies.suite.params import runs as runs_of
 from pythia_book.studies.suite.proofs import proofs_table, start_equal
 from pythia_book.studies.suite.read_counts import pile_reads
 from pythia_book.study import Result
@@ -26,7 +30,8 @@ from tiny_runs import remove_hashes
 from pythia_core.config import PLANTED_DOMAINS, DataConfig
 from pythia_core.data.corpus import open_corpus
 from pythia_core.errors import ConfigError
-from pythia_core.suite import DATA_ARMS, OFFICIAL_SIZES, scale_named, suite_configs
+from pythia_core.evaluation.generate import generate_texts
+from pythia_core.suite import DATA_ARMS, OFFICIAL_SIZES, scale_named, size_name, suite_configs
 from pythia_core.training.checkpoint import MANIFEST, _self_hash
 from pythia_core.training.runs import find_or_train_all
 from pythia_core.util.files import fraction
@@ -211,6 +216,67 @@ def test_the_suite_passes_every_check(smoke: Result) -> None:
     assert scale_named("smoke").run("7k").data == DataConfig(
         "miniature", domains, tokenizer="bpe-1536", seq_len=64, heldout_fraction=0.1
     )
+
+
+@pytest.mark.wheels
+def test_what_models_write_is_read_again_from_their_checkpoints(smoke: Result) -> None:
+    table = smoke.tables["writing"]
+    assert list(table.step.unique()) == [0, 8, 16] and list(table["size"].unique()) == ["7k", "25k"]
+    assert len(table) == 3 * 2 * len(PROMPTS) and not smoke.measured.facts["gaps"]
+    run = smoke.measured.runs[2]  # 25k on the standard text
+    tokenizer, eod = run.data.tokenizer, run.data.eod_id
+    for step in (0, 8):
+        texts = generate_texts(run.model(step), tokenizer, PROMPTS, NEW_TOKENS, eod)
+        shown = table[(table["size"] == "25k") & (table.step == step)]
+        assert list(shown.text) == texts
+    shown = figures.writing_table(smoke).frame
+    assert list(shown) == ["Step", "7k", "25k"]
+    assert list(shown.Step) == ["0", "8", "16"] * len(PROMPTS)
+    prompts = [prompt for prompt in PROMPTS for _ in range(3)]
+    assert all(text.startswith(p) for p, text in zip(prompts, shown["25k"], strict=True))
+    strong = figures.writing_table(smoke).strong["7k"]
+    assert strong == [[(0, len(prompt))] for prompt in prompts]
+
+
+def test_a_run_writes_at_steps_that_it_has() -> None:
+    assert writing_steps(572) == (0, 8, 64, 512, 572)
+    assert writing_steps(512) == (0, 8, 64, 512)
+    params = suite.Params("laptop")
+    for run in runs_of(params):
+        writes = size_name(run.model) in ("7k", "600k") and run.data.dedup == "none"
+        assert keep(params, run).weights == ({0, 8, 64, 512, 572} if writes else {572})
+
+
+def test_the_sum_that_models_complete_is_never_planted() -> None:
+    assert equations.held_out(*SUM) and equations.question(*SUM) in PROMPTS
+
+
+@pytest.mark.wheels
+def test_every_token_of_the_shown_rows_is_found_in_its_document(smoke: Result) -> None:
+    run = smoke.measured.runs[0]
+    facts, data = smoke.measured.facts["batch"], run.data
+    assert (facts["step"], facts["agree"], facts["runs"]) == (8, 2, 2)
+    assert facts["hash"] == run.metrics()[8]["batch_hash"]
+    batch, rows = run.batch(8), smoke.tables["batch"].groupby("row")
+    assert list(rows.groups) == [8 * len(batch) + at for at in range(N_ROWS)]
+    for (_, passages), ids in zip(rows, batch, strict=False):
+        made = [
+            data.tokens.document(p.document)[p.offset : p.offset + p.columns]
+            for p in passages.itertuples()
+        ]
+        np.testing.assert_array_equal(np.concatenate(made), ids)
+        for p, tokens in zip(passages.itertuples(), made, strict=True):
+            assert len(data.tokens.document(p.document)) == p.length
+            assert data.tokenizer.decode(tokens.tolist()).startswith(p.text)
+            start = int(data.tokens.sizes[: p.document].sum())
+            assert data.in_domains(np.array([start]), [p.domain]).all()
+    assert len(figures.batch_table(smoke).frame) == len(smoke.tables["batch"])
+
+
+@pytest.mark.wheels
+def test_a_batch_that_one_run_did_not_read_is_counted(smoke: Result) -> None:
+    runs = smoke.measured.runs
+    assert batch_facts([runs[0], runs[1]])["agree"] == 1, "the second read the deduplicated text"
 
 
 @pytest.mark.wheels

@@ -48,7 +48,7 @@ BLOOM_PAIRS = {"410m": "bloom-560m", "1b": "bloom-1b1", "1.4b": "bloom-1b7", "2.
 """Maps Pythia sizes to the evaluated BLOOM models with about as many parameters."""
 UNLIKE = "opt-350m"
 UNLIKE_WHY = (
-    "opt-350m differs from all other OPT models: it normalises after each sublayer "
+    "opt-350m differs from all other OPT models: it normalizes after each sublayer "
     "(huggingface/transformers, modeling_opt.py; facebookresearch/metaseq issue 388)"
 )
 WORSE = ("lambada_openai", "piqa", "wsc")

@@ -38,7 +38,7 @@ def steepness(values: np.ndarray) -> tuple[float, int]:
 def claim(released: Tables, draws: int) -> Claim:
     """Return the claim that an ability can be abrupt over size."""
     return Claim(
-        "An ability can be abrupt over size: the step between two neighbouring sizes accounts for "
+        "An ability can be abrupt over size: the step between two neighboring sizes accounts for "
         "more than half of the range of accuracies on sums.",
         "Ganguli et al. 2022, as quoted by Schaeffer et al. 2023 (arXiv:2304.15004)",
         quote="performance on a specific task can sometimes emerge quite unpredictably and "

@@ -95,7 +95,7 @@ def claims(
             ),
         ),
         Claim(
-            "One run of each size puts neighbouring sizes in the right order.",
+            "One run of each size puts neighboring sizes in the right order.",
             "appendix F.2",
             kind="premise",
             quote="to train one copy of each model",

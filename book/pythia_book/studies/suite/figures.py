@@ -155,17 +155,25 @@ def associations(result: Result) -> Drawing:
 
 def models_table(result: Result) -> Table:
     """Return a table of our model sizes: shape, training parameters and losses at the end."""
-    return Table(_sizes(result.tables["models"]), "The suite in miniature")
+    frame = result.tables["models"]
+    return Table(_sizes(frame), f"The suite in miniature. {_reading_of(frame)}")
 
 
 def official_table(result: Result) -> Table:
     """Return a table of the ten released sizes, like `models_table` but without losses."""
-    return Table(_sizes(result.tables["official"]), "The released sizes")
+    frame = result.tables["official"]
+    return Table(_sizes(frame), f"The released sizes. {_reading_of(frame)}")
+
+
+def _reading_of(frame: pd.DataFrame) -> str:
+    """Say how many tokens the models of a table of sizes read, in all and per update."""
+    first = frame.iloc[0]
+    return f"Every model reads {first.tokens:,} tokens, {first.batch_tokens:,} per update."
 
 
 def _sizes(frame: pd.DataFrame) -> pd.DataFrame:
     """Rename the columns of a table of model sizes for readers, and format its numbers as text."""
-    shown = frame.rename(
+    shown = frame.drop(columns=["batch_tokens", "tokens"]).rename(
         columns={
             "size": "Name",
             "layers": "Layers",
@@ -175,20 +183,61 @@ def _sizes(frame: pd.DataFrame) -> pd.DataFrame:
             "non_embedding": "Parameters without embeddings",
             "total": "In all",
             "lr_max": "Peak LR",
-            "batch_tokens": "Tokens per batch",
-            "tokens": "Tokens",
             "tokens_per_parameter": "Tokens per parameter",
-            "loss_standard": "Last loss, standard",
-            "loss_deduplicated": "Last loss, deduplicated",
+            "loss_standard": "Final loss, standard",
+            "loss_deduplicated": "Final loss, deduplicated",
         }
     )
     for name in shown.columns[1:]:
-        losses = name.startswith("Last")
+        losses = name.startswith("Final")
         shown[name] = [
-            f"{v:.3f}" if losses else f"{v:.1e}" if name == "Peak LR" else number_text(v)
+            f"{v:.3f}" if losses else f"{v:g}" if name == "Peak LR" else number_text(v)
             for v in shown[name].tolist()
         ]
     return shown
+
+
+def writing_table(result: Result) -> Table:
+    """Return a table of what the smallest and the largest model write during training."""
+    import pandas as pd
+
+    frame = result.tables["writing"]
+    cells = frame.assign(text=frame.prompt + frame.text.map(_continuation))
+    rows, prompts = [], []
+    for (prompt, step), texts in cells.groupby(["prompt", "step"], sort=False):
+        rows.append({"Step": number_text(step)} | dict(zip(texts["size"], texts.text, strict=True)))
+        prompts.append([(0, len(prompt))])
+    caption = (
+        "What the smallest and the largest model write after three prompts (bold) as training "
+        "proceeds. Standard text, greedy decoding; a slash stands for line breaks."
+    )
+    sizes = frame["size"].unique()
+    return Table(pd.DataFrame(rows), caption, strong=dict.fromkeys(sizes, prompts))
+
+
+def _continuation(text: str) -> str:
+    """Return a continuation on one line, to be put behind its prompt."""
+    line = style.one_line(text)
+    return f" / {line}" if text.startswith("\n") else f" {line}" if text[:1].isspace() else line
+
+
+def batch_table(result: Result) -> Table:
+    """Return a table of the documents in the first rows of a batch, and where they come from."""
+    import pandas as pd
+
+    rows = []
+    for part in result.tables["batch"].itertuples():
+        columns = f"{part.column}\u2013{part.column + part.columns - 1}"
+        tokens = f"{part.offset:,}\u2013{part.offset + part.columns - 1:,} of {part.length:,}"
+        rows.append(
+            {
+                "Row: columns": f"{part.row:,}: {columns}",
+                "Document: tokens": f"{part.domain} {part.document:,}: {tokens}",
+                "Begins with": style.one_line(part.text),
+            }
+        )
+    caption = "The first rows of a training batch, and the document that each part comes from."
+    return Table(pd.DataFrame(rows), caption)
 
 
 def proofs_table(result: Result) -> Table:

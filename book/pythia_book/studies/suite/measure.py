@@ -8,6 +8,7 @@ import numpy as np
 
 from pythia_book.measurements import measure_all
 from pythia_book.studies.registry import train_all
+from pythia_book.studies.suite.examples import batch_facts, writing
 from pythia_book.studies.suite.params import Params
 from pythia_book.studies.suite.planted import noun_facts, planted_facts
 from pythia_book.studies.suite.proofs import proofs_table
@@ -36,8 +37,9 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     Facts: models (maps each size to its shape and training parameters), tokens (maps each arm to
     the number of tokens of its text), heldout (see `heldout_share`), checkpoints (the smallest
     number of checkpoints of any run), proofs, reads and rereads (the rows of the tables of
-    `proofs_table` and `reading_tables`), planted (see `planted_facts`), nouns (see `noun_facts`)
-    and gaps (checkpoints that could not be measured).
+    `proofs_table` and `reading_tables`), planted (see `planted_facts`), nouns (see `noun_facts`),
+    writing (see `writing`; of the smallest and the largest size), batch (see `batch_facts`) and
+    gaps (checkpoints that could not be measured).
     """
     suite_runs = suite_configs(params.scale, params.size_list, seed=params.seed)
     flat_runs = params.flat_configs()
@@ -73,16 +75,18 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     texts = {arm: suite[params.size_list[0], arm].data for arm in DATA_ARMS}
     facts["planted"] = planted_facts(texts)
     facts["nouns"] = noun_facts(texts[DATA_ARMS[0]].config)
+    facts["batch"] = batch_facts([suite[size, DATA_ARMS[0]] for size in params.size_list])
+    facts["writing"], gaps = writing(suite, params.writing_sizes, progress)
     measured: dict[Any, Any] = {}
-    facts["gaps"] = []
     finished = {("association", *cell): run for cell, run in suite.items()}
     finished |= {("flat", *cell): run for cell, run in flat.items()}
     last = {cell: (run, run.config.train.steps) for cell, run in finished.items()}
     for data, association in associations.items():
         of_text = [(run, step) for run, step in last.values() if run.config.data == data]
-        found, gaps = measure_all(of_text, association, progress)
+        found, missing = measure_all(of_text, association, progress)
         measured |= found
-        facts["gaps"] += [f"{gap.run_id}, step {gap.step}: {gap.reason}" for gap in gaps]
+        gaps += missing
+    facts["gaps"] = [f"{gap.run_id}, step {gap.step}: {gap.reason}" for gap in gaps]
     for cell, (run, step) in last.items():
         for frames, odds in measured.get((run.id, step), {}).items():
             arrays[name_of(*cell, frames)] = odds.mean(0).astype(np.float32)

@@ -7,12 +7,14 @@ from typing import ClassVar
 
 from pythia_book.study import MeasuringCost, StudyParams
 from pythia_core.config import CONTROL_DOMAINS, RunConfig
-from pythia_core.suite import DATA_ARMS, suite_configs
+from pythia_core.suite import DATA_ARMS, size_name, suite_configs
 from pythia_core.training.retention import Keep
 
 STUDY = "suite"
 FLAT_SIZES = ("7k", "25k")
 MEASURING = MeasuringCost()
+EARLY_STEPS = (0, 8, 64, 512)
+"""Steps at which models write, besides the last one; a run has those that are below its last."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,11 @@ class Params(StudyParams):
     associations."""
 
     WHOLE: ClassVar = {"resume_steps": (2, 10_000), "flat_seeds": (0, 100)}
+
+    @property
+    def writing_sizes(self) -> tuple[str, str]:
+        """The smallest and the largest size, whose models on the standard text write."""
+        return self.size_list[0], self.size_list[-1]
 
     def flat_configs(self) -> dict[tuple[str, int], RunConfig]:
         """Map (size, seed) to the config of each run on the text with flat shares."""
@@ -48,6 +55,12 @@ def runs(params: Params) -> list[RunConfig]:
     return [*suite.values(), *params.flat_configs().values()]
 
 
+def writing_steps(steps: int) -> tuple[int, ...]:
+    """Return the steps, of a run with so many updates, at which its model writes."""
+    return (*(step for step in EARLY_STEPS if step < steps), steps)
+
+
 def keep(params: Params, run: RunConfig) -> Keep:
-    """Return the last checkpoint, the only one whose weights this study reads."""
-    return Keep(frozenset({run.train.steps}))
+    """Return the last checkpoint and, for the two models that write, those at which they do."""
+    writes = size_name(run.model) in params.writing_sizes and run.data.dedup == "none"
+    return Keep(frozenset(writing_steps(run.train.steps) if writes else {run.train.steps}))

@@ -1,18 +1,21 @@
 """The suite in miniature (paper section 2): sixteen models, their checkpoints, what they read.
 
 The study trains models of every size, on the standard and on the deduplicated text. It describes
-the models, checks the guarantees that all studies rely on (`proofs`), counts how often each token
-is read (`read_counts`), and compares Pythia with other public suites of models (`suites`).
+the models, shows what they write and read (`examples`), checks the guarantees that all studies rely
+on (`proofs`), counts how often each token is read (`read_counts`), and compares Pythia with other
+public suites of models (`suites`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pythia_book.conduct import conduct
+from pythia_book.corpora.occupations import INVENTED
 from pythia_book.published.means import mean_over_tasks
 from pythia_book.published.tables import SEVEN, first_suite_table
 from pythia_book.studies.suite.associations import associations_table, flat_table
@@ -20,6 +23,7 @@ from pythia_book.studies.suite.claims import claims
 from pythia_book.studies.suite.params import STUDY, Params
 from pythia_book.studies.suite.read_counts import OFFICIAL, pile_reads
 from pythia_book.studies.suite.suites import READ, suites_tables
+from pythia_book.tasks.associations import UNSEEN
 from pythia_book.verdicts import ALPHA
 from pythia_core.suite import DATA_ARMS, OFFICIAL_SIZES
 from pythia_core.training.schedule import OFFICIAL_STEPS
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 
 BINS = 143
 """Number of points on a loss curve."""
+WRITING = ["prompt", "step", "size", "text"]
 AT_END = 0.07
 """The final loss is the mean over this fraction of the updates, at the end of training."""
 
@@ -133,6 +138,8 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
         "nouns": pd.DataFrame(facts["nouns"]),
         "associations": associations_table(measured),
         "flat": flat_table(measured),
+        "writing": pd.DataFrame(facts.get("writing", []), columns=WRITING),
+        "batch": pd.DataFrame(facts.get("batch", {}).get("passages", [])),
         "suites": suites,
         "suite_sources": sources,
     }
@@ -238,10 +245,32 @@ def values(params: Params, facts: dict[str, Any], tables: Tables) -> dict[str, A
         **{f"heldout_{name}": value for name, value in facts["heldout"].items()},
         "n_suites": len(tables["suites"]),
         "suites_read": READ,
+        **{
+            f"batch_{name}": value
+            for name, value in facts.get("batch", {}).items()
+            if name != "passages"
+        },
     }
+    ends = {"smallest": sizes[0], "largest": sizes[-1]}
+    models, official = (tables[name].set_index("size") for name in ("models", "official"))
+    for end, size in ends.items():
+        numbers[f"tokens_per_parameter_{end}"] = models.tokens_per_parameter[size]
+    for size in ("70m", "12b"):
+        numbers[f"tokens_per_parameter_{size}"] = official.tokens_per_parameter[size]
     for arm in DATA_ARMS:
         numbers[f"tokens_{arm}"] = facts["tokens"][arm]
         numbers[f"epochs_{arm}"] = tokens / facts["tokens"][arm]
+        for end, size in ends.items():
+            numbers[f"loss_{end}_{arm}"] = models[f"loss_{arm}"][size]
+    numbers["removed_percent"] = 100 * _removed(facts["tokens"])
+    numbers["pile_removed_percent"] = 100 * _removed(OFFICIAL)
+    again = tables["rereads"]
+    again = again[(again.arm == "deduplicated") & (again.policy == "joint")].share
+    numbers |= {"reread_first": 100 * again.iloc[0], "reread_last": 100 * again.iloc[-1]}
+    slopes = tables["associations"]
+    slopes = slopes[(slopes.group == INVENTED) & (slopes.frames == UNSEEN)]
+    for row in slopes[slopes["size"] == sizes[-1]].itertuples():
+        numbers[f"slope_{row.arm}"] = {"value": row.value, "low": row.low, "high": row.high}
     planted = tables["planted"]
     for row in planted.itertuples():
         numbers[f"planted_{row.domain}_{row.arm}_percent"] = 100 * row.share
@@ -254,3 +283,9 @@ def values(params: Params, facts: dict[str, Any], tables: Tables) -> dict[str, A
         numbers[f"read_{name}_{row.policy}_percent"] = 100 * row.share
         numbers[f"pile_read_{name}_{row.policy}_percent"] = 100 * row.pile
     return numbers
+
+
+def _removed(tokens: Mapping[str, float]) -> float:
+    """Return the fraction of the standard text that deduplication removes."""
+    standard, deduplicated = DATA_ARMS
+    return 1 - tokens[deduplicated] / tokens[standard]
