@@ -344,11 +344,12 @@ def write_rows(
     """Write rows, without a header, in the format of the released pre-shuffled datasets.
 
     Args:
-        chunk: number of rows in memory at a time (default: about 260,000 tokens).
+        chunk: number of rows in memory at a time (default: about 65,000 tokens; a mapped file takes
+            up to 64 KB of memory for each row that is read).
         rows: the rows to write (default: all).
     """
     rows = range(order.n_rows) if rows is None else rows
-    chunk = chunk or max(1, (1 << 18) // (order.seq_len + 1))
+    chunk = chunk or max(1, (1 << 16) // (order.seq_len + 1))
     rows_bar = bar(progress, total=len(rows), desc="writing rows", unit="row", unit_scale=True)
     with rows_bar, atomic_file(Path(path)) as temporary, open(temporary, "wb") as file:
         for start in range(rows.start, rows.stop, chunk):
