@@ -268,7 +268,8 @@ def test_print_clips_nothing(fresh: Path, address: str, chromium: Browser) -> No
             wide = seen.page.evaluate(
                 """() => [...document.querySelectorAll('.bd-main :is(table, img, pre, svg, math)')]
                   .filter(each => each.checkVisibility())
-                  .map(each => Math.round(each.getBoundingClientRect().right)).filter(x => x > 643)"""
+                  .map(each => Math.round(each.getBoundingClientRect().right))
+                  .filter(right => right > 643)"""
             )
             wrong += [f"{name}: {each}" for each in wide]
             wrong += [] if seen.page.locator("h1").is_visible() else [f"{name}: no heading"]

@@ -68,7 +68,9 @@ def add(command: AddCommand) -> None:
     p.add_argument("--scale", help="only runs of this scale (default: all)")
 
     p = command("pdf", _pdf, "print the built site to one PDF, to which its pages then link")
-    p.add_argument("site", nargs="?", metavar="SITE", help="folder of the site (_build/html)")
+    p.add_argument(
+        "site", nargs="?", metavar="SITE", help="folder of the site (default: _build/html)"
+    )
     p.add_argument("--out", metavar="FILE", help="write to another file than SITE/pythia-book.pdf")
 
     p = command("errata", _errata, "common misstatements about Pythia, with the evidence")
