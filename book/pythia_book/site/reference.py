@@ -21,7 +21,7 @@ from pythia_book.site.staging import ROOT
 
 WIDTH = 76
 """The most characters in a line of a usage."""
-_SECTION = re.compile(r"^(Args|Raises|Yields|Returns):$", re.MULTILINE)
+_SECTION = re.compile(r"^(Args|Attributes|Raises|Yields|Returns):$", re.MULTILINE)
 
 
 def _parsed(directive: SphinxDirective, text: str, into: nodes.Element) -> nodes.Element:
@@ -214,16 +214,18 @@ def _directive(
 def markdown(doc: str) -> str:
     """Return a docstring with its sections (Args, Raises, ...) as a list of fields."""
     head, *rest = _SECTION.split(doc)
-    fields = []
+    items, fields = [], []
     for kind, body in zip(rest[::2], rest[1::2], strict=True):
-        entries = re.split(r"\n(?=    \S)", body.strip("\n"))
-        for entry in entries if kind in ("Args", "Raises") else [body]:
-            text = " ".join(entry.split())
-            name, _, said = text.partition(":") if kind in ("Args", "Raises") else ("", "", text)
-            fields += [f":param {name}: {said.strip()}"] * (kind == "Args")
-            fields += [f":raises {name}: {said.strip()}"] * (kind == "Raises")
-            fields += [f":{kind.lower()}: {said}"] * (kind in ("Yields", "Returns"))
-    return "\n\n".join(filter(None, [head.strip(), "\n".join(fields)]))
+        if kind in ("Yields", "Returns"):
+            fields.append(f":{kind.lower()}: {' '.join(body.split())}")
+            continue
+        for entry in re.split(r"\n(?=    \S)", body.strip("\n")):
+            name, _, said = " ".join(entry.split()).partition(": ")
+            if kind == "Attributes":
+                items.append(f"- `{name}`: {said}")
+            else:
+                fields.append(f":{'param' if kind == 'Args' else 'raises'} {name}: {said}")
+    return "\n\n".join(filter(None, [head.strip(), "\n".join(items), "\n".join(fields)]))
 
 
 class Api(SphinxDirective):

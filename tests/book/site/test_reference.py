@@ -32,9 +32,10 @@ def test_plain_text_stays_text_and_options_are_code() -> None:
 
 def test_a_docstring_becomes_markdown_with_fields() -> None:
     doc = "Do it.\n\n- one\n\nArgs:\n    a: what\n        it is.\n    b: more: of it.\n\n"
-    doc += "Raises:\n    KeyError: never."
+    doc += "Attributes:\n    c: one.\n\nRaises:\n    KeyError: never."
     assert reference.markdown(doc) == (
-        "Do it.\n\n- one\n\n:param a: what it is.\n:param b: more: of it.\n:raises KeyError: never."
+        "Do it.\n\n- one\n\n- `c`: one.\n\n"
+        ":param a: what it is.\n:param b: more: of it.\n:raises KeyError: never."
     )
 
 
