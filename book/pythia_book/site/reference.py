@@ -52,14 +52,18 @@ def plain(text: str) -> str:
     )
 
 
-def command_text(parser: argparse.ArgumentParser) -> str:
-    """Return the MyST text of a command: what it does, its usage, arguments and examples."""
+def command_text(parser: argparse.ArgumentParser, name: str) -> str:
+    """Return the MyST text of a command: what it does, its usage, arguments and examples.
+
+    Args:
+        name: the command as the index lists it, e.g. "bench train".
+    """
     shape = argparse.HelpFormatter(parser.prog, width=WIDTH)
     shape.add_usage(parser.usage, parser._actions, parser._mutually_exclusive_groups)
     usage = shape.format_help().removeprefix("usage: ").strip()
     about = (parser.description or "").strip()
     lines = [plain(about[:1].upper() + about[1:]).rstrip(".") + ".", ""]
-    lines += ["```text", usage, "```", f":::{{program}} {parser.prog}", ":::"]
+    lines += ["```text", usage, "```", f":::{{program}} {name}", ":::"]
     for action in parser._actions:
         if isinstance(action, argparse._HelpAction | argparse._SubParsersAction):
             continue
@@ -85,7 +89,7 @@ class Commands(SphinxDirective):
             name = parser.prog.removeprefix(top.prog).strip()
             section = nodes.section(ids=[f"command-{nodes.make_id(name)}"])
             section += nodes.title("", "", nodes.literal("", name))
-            found.append(_parsed(self, command_text(parser), section))
+            found.append(_parsed(self, command_text(parser, name), section))
         return found
 
 

@@ -19,8 +19,12 @@ def test_a_command_has_its_usage_arguments_and_examples() -> None:
     sub.add_argument("where", metavar="PLACE", help="*a* place, see `p --x`")
     sub.add_argument("-n", "--number", type=int, default=3, help="of 100 %% (default: %(default)s)")
     (found,) = reference.commands(top)
-    text = reference.command_text(found)
-    assert text.startswith("Go on.\n") and "p go [-h] [-n NUMBER] PLACE" in text
+    text = reference.command_text(found, "go")
+    assert (
+        ":::{program} go\n" in text
+        and text.startswith("Go on.\n")
+        and "p go [-h] [-n NUMBER] PLACE" in text
+    )
     assert ":::{option} PLACE\n\\*a\\* place, see `p --x`\n:::" in text
     assert ":::{option} -n NUMBER, --number NUMBER\nof 100 % (default: 3)\n:::" in text
     assert text.endswith("```text\nexamples:\n  p go 3\n```") and "--help" not in text
