@@ -35,6 +35,10 @@ class TakenElsewhere(PythiaError):
     """Another process does this job, so it is not this one's; its result will be found later."""
 
 
+class CorpusChangedError(DataError):
+    """The text has changed while it was being prepared."""
+
+
 class MissingDependencyError(PythiaError):
     """An optional library is not installed; the message says how to install it."""
 
