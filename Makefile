@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help steps book test test-gpu-image studies record redraw lab lint lock clean
+.PHONY: help steps book site pdf test test-gpu-image studies record redraw lab lint lock clean
 .NOTPARALLEL:
 # Paths are relative to this file, so `make -C path/to/here book` works from anywhere.
 
@@ -58,6 +58,12 @@ book: steps $(READY) ## set up, run the study from raw text at SCALE, build the 
 	@$(call stoppable,$(BIN)/jupyter-book build book/ --quiet)
 	@echo "== Done. Open in a browser:"
 	@echo "$(CURDIR)/_build/html/index.html"
+
+site: $(READY) ## set up, build the site from the runs here; a warning is an error
+	@$(call stoppable,$(BIN)/jupyter-book build book/ -W --keep-going -n --quiet)
+
+pdf: site ## the site, and all of it as one PDF (needs Chromium or Chrome)
+	@exec $(BIN)/python -m pythia_core pdf < /dev/null
 
 test: $(READY) ## set up, run every test, the notebooks included (at scale smoke)
 	@echo "== Running the tests"

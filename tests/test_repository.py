@@ -24,7 +24,7 @@ from pythia_core.__main__ import parser
 TOP = {
     *("book", "pythia_core", "notebooks", "tests", "_config.yml", "_toc.yml", "requirements.txt"),
     *("README.md", "pyproject.toml", "Makefile", "LICENSE", "CITATION.cff", "CONTRIBUTING.md"),
-    *("LOG.md", "requirements.lock", "requirements-gpu.txt"),
+    *("LOG.md", "CHANGELOG.md", "requirements.lock", "requirements-gpu.txt"),
 }
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 OUTPUTS = {"results", "_build", "__pycache__", "pythia_book.egg-info"}
@@ -46,7 +46,8 @@ def repository_files() -> list[Path]:
         parts = ((f, f.relative_to(ROOT).parts) for f in found)
         files = [f for f, p in parts if not OUTPUTS & set(p) and not p[0].startswith(".")]
         files = [f for f in files if f.parent != ROOT / "book" / "studies"]
-    return [f for f in files if f.is_symlink() or f.is_file()]
+    own = ROOT / "results"  # a fork may commit its runs, to publish them
+    return [f for f in files if (f.is_symlink() or f.is_file()) and own not in f.parents]
 
 
 def text_of(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Adds the commands `study`, `worker`, `record`, `redraw` and `errata`."""
+"""Adds the commands `study`, `worker`, `record`, `redraw`, `pdf` and `errata`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ examples:
 
 
 def add(command: AddCommand) -> None:
-    """Add `study`, `worker`, `record`, `redraw` and `errata` to the command line."""
+    """Add `study`, `worker`, `record`, `redraw`, `pdf` and `errata` to the command line."""
     p = command(
         "study",
         _study,
@@ -67,6 +67,12 @@ def add(command: AddCommand) -> None:
     p = command("redraw", _redraw, "update verdicts, figures and prose of finished runs")
     p.add_argument("studies", nargs="*", metavar="STUDY", help="names of notebooks (default: all)")
     p.add_argument("--scale", help="only runs of this scale (default: all)")
+
+    p = command("pdf", _pdf, "print the built site to one PDF, to which its pages then link")
+    p.add_argument(
+        "site", nargs="?", metavar="SITE", help="folder of the site (default: _build/html)"
+    )
+    p.add_argument("--out", metavar="FILE", help="write to another file than SITE/pythia-book.pdf")
 
     p = command("errata", _errata, "common misstatements about Pythia, with the evidence")
     p.add_argument(
@@ -235,6 +241,19 @@ def _redraw(args: argparse.Namespace) -> None:
             print(f"  {line}")
     problems = [f"{run.name}: {run.problem}" for run in done if run.problem]
     raise_all(DataError, problems, "redraw")
+
+
+def _pdf(args: argparse.Namespace) -> None:
+    """Make a PDF of the site, and print its path."""
+    from pathlib import Path
+
+    from pythia_book.commands import file_to_write
+    from pythia_book.site.pdf import write_pdf
+    from pythia_book.site.staging import ROOT
+
+    site = Path(args.site).expanduser() if args.site else ROOT / "_build" / "html"
+    target = file_to_write("--out", args.out, (".pdf",)) if args.out else None
+    print(write_pdf(site, target))
 
 
 def _errata(args: argparse.Namespace) -> None:

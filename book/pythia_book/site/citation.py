@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ from sphinx.errors import ExtensionError
 
 PAPER = "biderman2023pythia"
 """The key of the Pythia paper in book/references.bib."""
+REPOSITORY, BRANCH = "PYTHIA_BOOK_REPOSITORY", "PYTHIA_BOOK_BRANCH"
+"""Environment variables: the address of the repository that the site belongs to, and its branch."""
+SITE = "PYTHIA_BOOK_URL"
+"""An environment variable: the address at which the site is published."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +63,16 @@ def citation(root: Path) -> Citation:
 
 
 def repository(root: Path) -> dict[str, str]:
-    """Return the setting `repository` of the book's own _config.yml; {} without one.
+    """Return `url` and `branch` of the book's repository; {} if it is not known.
 
-    Where _config.yml has none, Jupyter Book fills in the address and the branch of its own.
+    They are those of REPOSITORY and BRANCH, which a workflow sets, or else of the setting
+    `repository` in the book's own _config.yml. Where _config.yml has none, Jupyter Book fills in
+    the address and the branch of its own.
     """
     import yaml
 
+    if url := os.environ.get(REPOSITORY):
+        return {"url": url.rstrip("/"), "branch": os.environ.get(BRANCH) or "main"}
     settings = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8")) or {}
     return settings.get("repository") or {}
 

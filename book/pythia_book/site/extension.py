@@ -11,7 +11,7 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.errors import ExtensionError
 
-from pythia_book.site import assets, card, checkpoints, head, markup, mathematics
+from pythia_book.site import assets, card, checkpoints, head, markup, mathematics, reference
 from pythia_book.site.drawings import DrawingFigure, Source, Value
 from pythia_book.site.faults import Faults
 from pythia_book.site.figures import write_files
@@ -173,6 +173,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         "drawing": DrawingFigure,
     }.items():
         app.add_directive(name, directive)
+    reference.register(app)
     app.add_role("value", Value())
     app.add_role("source", Source())
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,13 +1,14 @@
 """What search engines, link previews and reference managers read: the metadata of each page.
 
-Titles and authors come from CITATION.cff. Absolute addresses appear only if the configuration has
-the site's own address (`html: baseurl` in _config.yml), and a link to the repository only if it has
-`repository: url`.
+Titles and authors come from CITATION.cff. Absolute addresses appear only if the site's own address
+is known, and a link to the repository only if that is known: from the environment (the variables
+are in pythia_book.site.citation), or from `html: baseurl` and `repository: url` in _config.yml.
 """
 
 from __future__ import annotations
 
 import html
+import os
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
-from pythia_book.site.citation import citation, repository
+from pythia_book.site.citation import REPOSITORY, SITE, citation, repository
 from pythia_book.site.staging import ROOT
 
 CARD = "_static/card.png"
@@ -39,12 +40,20 @@ class Head:
 
 
 def identify(app: Sphinx, config: Config) -> None:
-    """Take the author from CITATION.cff, and the repository only from the book's own settings."""
+    """Take the author from CITATION.cff, and the addresses from the environment or _config.yml.
+
+    With a repository in the environment, each page has buttons to its source and to a new issue.
+    """
     config.author = ", ".join(citation(ROOT).authors)
-    own = repository(ROOT)
+    config.html_baseurl = os.environ.get(SITE) or config.html_baseurl
+    own, options = repository(ROOT), config.html_theme_options
     for setting in ("url", "branch"):
-        if not own.get(setting):
-            config.html_theme_options.pop(f"repository_{setting}", None)
+        options.pop(f"repository_{setting}", None)
+        if own.get(setting):
+            options[f"repository_{setting}"] = own[setting]
+    if os.environ.get(REPOSITORY):
+        options |= {f"use_{kind}_button": True for kind in ("repository", "edit_page", "issues")}
+        options["path_to_docs"] = "book"
 
 
 def shorten(text: str, longest: int = LONGEST) -> str:

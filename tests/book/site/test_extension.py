@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import yaml
 from filelock import FileLock, Timeout
 from places import ROOT
 from pythia_book.site import extension
@@ -104,37 +102,28 @@ def test_a_build_leaves_another_that_is_running_alone(tmp_path: Path) -> None:
     assert mark.exists() and not is_locked()
 
 
-def test_the_extension_is_found_without_jupyter_book() -> None:
-    """An installed checkout has the folder of the extension on Python's path."""
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
-    folders = settings["tool"]["hatch"]["build"]["dev-mode-dirs"]
-    assert set(config["sphinx"]["local_extensions"].values()) <= set(folders)
-
-
 @pytest.mark.slow
 @pytest.mark.commands
-def test_sphinx_alone_builds_some_of_the_pages(tmp_path: Path) -> None:
-    """As Read the Docs does, after `jupyter-book config sphinx book/`."""
+def test_sphinx_alone_builds_the_same_site(fresh: Path, tmp_path: Path) -> None:
+    """`sphinx-build` needs no Jupyter Book, which is at the end of its first life."""
     (tmp_path / "a checkout").mkdir()
     root = copy_of_the_checkout(tmp_path / "a checkout")
-    few = {"format": "jb-book", "root": "index", "chapters": [{"file": "rotary"}]}
-    (tmp_path / "few.yml").write_text(yaml.safe_dump(few))
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTHIA_")}
-    settings = {
-        "cwd": root,
-        "env": kept | {"PYTHONPATH": str(root / "book" / "_ext"), "PYTHONDONTWRITEBYTECODE": "1"},
-        "stdin": subprocess.DEVNULL,
-        "capture_output": True,
-        "text": True,
-        "timeout": 300,
-    }
-    scripts = Path(sys.executable).parent
-    subprocess.run([scripts / "jupyter-book", "config", "sphinx", "book/"], check=True, **settings)
-    contents = f"external_toc_path={tmp_path / 'few.yml'}"
-    words = ["-q", "-b", "html", "-D", contents, ".", str(tmp_path / "html")]
-    done = subprocess.run([scripts / "sphinx-build", *words], check=False, **settings)
+    (tmp_path / "jupyter_book.py").write_text("raise ImportError('not here')\n")
+    path = os.pathsep.join(filter(None, [str(tmp_path), kept.get("PYTHONPATH")]))
+    sphinx = Path(sys.executable).with_name("sphinx-build")
+    done = subprocess.run(
+        [sphinx, "-W", "--keep-going", "-n", "-q", "book", "_build/html"],
+        cwd=root,
+        env=kept | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
-    pages = {path.name for path in (tmp_path / "html").glob("*.html")}
-    assert {"index.html", "rotary.html"} <= pages and "method.html" not in pages
-    assert "rotary.css" in (tmp_path / "html" / "rotary.html").read_text(encoding="utf-8")
+    html = root / "_build" / "html"
+    names = {path.relative_to(fresh) for path in fresh.rglob("*.html")}
+    assert names == {path.relative_to(html) for path in html.rglob("*.html")}
+    different = [name for name in names if (fresh / name).read_text() != (html / name).read_text()]
+    assert different == []

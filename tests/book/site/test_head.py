@@ -86,17 +86,50 @@ def test_an_author_may_write_the_description() -> None:
     assert "description" not in dict(context["head"].named)
 
 
+THEIRS, OURS = "https://theirs.example/a/b", "https://ours.example/c/d"
+
+
 @pytest.mark.parametrize(
-    ("settings", "kept"), [("title: A book", False), ("repository: {url: https://x/y/z}", True)]
+    ("settings", "environment", "url", "branch"),
+    [
+        ("title: A book", {}, None, None),
+        (f"repository: {{url: {OURS}}}", {}, OURS, None),
+        ("title: A book", {"PYTHIA_BOOK_REPOSITORY": f"{OURS}/"}, OURS, "main"),
+        (
+            f"repository: {{url: {THEIRS}}}",
+            {"PYTHIA_BOOK_REPOSITORY": OURS, "PYTHIA_BOOK_BRANCH": "mine"},
+            OURS,
+            "mine",
+        ),
+    ],
 )
 def test_the_repository_is_the_readers(
-    settings: str, kept: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    settings: str,
+    environment: dict[str, str],
+    url: str | None,
+    branch: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     for part in ("CITATION.cff", "book/references.bib"):
         (tmp_path / part).parent.mkdir(exist_ok=True)
         shutil.copyfile(ROOT / part, tmp_path / part)
     monkeypatch.setattr(head, "ROOT", tmp_path)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     (tmp_path / "_config.yml").write_text(settings, encoding="utf-8")
-    config = SimpleNamespace(html_theme_options={"repository_url": "https://x/y/z"}, author="")
+    options = {"repository_url": THEIRS, "repository_branch": "master"}
+    config = SimpleNamespace(html_theme_options=options, author="", html_baseurl="")
     head.identify(SimpleNamespace(), config)
-    assert ("repository_url" in config.html_theme_options) == kept and config.author
+    assert config.author and options.get("repository_url") == url
+    assert options.get("repository_branch") == branch
+    assert ("use_edit_page_button" in options) == bool(environment)
+
+
+def test_the_address_of_the_site_can_come_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHIA_BOOK_URL", "https://ours.example/book")
+    config = SimpleNamespace(html_theme_options={}, author="", html_baseurl="")
+    head.identify(SimpleNamespace(), config)
+    assert config.html_baseurl == "https://ours.example/book"
