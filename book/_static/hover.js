@@ -37,14 +37,15 @@
       if (!words.length) return;
       current = link;
       tip.replaceChildren(...words);
-      document.body.append(tip);
+      (link.closest("article") || document.body).append(tip);
       link.setAttribute("aria-describedby", ID);
       tip.hidden = false;
       const line = link.getClientRects()[0], wide = document.documentElement.clientWidth;
+      const origin = tip.offsetParent.getBoundingClientRect();
       const left = Math.max(8, Math.min(line.left, wide - tip.offsetWidth - 8));
       const above = line.bottom + tip.offsetHeight + 10 > innerHeight && line.top > tip.offsetHeight + 10;
-      tip.style.left = `${left + scrollX}px`;
-      tip.style.top = `${(above ? line.top - tip.offsetHeight - 6 : line.bottom + 6) + scrollY}px`;
+      tip.style.left = `${left - origin.left}px`;
+      tip.style.top = `${(above ? line.top - tip.offsetHeight - 6 : line.bottom + 6) - origin.top}px`;
     }
     function later(action) {
       clearTimeout(waiting);

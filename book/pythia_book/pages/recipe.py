@@ -161,11 +161,13 @@ def calculator() -> Drawing:
         reference(ax, cluster.GPU_BYTES / 1e9)
         category_ticks(ax, layouts)
         ax.set(ylabel="GB on each of eight GPUs", xlabel="size", xlim=(-0.6, len(layouts) - 0.4))
-        legend(drawn, {label: {"color": colour, "linewidth": 6} for label, colour in PARTS.values()})
-        split = [size for size, layout in layouts.items() if layout.split > 1]
+        legend(
+            drawn, {label: {"color": colour, "linewidth": 6} for label, colour in PARTS.values()}
+        )
+        split = " and ".join(size for size, layout in layouts.items() if layout.split > 1)
         description = (
             f"Memory by part, from {below[0]:.0f} GB at {next(iter(layouts))}; dotted: "
-            f"{cluster.GPU_BYTES / 1e9:.0f} GB. {' and '.join(split)} share the state among the GPUs"
+            f"{cluster.GPU_BYTES / 1e9:.0f} GB. {split} share the state among the GPUs"
         )
         return Drawing(drawn, description)
 

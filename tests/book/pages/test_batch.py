@@ -20,7 +20,9 @@ from pythia_book.pages import batch as draw
 from pythia_core.data.order import RowOrder, batch_hash
 
 PAGE = (ROOT / "book" / "batch.md").read_text(encoding="utf-8")
-SCRIPT, STYLE = (ROOT / "book" / "_static" / f"batch.{kind}" for kind in ("js", "css"))
+SHARED, SCRIPT, STYLE = (
+    ROOT / "book" / "_static" / name for name in ("explorable.js", "batch.js", "batch.css")
+)
 in_node = partial(browser.in_node, SCRIPT)
 
 
@@ -207,7 +209,7 @@ def test_in_a_browser(tmp_path: Path) -> None:
         '<div class="pythia-figure"></div></figure>'
         for name, values in data.items()
     ]
-    seen = browser.run_page(SCRIPT, STYLE, "".join(figures), THEN, tmp_path)
+    seen = browser.run_page((SHARED, SCRIPT), STYLE, "".join(figures), THEN, tmp_path)
     last = data["follow"]["steps"] - 1
     shown = data["follow"]["first"][0]
     for said, step in ((seen["first"][0], shown), (seen["step"], 5), (seen["far"], last)):
