@@ -383,10 +383,12 @@ function kept(figure) {
 }
 
 function restore(figure, values) {
-  for (const key of ["seed", "epochs", "step", "row", "token", "document"]) {
+  for (const key of ["seed", "epochs", "step", "row", "token"]) {
     const value = values[`${figure.name}.${key}`];
     if (value && (key !== "seed" || SEEDS.includes(Number(value)))) figure.change(key, value);
   }
+  const apart = Number(values[`${figure.name}.document`] ?? NaN); // it need not be on the page
+  if (Number.isInteger(apart) && apart >= 0 && apart <= figure.most.document()) figure.state.document = apart;
 }
 
 /** What follows a pointer that goes down in a picture; null if nothing does. */
