@@ -179,6 +179,8 @@ def values() -> dict[str, str]:
     numbers = {
         "tokens": f"{recipe.TOKENS / 1e9:.0f} billion",
         "checkpoints": f"{N_CHECKPOINTS}",
+        "least_hours": f"{costs.gpu_hours.min():,.0f}",
+        "most_hours": f"{costs.gpu_hours.max():,.0f}",
         "state_bytes": f"{per_parameter:.0f}",
         "largest": f"{(cluster.GPU_BYTES - RESERVE) / per_parameter / 1e9:.1f} billion",
     }

@@ -58,6 +58,7 @@ UNTOUCHED = (
     nodes.math,
     nodes.raw,
     nodes.figure,
+    addnodes.desc,
     addnodes.download_reference,
 )
 """Where no term is marked."""
