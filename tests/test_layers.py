@@ -26,7 +26,6 @@ OPTIONAL_IN_CORE = {
     "pythia_book.term_counts": {"pyarrow"},
     "pythia_core.data.dedup": {"datatrove", "networkx"},
     "pythia_core.data.sharded_dedup": {"datatrove", "networkx"},
-    "pythia_core.data.stages": {"datatrove", "submitit"},
     "pythia_core.util.launch": {"submitit"},
     "pythia_core.kernels.attention_backends": {"flash_attn", "flash_attn_interface"},
 }

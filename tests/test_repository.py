@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import io
 import os
 import re
+import shlex
 import subprocess
 import tomllib
 from pathlib import Path
@@ -16,6 +19,7 @@ from pythia_book import notebooks, recording, records
 from pythia_book.studies.gender_bias import checkpoints
 
 from pythia_core import __version__
+from pythia_core.__main__ import parser
 
 TOP = {
     *("book", "pythia_core", "notebooks", "tests", "_config.yml", "_toc.yml", "requirements.txt"),
@@ -53,6 +57,34 @@ def text_of(path: Path) -> str:
 def test_the_top_level_is_what_the_design_says() -> None:
     names = {f.relative_to(ROOT).parts[0] for f in repository_files()}
     assert {n for n in names if not n.startswith(".")} == TOP
+
+
+def documented_commands() -> list[tuple[str, str]]:
+    """Return (file, words) of every command of ours in README, CONTRIBUTING and the pages."""
+    found = list[tuple[str, str]]()
+    pages = sorted((ROOT / "book").glob("*.md"))
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *pages):
+        text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+        found += [(path.name, words) for words in re.findall(r"-m pythia_core ([^\n`]+)", text)]
+    return found
+
+
+def test_commands_in_the_documentation_are_accepted() -> None:
+    commands = documented_commands()
+    assert len(commands) > 40
+    refused = []
+    for name, command in commands:
+        command = re.split(r"\s#|\s{4,}|\s[;&|]|\)", command)[0]
+        words = [word.replace("<study>", "suite").strip("…") for word in shlex.split(command)]
+        if len(words) == 1:  # only mentioned
+            continue
+        try:
+            with contextlib.redirect_stderr(io.StringIO()) as said:
+                parser().parse_args(words)
+        except SystemExit as end:
+            if end.code and "the following arguments are required" not in said.getvalue():
+                refused.append(f"{name}: {command}: {said.getvalue().splitlines()[-1]}")
+    assert not refused
 
 
 def test_there_are_no_symbolic_links() -> None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 Arrays = dict[str, np.ndarray]
 CheckpointKey = tuple[str, int]
 """(run id, step)."""
-Lent = Callable[[Any, int], contextlib.AbstractContextManager[None]]
+Available = Callable[[Any, int], contextlib.AbstractContextManager[None]]
 """See `measure_each`."""
 
 
@@ -54,7 +54,7 @@ class Measurement(Protocol):
     def __call__(self, model: GPTNeoX, step: int) -> Arrays: ...
 
 
-MeasureJob = tuple[Run, int, list[Measurement], Lent | None]
+MeasureJob = tuple[Run, int, list[Measurement], Available | None]
 
 
 class RequestMeasurement:
@@ -102,7 +102,7 @@ def measure_each(
     measurements: Sequence[Measurement],
     title: str,
     progress: bool = True,
-    lent: Lent | None = None,
+    available: Available | None = None,
 ) -> tuple[dict[CheckpointKey, list[Arrays]], list[Gap]]:
     """Apply several measurements to many checkpoints in parallel, reusing cached results.
 
@@ -111,8 +111,8 @@ def measure_each(
     measurements in the progress bar.
 
     Args:
-        lent: a picklable function that returns a context in which a checkpoint may be loaded and
-            measured, e.g. to delete its files afterwards.
+        available: a picklable function that returns a context in which a checkpoint may be loaded
+            and measured, e.g. to delete its files afterwards.
 
     Returns:
         The arrays of each measured (run id, step), in the order of `checkpoints` and of
@@ -125,7 +125,7 @@ def measure_each(
         measured[run.id, step] = cached
         missing = [m for m, arrays in zip(measurements, cached, strict=True) if arrays is None]
         if missing:
-            jobs.append((run, step, missing, lent))
+            jobs.append((run, step, missing, available))
     jobs.sort(key=lambda job: -job[0].config.model.n_params)
     results = parallel_map(
         _measure_checkpoint,
@@ -160,7 +160,7 @@ def _measure_checkpoint(job: MeasureJob) -> list[Arrays] | str:
     Raises:
         TakenElsewhere: another process makes one of the measurements; the others are made first.
     """
-    run, step, measurements, lent = job
+    run, step, measurements, available = job
     results: list[Arrays] = []
     taken: TakenElsewhere | None = None
     with contextlib.ExitStack() as stack:
@@ -171,8 +171,8 @@ def _measure_checkpoint(job: MeasureJob) -> list[Arrays] | str:
                     arrays = _cached(run, step, measurement)  # another process may have made it
                     if arrays is None:
                         if model is None:
-                            if lent is not None:
-                                stack.enter_context(lent(run, step))
+                            if available is not None:
+                                stack.enter_context(available(run, step))
                             try:
                                 model = run.model(step)
                             except CheckpointError as error:

@@ -36,13 +36,13 @@ def values_of(
         ConfigError: a study is unknown, trains no models, or does not accept a value.
     """
     given = {**parameters, **({"scale": scale} if scale is not None else {})}
-    values = {}
+    values, shared = {}, shared_studies()
     for study in studies:
         notebook = notebooks.read_notebook(notebooks.notebook_path(study))
-        if study not in shared_studies():
+        if study not in shared:
             raise ConfigError(
                 f"{study} trains no models that workers could share; studies that do: "
-                f"{', '.join(shared_studies())}"
+                f"{', '.join(shared)}"
             )
         values[study] = notebooks.validate_parameters(notebook, given)
         notebooks.check_values(study, values[study])
@@ -64,7 +64,7 @@ def take_device(environment: Mapping[str, str] = os.environ) -> str | None:
 
 
 def work(values: Mapping[str, dict[str, Any]], progress: bool = True) -> None:
-    """Do what nobody else does of what studies train and measure, until all of it is done.
+    """Train and measure what studies need and no other worker is doing, until all is done.
 
     Args:
         values: maps each study to the values of its parameters.

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from pythia_core.suite import SCALES
+from pythia_core.training.execution import SHARDING
 
 RUN = "folder or id of a run (or the beginning of the id)"
 
@@ -105,7 +106,7 @@ def share_under_torchrun(p: argparse.ArgumentParser) -> None:
     p.set_defaults(together=True)
     p.add_argument(
         "--shard",
-        choices=("auto", "never", "always"),
+        choices=SHARDING,
         default="auto",
         help="under torchrun, split weights, gradients and optimizer state over the processes: if "
         "they do not fit one device (auto, the default), never, or always; updates then run in the "

@@ -19,27 +19,49 @@ from pythia_core.commands import (
     trained_scales,
     whole_number,
 )
+from pythia_core.commands.workers import add_worker_options, check_worker_options, run_workers
 from pythia_core.config import DEDUP_RECIPES, PRECISIONS, SWAPS, RunConfig, default_domains
 from pythia_core.errors import ConfigError
 from pythia_core.suite import OFFICIAL_SIZES, SIZES, Scale, scale_named
 from pythia_core.training.execution import MODES, VARIABLE, Execution
 from pythia_core.training.schedule import PAPER_FORKS
-from pythia_core.util.files import check_cache, check_results, results_dir
-from pythia_core.util.workers import n_workers
+from pythia_core.util.files import cache_dir, check_cache, check_results, results_dir
 
 if TYPE_CHECKING:
-    from pythia_core.data.stages import Engine
     from pythia_core.training.distributed import World
+
+
+PREPARE_EXAMPLES = """\
+examples:
+  python -m pythia_core prepare                          the corpus of scale laptop, in memory
+  python -m pythia_core prepare --corpus my_texts --dedup jaccard-0.87 --on local
+                                                         a worker per core, memory is bounded
+  python -m pythia_core prepare --corpus my_texts --on slurm --cpus 64 --partition cpu
+  srun --ntasks 64 python -m pythia_core prepare --corpus my_texts --stages
+"""
 
 
 def add(command: AddCommand) -> None:
     """Declare the commands `prepare` and `train`."""
-    p = command("prepare", _prepare, "download a corpus, train a tokenizer on it and tokenize it")
+    p = command(
+        "prepare",
+        _prepare,
+        "download a corpus, train a tokenizer on it and tokenize it",
+        epilog=PREPARE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     p.set_defaults(resume_note="finished parts are saved")
     text = "prepare the corpus of this scale (default: laptop)"
     p.add_argument("--scale", default="laptop", choices=trained_scales(), help=text)
     _add_data_options(p)
-    _add_places(p)
+    text = (
+        "prepare in stages of many tasks, with bounded memory; processes that were started with "
+        "the same options, on any machines that share the cache, share the tasks"
+    )
+    p.add_argument("--stages", action="store_true", help=text)
+    add_worker_options(
+        p, "prepare in stages, in workers on this machine or in Slurm jobs", gpus=False
+    )
 
     p = command(
         "train",
@@ -75,7 +97,8 @@ def add(command: AddCommand) -> None:
         "--execution",
         type=nonblank,
         help=f"how updates run: {', '.join(MODES)}, each optionally with +recompute, which saves "
-        f"memory; graph needs a CUDA device (default: the variable {VARIABLE}, or eager)",
+        f"memory; graph needs a CUDA device (default: {VARIABLE} if set, else graph on a CUDA "
+        "device and eager on a CPU)",
     )
     text = "seed of the data order (default: 1234)"
     option("--order-seed", type=seed_number, default=1234, metavar="SEED", help=text)
@@ -90,8 +113,15 @@ def add(command: AddCommand) -> None:
     option("--stop", type=whole_number, metavar="STEP", help=text)
 
 
-DATA_OPTIONS = ("corpus", "tokenizer", "epochs", "heldout_fraction", "dedup", "seq_len")
-"""Command-line arguments, each of which sets the field of DataConfig with the same name."""
+DATA_OPTIONS = {
+    "corpus": "--corpus",
+    "tokenizer": "--tokenizer",
+    "epochs": "--epochs",
+    "heldout_fraction": "--heldout",
+    "dedup": "--dedup",
+    "seq_len": "--seq-len",
+}
+"""Maps fields of DataConfig to the options that set them."""
 
 
 def _add_data_options(p: argparse.ArgumentParser) -> None:
@@ -122,50 +152,6 @@ def _add_data_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--dedup", choices=DEDUP_RECIPES, help=text)
     text = "tokens per row (default: the scale's; 2,048 for the released models)"
     p.add_argument("--seq-len", **COUNT, help=text)
-
-
-def _add_places(p: argparse.ArgumentParser) -> None:
-    """Add the options that say where `prepare` runs."""
-    group = p.add_argument_group(
-        "text of any size",
-        "With --on, text is prepared in stages of many tasks, each of which holds one part of the "
-        "text. The result is the same. A stopped or killed preparation continues where it was. "
-        "Further options of sbatch are read from its variables, such as SBATCH_ACCOUNT.",
-    )
-    text = "run the tasks in processes here, or as Slurm jobs"
-    group.add_argument("--on", choices=PLACES, help=text)
-    text = "divide each stage into N processes or Slurm jobs (default: the number of cores)"
-    group.add_argument("--tasks", **COUNT, help=text)
-    text = "run at most M of them at the same time (default: all)"
-    group.add_argument("--workers", type=whole_number, metavar="M", help=text)
-    group.add_argument("--partition", type=nonblank, help="partition of the Slurm jobs")
-    text = "time limit of a Slurm job; it is queued again for the rest (default: 60)"
-    group.add_argument("--minutes", type=whole_number, metavar="N", help=text)
-
-
-PLACES = ("local", "slurm")
-
-
-def _engine(args: argparse.Namespace) -> Engine | None:
-    """Return what runs the tasks of `prepare`; None without `--on`.
-
-    Raises:
-        ConfigError: the options do not fit together, or a number is too small.
-    """
-    from pythia_core.data.stages import Local, Slurm
-
-    for option in ("tasks", "workers", "partition", "minutes"):
-        value, needs = getattr(args, option), "slurm" if option in ("partition", "minutes") else ""
-        if value is not None and (args.on is None or needs not in ("", args.on)):
-            raise ConfigError(f"--{option} needs --on {needs or ' or --on '.join(PLACES)}")
-        if value == 0:
-            raise ConfigError(f"--{option} must be at least 1, got 0")
-    if args.on is None:
-        return None
-    tasks = args.tasks or n_workers()
-    if args.on == "local":
-        return Local(min(tasks, args.workers or tasks))
-    return Slurm(tasks, args.partition or "", args.minutes or 60, args.workers or 0)
 
 
 def _scale(args: argparse.Namespace) -> Scale:
@@ -218,10 +204,19 @@ def _absolute(option: str, name: str, known: bool) -> str:
 
 def _prepare(args: argparse.Namespace) -> None:
     """Prepare the data, then print the manifest, the number of rows and the folder."""
-    from pythia_core.data.prepare import prepare
+    from pythia_core.data.manifest import has_manifest
+    from pythia_core.data.prepare import prepare, rows_folder
 
+    in_workers = check_worker_options(args)
     check_cache()
-    data = prepare(_scale(args).data, engine=_engine(args))
+    config = _scale(args).data
+    if in_workers and not has_manifest(rows_folder(config)):
+        words = ["prepare", "--stages", "--scale", args.scale]
+        for name, option in DATA_OPTIONS.items():
+            if getattr(args, name) is not None:
+                words.append(f"{option}={getattr(config, name)}")
+        run_workers(args, words, cache_dir() / "workers")
+    data = prepare(config, staged=in_workers or args.stages)
     print(json.dumps(data.manifest, indent=1))
     print(f"{data.rows.n_rows:,} rows of {data.config.seq_len + 1} tokens in {data.folder}")
 

@@ -59,6 +59,11 @@ class DomainTally:
 Tally = dict[str, DomainTally]
 
 
+def tally_summaries(tally: Tally) -> dict[str, dict[str, int | str]]:
+    """Return the summary of the tally of each domain."""
+    return {name: count.summary() for name, count in tally.items()}
+
+
 def open_corpus(
     data: DataConfig,
     progress: bool = True,

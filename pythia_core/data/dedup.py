@@ -252,9 +252,11 @@ def minhash_step(recipe: Recipe, folder: str = "unused") -> Any:
     try:
         from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
         from datatrove.utils.hashing import HashConfig
+        from datatrove.utils.logging import logger
         from datatrove.utils.text import TextNormConfig
         from datatrove.utils.word_tokenizers import WordTokenizer
 
+        logger.disable("datatrove")
         WordTokenizer.register(WhitespaceTokenizer)
         config = MinhashConfig(
             n_grams=recipe.ngram,

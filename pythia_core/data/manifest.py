@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pythia_core.config import DataConfig
 from pythia_core.data.indexed_dataset import IndexedWriter
+from pythia_core.data.tokenizer import EOD, id_limit
 from pythia_core.errors import DataError
 from pythia_core.util.files import file_sha256, is_intact, json_object, write_digest
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 FORMAT = 3
 """Version of the format of prepared tokens; part of the cache key. Raise it with every change."""
@@ -127,6 +131,33 @@ class DomainRuns:
             self.runs.append([domain, documents])
 
 
+def tokens_entry(
+    tokenizer: Tokenizer,
+    sha256: str,
+    corpus: dict[str, Any],
+    train: IndexedWriter,
+    domains: DomainRuns,
+    heldout: IndexedWriter,
+) -> dict[str, Any]:
+    """Return the manifest of tokens, without their files.
+
+    Args:
+        sha256: that of the tokenizer's file.
+        corpus: the entry of each domain.
+        domains: those of the training documents.
+    """
+    return {
+        "format": FORMAT,
+        "corpus": corpus,
+        "tokenizer_sha256": sha256,
+        "vocab_size": id_limit(tokenizer),
+        "eod_id": tokenizer.token_to_id(EOD),
+        "train": train_entry(train, domains),
+        "heldout": {"documents": heldout.n_documents, "tokens": heldout.n_tokens},
+        "dedup": {},
+    }
+
+
 def train_entry(train: IndexedWriter, domains: DomainRuns) -> dict[str, Any]:
     """Return the manifest's entry for the training documents."""
     return {"documents": train.n_documents, "tokens": train.n_tokens, "domains": domains.runs}
@@ -138,6 +169,11 @@ def check_unchanged(data: DataConfig, now: object, before: object) -> None:
         raise DataError(
             f"the corpus {data.corpus!r} changed while its tokens were being prepared; run again"
         )
+
+
+def without_tokens(corpus: dict[str, Any]) -> dict[str, Any]:
+    """Return the manifest's entry for a corpus of which no token has been counted."""
+    return {name: {**summary, **NO_TOKENS} for name, summary in corpus.items()}
 
 
 def summaries(corpus: dict[str, Any]) -> dict[str, Any]:

@@ -4,13 +4,14 @@ Each document is followed by the end-of-document token, as in the Pile's token f
 2.2). A hash of the text decides which documents are held out, so copies of a text are always both
 held out or both trained on. Rows are written in training order (pythia_core.data.order).
 
-Text of any size is prepared in stages of many tasks (pythia_core.data.sharded), on this machine or
-as Slurm jobs, with the same result.
-
 In the cache, a folder `tokens-KEY` has the tokenizer and the token files `train.*` and `heldout.*`.
 A folder `rows-KEY` has the rows in one training order. A folder is complete or absent. Its
 manifest has the sha256 of every file, and the name of the folder, so that no other text is read in
-its place. Without stages, the search for duplicates needs all text in memory.
+its place.
+
+With `staged`, text of any size is prepared in stages of many tasks (pythia_core.data.sharded), and
+processes on any machines share the tasks; the result is the same. Without, the search for
+duplicates needs all text in memory.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,12 +28,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pythia_core.config import DataConfig, InterventionConfig, stable_hash
-from pythia_core.data.corpus import Tally, corpus_identity, is_registered, open_corpus
+from pythia_core.data.corpus import (
+    Tally,
+    corpus_identity,
+    is_registered,
+    open_corpus,
+    tally_summaries,
+)
 from pythia_core.data.indexed_dataset import IndexedWriter, MegatronIndexed
 from pythia_core.data.interventions import Ledger, make_ledger
 from pythia_core.data.manifest import (
     FORMAT,
-    NO_TOKENS,
     DomainRuns,
     all_held_out,
     check_files,
@@ -44,18 +50,21 @@ from pythia_core.data.manifest import (
     list_files,
     read_manifest,
     summaries,
+    tokens_entry,
     train_entry,
+    without_tokens,
     write_manifest,
 )
 from pythia_core.data.order import PreshuffledRows, RowOrder, Rows, write_rows
-from pythia_core.data.sharded import WORK, Work, run_rows, run_tokens
+from pythia_core.data.sharded import WORK, Work, link_files, run_rows, run_tokens
 from pythia_core.data.sharded_dedup import run_removal
-from pythia_core.data.stages import Engine
+from pythia_core.data.stages import Stages
 from pythia_core.data.tokenizer import (
     EOD,
     TokenizerSource,
     encode_documents,
     id_limit,
+    in_batches,
     load_tokenizer,
     tokenizer_source,
 )
@@ -269,43 +278,37 @@ class PreparedData:
             check_files(folder, self.manifest[part]["files"], full)
 
 
-def prepare(data: DataConfig, progress: bool = True, engine: Engine | None = None) -> PreparedData:
+def prepare(data: DataConfig, progress: bool = True, staged: bool = False) -> PreparedData:
     """Return the dataset that `data` describes, from the cache or else newly prepared.
 
     Args:
-        engine: prepares the dataset in stages (pythia_core.data.stages), in which case memory is
-            bounded, and work that was killed continues. The result does not depend on it.
+        staged: prepare it in stages (pythia_core.data.stages): memory is bounded, work that was
+            killed continues, and all processes that call this share the work. The result is the
+            same.
 
     Raises:
         FetchError: the corpus or the tokenizer cannot be downloaded.
         DataError: the corpus or the tokenizer cannot be used, there is too little text, no space is
             left, or the cache is damaged (the message names the folder to delete).
     """
-    settings = _settings(data)
-    order = {
-        "seq_len": data.seq_len,
-        "seed": data.order_seed,
-        "epochs": data.epochs,
-        "policy": data.epoch_policy,
-        "unique_rows": data.unique_rows,
-    }
-    tokens = prepare_tokens(data, progress, engine)
+    order, rows = _order(data), rows_folder(data)
+    tokens = prepare_tokens(data, progress, staged)
     root = tokens.parent
-    rows = root / f"rows-{stable_hash([settings, order])[:16]}"
     with _translate_errors(root):
 
-        def make(folder: Path) -> dict[str, Any]:
-            """Write the rows into `folder`, and return their manifest."""
-            manifest = {"tokens": intact_manifest(tokens)}
-            if engine is None:
-                manifest["rows"] = _make_rows(tokens, order, folder, progress)
-            else:
-                work = root / f"{WORK}{rows.name}"
-                manifest["rows"] = run_rows(work, engine, tokens, order, folder, progress)
+        def make(made: Path | None, folder: Path) -> dict[str, Any]:
+            """Put the rows into `folder`, those that stages have made or new ones."""
+            entry = (
+                link_files(made, folder) if made else _make_rows(tokens, order, folder, progress)
+            )
+            manifest = {"tokens": intact_manifest(tokens), "rows": {"order": order, **entry}}
             return {**manifest, "fingerprint": _fingerprint(manifest)}
 
-        _build(rows, make)
-        shutil.rmtree(root / f"{WORK}{rows.name}", ignore_errors=True)
+        if staged and not has_manifest(rows):
+            with _stages(rows, progress) as stages:
+                _build(rows, partial(make, run_rows(stages, tokens, order)))
+        else:
+            _build(rows, partial(make, None))
         prepared = PreparedData(rows, data, read_manifest(rows))
         try:
             same = prepared.manifest["fingerprint"] == prepared.fingerprint
@@ -323,39 +326,56 @@ def prepare(data: DataConfig, progress: bool = True, engine: Engine | None = Non
     return prepared
 
 
-def prepare_tokens(data: DataConfig, progress: bool = True, engine: Engine | None = None) -> Path:
+def _order(data: DataConfig) -> dict[str, Any]:
+    """Return the settings that determine the order of the rows."""
+    return {
+        "seq_len": data.seq_len,
+        "seed": data.order_seed,
+        "epochs": data.epochs,
+        "policy": data.epoch_policy,
+        "unique_rows": data.unique_rows,
+    }
+
+
+def rows_folder(data: DataConfig) -> Path:
+    """Return the folder that `prepare` makes, which may be absent.
+
+    Raises:
+        FetchError, DataError: the corpus or the tokenizer cannot be found.
+    """
+    return cache_dir() / "data" / f"rows-{stable_hash([_settings(data), _order(data)])[:16]}"
+
+
+def prepare_tokens(data: DataConfig, progress: bool = True, staged: bool = False) -> Path:
     """Return the folder with tokenizer and token files, made if absent. Errors: as in `prepare`."""
     root = cache_dir() / "data"
     tokens = root / f"tokens-{stable_hash(_settings(data))[:16]}"
     with _translate_errors(root):
         if has_manifest(tokens):
             return tokens
-        work = Work.of(root / f"{WORK}{tokens.name}", data) if engine else None
-        _prepare_tokens(data, tokens, progress, engine, work)
-        if work:
-            shutil.rmtree(work.folder, ignore_errors=True)
+        every = replace(data, dedup="none")
+        whole = root / f"tokens-{stable_hash(_settings(every))[:16]}"
+        if staged:
+            with _stages(tokens, progress) as stages:
+                work = Work.of(stages.folder, data)
+                if not has_manifest(whole):
+                    _build(whole, partial(link_files, run_tokens(work, stages)))
+                if whole != tokens:
+                    _build(tokens, partial(link_files, run_removal(work, stages, whole)))
+            return tokens
+        _build(whole, lambda folder: make_tokens(every, tokenizer_source(data), folder, progress))
+        if whole != tokens:
+            _build(tokens, lambda folder: remove_duplicates(data, whole, folder, progress))
     return tokens
 
 
-def _prepare_tokens(
-    data: DataConfig, tokens: Path, progress: bool, engine: Engine | None, work: Work | None
-) -> None:
-    """Make the folder `tokens`, if it is absent; the text is read once into the work folder."""
-
-    def make(folder: Path) -> dict[str, Any]:
-        """Write the tokens into `folder`, and return their manifest."""
-        if data.dedup == "none":
-            if engine and work:
-                return run_tokens(work, engine, folder, progress)
-            return make_tokens(data, tokenizer_source(data), folder, progress)
-        every = replace(data, dedup="none")
-        whole = tokens.with_name(f"tokens-{stable_hash(_settings(every))[:16]}")
-        _prepare_tokens(every, whole, progress, engine, work)
-        if engine and work:
-            return run_removal(work, engine, whole, folder, progress)
-        return remove_duplicates(data, whole, folder, progress)
-
-    _build(tokens, make)
+@contextlib.contextmanager
+def _stages(target: Path, progress: bool) -> Iterator[Stages]:
+    """Yield what runs the stages that make a folder in the cache, in a `with` block."""
+    work = target.with_name(f"{WORK}{target.name}")
+    stages = Stages(work, partial(has_manifest, target), progress)
+    with stages.whole_work():
+        yield stages
 
 
 def _build(folder: Path, make: Callable[[Path], dict[str, Any]]) -> None:
@@ -368,22 +388,20 @@ def _build(folder: Path, make: Callable[[Path], dict[str, Any]]) -> None:
     """
     while not has_manifest(folder):
         marker = cache_dir() / "locks" / f"{folder.name}.lease"
-        try:
+        with (
+            contextlib.suppress(TakenElsewhere),  # it was stopped for long; another one goes on
+            leased(marker, job=f"preparing {folder}") as lease,
+            lease.explains_errors(),
+        ):
+            for leftover in folder.parent.glob(f".{folder.name}.tmp-*"):  # of a dead process
+                shutil.rmtree(leftover, ignore_errors=True)
+            if has_manifest(folder):
+                return
+            if folder.exists():
+                shutil.rmtree(folder)
             # should two processes prepare a folder after all, one whole folder stays
-            with (
-                leased(marker, job=f"preparing {folder}") as lease,
-                lease.explains_errors(),
-            ):
-                for leftover in folder.parent.glob(f".{folder.name}.tmp-*"):  # of a dead process
-                    shutil.rmtree(leftover, ignore_errors=True)
-                if has_manifest(folder):
-                    return
-                if folder.exists():
-                    shutil.rmtree(folder)
-                with atomic_dir(folder) as temporary:
-                    write_manifest(temporary, {**make(temporary), "folder": folder.name})
-        except TakenElsewhere:  # this process was stopped for long; the other one goes on
-            continue
+            with atomic_dir(folder) as temporary:
+                write_manifest(temporary, {**make(temporary), "folder": folder.name})
 
 
 def _settings(data: DataConfig) -> dict[str, Any]:
@@ -406,7 +424,7 @@ def _make_rows(tokens: Path, order: dict[str, Any], folder: Path, progress: bool
     data = MegatronIndexed(tokens / "train")
     rows = RowOrder(data.sizes, **order)
     write_rows(folder / "rows.bin", rows, data, progress)
-    return {"order": order, "n_rows": rows.n_rows, "files": list_files(folder)}
+    return {"n_rows": rows.n_rows, "files": list_files(folder)}
 
 
 def _fingerprint(manifest: dict[str, Any]) -> str:
@@ -462,9 +480,7 @@ def make_tokens(
     assert eod is not None, "load_tokenizer refuses a tokenizer without it"
 
     second_tally: Tally = {}
-    domains: dict[str, dict[str, Any]] = {
-        name: {**tally.summary(), **NO_TOKENS} for name, tally in first_tally.items()
-    }
+    domains = without_tokens(tally_summaries(first_tally))
     n_bytes = sum(tally.n_bytes for tally in first_tally.values())
     with contextlib.ExitStack() as stack:
         train = stack.enter_context(IndexedWriter(folder / "train", vocab_size))
@@ -472,7 +488,9 @@ def make_tokens(
         bar = progress_bar(progress, total=n_bytes, desc="encoding text", unit="B", unit_scale=True)
         stack.enter_context(bar)
         number, train_domains = 0, DomainRuns()
-        for batch in _batches(data, second_tally):
+        documents = open_corpus(data, progress=False, tally=second_tally)
+        texts = ((document.domain, document.text) for document in documents)
+        for batch in in_batches(texts, BATCH_CHARACTERS):
             encoded = encode_documents(tokenizer, [text for _, text in batch])
             for (domain, text), ids in zip(batch, encoded, strict=True):
                 ids.append(eod)
@@ -485,18 +503,10 @@ def make_tokens(
                 entry["heldout_tokens" if out is heldout else "train_tokens"] += len(ids)
                 bar.update(len(text.encode("utf-8")))
                 number += 1
-    check_unchanged(data, *map(_summaries, (first_tally, second_tally)))
-    return {
-        "format": FORMAT,
-        "corpus": domains,
-        "tokenizer_sha256": file_sha256(folder / "tokenizer.json"),
-        "vocab_size": vocab_size,
-        "eod_id": eod,
-        "train": train_entry(train, train_domains),
-        "heldout": {"documents": heldout.n_documents, "tokens": heldout.n_tokens},
-        "dedup": {},
-        "files": list_files(folder),
-    }
+    check_unchanged(data, *map(tally_summaries, (first_tally, second_tally)))
+    sha256 = file_sha256(folder / "tokenizer.json")
+    entry = tokens_entry(tokenizer, sha256, domains, train, train_domains, heldout)
+    return {**entry, "files": list_files(folder)}
 
 
 def remove_duplicates(
@@ -510,7 +520,7 @@ def remove_duplicates(
     manifest = intact_manifest(whole)
     first_tally: Tally = {}
     excluded, _ = choose_heldout(data, first_tally, progress)
-    check_unchanged(data, _summaries(first_tally), summaries(manifest["corpus"]))
+    check_unchanged(data, tally_summaries(first_tally), summaries(manifest["corpus"]))
     dropped, report = _find_duplicates(data, excluded, progress)
     for name in ("tokenizer.json", "heldout.bin", "heldout.idx"):
         shutil.copyfile(whole / name, folder / name)
@@ -531,11 +541,6 @@ def remove_duplicates(
     return {**manifest, "dedup": report, "files": list_files(folder)}
 
 
-def _summaries(tally: Tally) -> dict[str, Any]:
-    """Return the summary of the tally of each domain."""
-    return {name: count.summary() for name, count in tally.items()}
-
-
 def _find_duplicates(
     data: DataConfig, excluded: set[int], progress: bool
 ) -> tuple[set[int], dict[str, Any]]:
@@ -553,20 +558,6 @@ def _find_duplicates(
     result = deduplicate(texts, data.dedup, progress=progress)
     removed = {number for number, keep in zip(numbers, result.keep, strict=True) if not keep}
     return removed, result.report
-
-
-def _batches(data: DataConfig, tally: Tally) -> Iterator[list[tuple[str, str]]]:
-    """Yield lists of (domain, text) with about BATCH_CHARACTERS characters; fill `tally`."""
-    batch: list[tuple[str, str]] = []
-    size = 0
-    for document in open_corpus(data, progress=False, tally=tally):
-        batch.append((document.domain, document.text))
-        size += len(document.text)
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 # --- held-out documents ----------------------------------------------------------------------

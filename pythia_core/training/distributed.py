@@ -50,8 +50,6 @@ TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others during training."""
 PATIENCE = timedelta(days=7)
 """How long a process waits for others that prepare text, or read or write files."""
-SHARDING = ("auto", "never", "always")
-"""When to shard the state: if it does not fit one device, never, or always."""
 
 
 class ProcessDied(TrainingError):
@@ -72,7 +70,7 @@ class World:
     node_size: int = 1
     """Number of processes on this node."""
     sharding: str = "auto"
-    """One of SHARDING."""
+    """One of execution.SHARDING."""
     shards: int = 1
     """Number of processes that share one copy of the state of training; 1: each has its own."""
     waiting: Any = field(default=None, compare=False, repr=False)
@@ -100,7 +98,7 @@ class World:
 
     @property
     def identity(self) -> dict[str, int]:
-        """The part of a run's identity that the processes make; {} for one process."""
+        """What the processes add to a run's identity; {} for one process."""
         sharded = {"sharded": self.shards} if self.sharded else {}
         return {"processes": self.size} | sharded if self.size > 1 else {}
 
@@ -236,12 +234,12 @@ class World:
             raise self._died(error) from error
 
     def _died(self, error: RuntimeError) -> ProcessDied:
-        """Return the error about a process that died, or that did not answer within TIMEOUT."""
+        """Return the error about a process that died, or that did not answer in time."""
         told = filter(None, map(_told, range(self.size)))
         reason = next(told, str(error).splitlines()[0][:200])
         return ProcessDied(
             f"one of the {self.size} processes that train together died, or did not answer "
-            f"within {TIMEOUT.total_seconds():g} s ({reason}). End all processes, and run the "
+            f"in time ({reason}). End all processes, and run the "
             "same command again: training resumes from the last state"
         )
 
@@ -279,8 +277,8 @@ def init_world(sharding: str = "auto") -> Iterator[World]:
     """Connect the processes that torchrun started, if any; yield this process's World.
 
     Raises:
-        ConfigError: the sharding is "always", but there is only one process; or something else than
-            torchrun set WORLD_SIZE; or there are more processes than GPUs.
+        ConfigError: the sharding is "always", but there is only one process; or WORLD_SIZE was not
+            set by torchrun; or there are more processes than GPUs.
     """
     size = process_count()
     if size == 1:
@@ -350,8 +348,8 @@ def run_together(function: Callable[[World], None], sharding: str = "auto") -> N
 def plan_state(world: World, config: RunConfig, execution: Execution) -> World:
     """Return `world` with the number of processes that share one copy of a run's state.
 
-    "auto" takes the smallest number with which the run fits the devices: one, all of a node, or
-    all. "always" does not take one, and "never" only one. If none fits, the result is the largest.
+    "auto" chooses the smallest number with which the run fits: 1, the processes of a node, or all.
+    "always" excludes 1; "never" is always 1. If the run does not fit, the result is the largest.
 
     Raises:
         ConfigError: the processes do not divide the batch, or a sharded state is to be compiled.

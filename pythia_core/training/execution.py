@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pythia_core.errors import ConfigError, one_of
 
 MODES = ("eager", "graph", "compile")
+SHARDING = ("auto", "never", "always")
+"""When to shard the state: if it does not fit one device, never, or always."""
 VARIABLE = "PYTHIA_EXECUTION"
 
 

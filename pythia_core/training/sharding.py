@@ -21,7 +21,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -32,6 +32,7 @@ from pythia_core.errors import CheckpointError, TrainingError
 from pythia_core.kernels.adamw import AdamWBuffers, AdamWHyperparameters, adamw_
 from pythia_core.model import GPTNeoX, LayerNorm
 from pythia_core.training.checkpoint import (
+    REPAIR,
     describe_file,
     not_saved,
     set_aside,
@@ -53,8 +54,10 @@ _SHARD = re.compile(r"shard-(\d+)-of-(\d+)")
 
 
 def shard_rows(n_rows: int, index: int, count: int) -> tuple[int, int]:
-    """Return the first row of a tensor that shard `index` of `count` has, and the row after its
-    last. The rows are those of `torch.chunk`, as in FSDP2; the last shards may have none."""
+    """Return the bounds [start, stop) of the rows of a tensor that shard `index` of `count` has.
+
+    The rows are those of `torch.chunk`, as in FSDP2; the last shards may have none.
+    """
     size = -(-n_rows // count)
     return min(index * size, n_rows), min((index + 1) * size, n_rows)
 
@@ -274,14 +277,14 @@ class SavedState:
 
     def __init__(self, files: Files, shapes: Mapping[str, torch.Size]) -> None:
         self._files, self._shapes = files, shapes
-        self._shards = [files[stem] for stem in sorted(filter(_SHARD.fullmatch, files))]
-        if stems := [stem for stem in files if _SHARD.fullmatch(stem)]:
-            count = int(cast("re.Match[str]", _SHARD.fullmatch(stems[0]))[2])
-            if sorted(stems) != [shard_stem(index, count) for index in range(count)]:
-                raise CheckpointError(
-                    f"the saved state should have {count} shards, but has {len(stems)}: "
-                    f"{', '.join(sorted(stems)[:4])} …"
-                )
+        stems = sorted(filter(_SHARD.fullmatch, files))
+        self._shards = [files[stem] for stem in stems]
+        count = int(stems[0].rpartition("-")[2]) if stems else 0
+        if stems != [shard_stem(index, count) for index in range(count)]:
+            raise CheckpointError(
+                f"the saved state should have {count} shards, but has {len(stems)}: "
+                f"{', '.join(stems[:4])} …. {REPAIR}"
+            )
         self._offsets, offset = {}, 0
         for name in flat_order(shapes):
             self._offsets[name] = offset
@@ -368,6 +371,7 @@ def save_sharded(parent: Path, step: int, files: Files, meta: dict[str, Any], wo
                 problem = not_saved(parent, step, error)
         folder, written = parent / world.from_rank_zero(name), {}
         try:
+            # without a name, the first process could not make the folder
             for stem, tensors in files.items() if folder != parent else ():
                 path = folder / f"{stem}.safetensors"
                 save_safetensors(save_file, {n: t.cpu() for n, t in tensors.items()}, path)

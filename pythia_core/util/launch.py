@@ -1,7 +1,7 @@
 """Run a command in several processes, on this machine or as Slurm jobs, and wait for them.
 
-The processes share work by leases on the shared folder of results (pythia_core.util.leases). Each
-ends well only when all work is done, so it is enough if one of them does. Slurm jobs are
+The processes share work by leases on a shared folder (pythia_core.util.leases). Each succeeds only
+when all work is done, so one that succeeds is enough. Slurm jobs are
 submitted with `submitit`, whose own files are the only pickles; results are never unpickled.
 """
 
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,22 +28,24 @@ from pythia_core.util.progress import print_line
 from pythia_core.util.workers import VARIABLE
 
 POLL_SECONDS = 5.0
-"""Time between two questions to Slurm."""
+"""Seconds between two calls of squeue."""
 VANISHED_SECONDS = 10.0
-"""A job that Slurm no longer lists has failed if it has no result so much later: a shared folder
-shows new files late."""
+"""How long the result of a job that squeue no longer lists may take to appear, since shared file
+systems show new files late; after that, the job has failed."""
 LOG_LINES = 10
 """Lines of the log of a failed job that are shown."""
+NEWS_SECONDS = 20.0
+"""Time between two lines that say what a worker is doing."""
 MINUTES = 240
-"""The default time limit of a job. A job that reaches the limit saves its work and queues again."""
+"""The default time limit of a job, which saves its work and is requeued when it reaches it."""
 
 
 @dataclass(frozen=True)
 class Slurm:
     """What Slurm jobs request."""
 
-    gpus: int = 0
-    """GPUs of a job: 0 or 1."""
+    gpu: bool = False
+    """Whether a job has a GPU."""
     partition: str = ""
     minutes: int = MINUTES
     options: Mapping[str, str] = field(default_factory=dict)
@@ -75,15 +77,15 @@ class _Command:
         signal.signal(signal.SIGUSR2, stop)
         code = child.wait()
         if code and announced:
-            subprocess.run(["scontrol", "requeue", _own_number()], check=True)
+            subprocess.run(["scontrol", "requeue", _job_id()], check=True)
         if code:
             raise SystemExit(code)
 
 
-def _own_number(environment: Mapping[str, str] = os.environ) -> str:
-    """Return the number of this job, e.g. 12 or, in an array, 12_0.
+def _job_id(environment: Mapping[str, str] = os.environ) -> str:
+    """Return the id of this job, e.g. 12 or, in an array, 12_0.
 
-    SLURM_JOB_ID will not do: for one job of an array it is the number of the whole array.
+    SLURM_JOB_ID will not do: for one job of an array it is the id of the whole array.
     """
     array = environment.get("SLURM_ARRAY_JOB_ID")
     if array:
@@ -94,8 +96,8 @@ def _own_number(environment: Mapping[str, str] = os.environ) -> str:
 def on_slurm(arguments: Sequence[str], count: int, folder: Path, slurm: Slurm) -> list[Path]:
     """Run `python -m pythia_core ARGUMENTS` in `count` Slurm jobs, and wait for their end.
 
-    Ctrl-C or SIGTERM cancels the jobs. Jobs that are preempted or reach their time limit queue
-    again.
+    Ctrl-C or SIGTERM cancels the jobs. Jobs that are preempted or reach their time limit are
+    requeued.
 
     Args:
         folder: for the logs; a shared folder.
@@ -121,12 +123,12 @@ def on_slurm(arguments: Sequence[str], count: int, folder: Path, slurm: Slurm) -
     executor = submitit.SlurmExecutor(folder=folder)
     options: dict[str, Any] = {"time": slurm.minutes, "job_name": f"pythia-{arguments[0]}"}
     options |= {"partition": slurm.partition} if slurm.partition else {}
-    options |= {"gpus_per_node": slurm.gpus} if slurm.gpus else {}
+    options |= {"gpus_per_node": 1} if slurm.gpu else {}
     executor.update_parameters(
         **options,
         stderr_to_stdout=True,
         setup=[
-            *(f"export {name}={shlex.quote(value)}" for name, value in _environment().items()),
+            f"export PATH={shlex.quote(_path())}",
             f"export {VARIABLE}=${{{VARIABLE}:-${{SLURM_CPUS_PER_TASK:-1}}}}",
         ],
         additional_parameters={"requeue": True, **slurm.options},
@@ -138,20 +140,50 @@ def on_slurm(arguments: Sequence[str], count: int, folder: Path, slurm: Slurm) -
     except (subprocess.CalledProcessError, submitit.core.utils.FailedJobError) as error:
         raise ConfigError(f"Slurm refuses the jobs: {str(error).strip()}") from error
     number = jobs[0].job_id.partition("_")[0]
+    logs = {job.job_id: job.paths.stdout for job in jobs}
     print_line(f"Slurm job {number}: {count} x {arguments[0]}; logs in {folder}")
     try:
-        _wait_for(number, {job.job_id: job.paths.result_pickle for job in jobs})
+        _wait_for(
+            number, {job.job_id: job.paths.result_pickle for job in jobs}, _News(logs.values())
+        )
     except BaseException:
         subprocess.run(["scancel", number], check=False)
         print_line(f"job {number} was cancelled; its work is saved")
         raise
-    logs = {job.job_id: job.paths.stdout for job in jobs}
     failed = [job.job_id for job in jobs if not job.paths.result_pickle.exists()]
     _report_failed({f"Slurm job {job}": logs[job] for job in failed}, count)
     return list(logs.values())
 
 
-def _wait_for(number: str, results: Mapping[str, Path]) -> None:
+class _News:
+    """Shows what workers are doing: the last line of the newest of their logs."""
+
+    def __init__(self, logs: Iterable[Path]) -> None:
+        self._logs = list(logs)
+        self._shown, self._next = "", time.monotonic() + NEWS_SECONDS
+
+    def show(self) -> None:
+        """Print the line if it is new, at most once per NEWS_SECONDS."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + NEWS_SECONDS
+        logs = [log for log in self._logs if log.is_file()]
+        newest = max(logs, key=lambda log: log.stat().st_mtime, default=None)
+        line = _last_lines(newest, 1) if newest else []
+        if line and line[0] != self._shown:
+            self._shown = line[0]
+            print_line(self._shown)
+
+
+def _last_lines(log: Path, n: int) -> list[str]:
+    """Return the last lines of a log that are not blank."""
+    with open(log, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 16)))
+        text = file.read().decode(errors="replace")
+    return [line for line in text.splitlines() if line.strip()][-n:]
+
+
+def _wait_for(number: str, results: Mapping[str, Path], news: _News) -> None:
     """Wait until each job has a result or is no longer listed by Slurm; print what changes."""
     told, vanished = "", dict[str, float]()
     while True:
@@ -171,6 +203,7 @@ def _wait_for(number: str, results: Mapping[str, Path]) -> None:
             if text and text != told:
                 print_line(f"job {number}: {text}, {len(results) - len(open_jobs)} finished")
                 told = text
+        news.show()
         time.sleep(POLL_SECONDS)
 
 
@@ -190,11 +223,11 @@ def _listed(number: str) -> dict[str, str] | None:
     return {job: state.lower().removesuffix(" (none)") for job, _, state in rows}
 
 
-def _environment() -> dict[str, str]:
-    """Return variables of jobs: this environment's programs are found without its activation."""
+def _path() -> str:
+    """Return a PATH with which this environment's programs are found without its activation."""
     folder = str(Path(sys.executable).parent)
     words = os.environ.get("PATH", "").split(os.pathsep)
-    return {"PATH": os.pathsep.join([folder, *(word for word in words if word != folder)])}
+    return os.pathsep.join([folder, *(word for word in words if word != folder)])
 
 
 def on_this_machine(
@@ -220,20 +253,25 @@ def on_this_machine(
     print_line(f"{count} x {arguments[0]} on this machine, logs in {folder}")
     try:
         for number, log in enumerate(logs):
-            own = {DEVICES: devices[number]} if devices else {VARIABLE: "1"}
+            one_core = {VARIABLE: "1", "TOKENIZERS_PARALLELISM": "false"}
+            own = {DEVICES: devices[number]} if devices else one_core
             with log.open("wb") as file:
                 processes.append(
                     subprocess.Popen(
                         [sys.executable, "-m", "pythia_core", *arguments],
-                        env={**os.environ, **_environment(), **own},
+                        env={**os.environ, "PATH": _path(), **own},
                         stdin=subprocess.DEVNULL,
                         stdout=file,
                         stderr=file,
+                        process_group=0,  # Ctrl-C at the terminal is for the parent
                         preexec_fn=_end_with_parent,
                     )
                 )
-        for process in processes:
-            process.wait()
+        news = _News(logs)
+        while alive := [process for process in processes if process.poll() is None]:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                alive[0].wait(POLL_SECONDS)
+            news.show()
     finally:
         for process in processes:
             with contextlib.suppress(OSError):
@@ -246,8 +284,7 @@ def on_this_machine(
 
 
 def _end_with_parent() -> None:
-    """Ask Linux for a SIGTERM, and no Ctrl-C of the terminal, when the parent has ended."""
-    os.setpgid(0, 0)
+    """Ask Linux for a SIGTERM when the parent ends."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
@@ -256,15 +293,22 @@ def _report_failed(logs: Mapping[str, Path], count: int) -> None:
     """Report the ends of the logs of failed jobs: in a PythiaError if all have failed."""
     if not logs:
         return
-    lines = []
+    lines, alike = list[str](), Counter[str]()
     for name, log in logs.items():
-        lines.append(f"{name} was stopped or has failed; its log {log} ends with:")
-        text = log.read_text(errors="replace") if log.is_file() else "(there is no log)"
-        lines += [f"    {line}" for line in text.rstrip().splitlines()[-LOG_LINES:]]
+        end = _last_lines(log, LOG_LINES) if log.is_file() else []
+        end = end or ["(it is empty)"]
+        alike[end[-1]] += 1
+        if alike[end[-1]] == 1:
+            lines.append(f"{name} was stopped or has failed; its log {log} ends with:")
+            lines += [f"    {line}" for line in end]
+    lines += [f"{n - 1} more with the same last line" for n in alike.values() if n > 1]
     report = "\n".join(lines)
     if len(logs) == count:
+        workers = f"all {count} workers have" if count > 1 else "the worker has"
         raise PythiaError(
-            f"{count} of {count} have failed. What is finished is kept; run the same command again "
-            f"to continue\n{report}"
+            f"{workers} failed. What is finished is kept; run the same command "
+            f"again to continue\n{report}"
         )
-    print_line(f"{report}\n{len(logs)} of {count} have failed; the others have done their work")
+    print_line(
+        f"{report}\n{len(logs)} of {count} workers have failed; the others have finished the work"
+    )

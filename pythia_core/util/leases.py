@@ -28,7 +28,7 @@ from pythia_core.errors import PythiaError, TakenElsewhere
 from pythia_core.util.progress import print_line
 
 LEASE_SECONDS = 60.0
-"""How long a lease is not renewed before another process takes it; the same for all processes."""
+"""Seconds without renewal after which another process may take a lease; the same for all."""
 CHECK_SECONDS = 5.0
 """A lease that was proven so recently is not proven again."""
 POLL_SECONDS = 1.0
@@ -89,7 +89,7 @@ class Lease:
 
 
 def marker_of(file: Path) -> Path:
-    """Return the marker of the process that computes a file, which is next to the file."""
+    """Return the marker of the lease on computing a file, which is next to the file."""
     return file.with_name(f".{file.stem}.lease")
 
 

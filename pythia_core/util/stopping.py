@@ -44,8 +44,8 @@ def _handle_signals(handler: Callable[[int], None]) -> Iterator[None]:
     """Call `handler` on SIGINT or SIGTERM inside the block, at most once per PATIENCE seconds.
 
     Outside the main thread, signals are handled as before. Python drops an exception that is
-    raised while an object is finalized (while modules are imported, that happens all the time): a
-    `Stopped` dropped so is raised again a moment later.
+    raised while an object is finalized (while modules are imported, that happens all the time). A
+    `Stopped` that is lost in this way is raised again a moment later.
     """
     previous: dict[signal.Signals, Any] = {}
     report_dropped = sys.unraisablehook

@@ -35,8 +35,8 @@ WORK = (
     "pythia_book.redraw.redraw",
     "pythia_book.released.continuation.run.find_or_continue",
     "pythia_book.worker.work",
-    "pythia_core.util.launch.on_slurm",
-    "pythia_core.util.launch.on_this_machine",
+    "pythia_core.commands.workers.on_slurm",
+    "pythia_core.commands.workers.on_this_machine",
 )
 """Functions that would take long, or change this checkout."""
 NONSENSE = (

@@ -14,14 +14,11 @@ from typing import Any
 import pytest
 import slurm
 from pythia_book import worker
-from pythia_book.commands.studies import _name_and_value
 from safetensors import safe_open
 
-from pythia_core.__main__ import main
 from pythia_core.errors import ConfigError
 from pythia_core.training.completion import read_done
-from pythia_core.util.files import results_dir
-from pythia_core.util.launch import _own_number
+from pythia_core.util.launch import _job_id
 
 PYTHIA = [sys.executable, "-m", "pythia_core"]
 STUDY = ["suite", "--scale", "smoke", "-p", "sizes=7k"]
@@ -54,7 +51,7 @@ def owners(results: Path) -> dict[str, int]:
             words = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
         except (OSError, StopIteration):
             continue
-        found[_own_number(dict(word.split("=", 1) for word in words if "=" in word))] = pid
+        found[_job_id(dict(word.split("=", 1) for word in words if "=" in word))] = pid
     return found
 
 
@@ -62,10 +59,8 @@ def owners(results: Path) -> dict[str, int]:
 @pytest.mark.wheels
 @pytest.mark.timeout(1200)
 def test_two_nodes_give_the_files_of_one_machine_though_one_worker_dies_and_one_is_requeued(
-    tmp_path: Path,
+    tmp_path: Path, cluster: dict[str, str]
 ) -> None:
-    if reason := slurm.missing():
-        pytest.skip(reason)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     alone = subprocess.run(
@@ -78,27 +73,24 @@ def test_two_nodes_give_the_files_of_one_machine_though_one_worker_dies_and_one_
     assert "everything is trained and measured" in alone.stderr
     assert not (tmp_path / "one" / "suite").exists(), "a worker writes no record"
     two = tmp_path / "two"
-    with slurm.two_nodes(tmp_path / "slurm") as cluster:
-        process = subprocess.Popen(
-            [*PYTHIA, "study", *STUDY, "--on", "slurm", "--cpus", "2", "--minutes", "30"],
-            env={**cluster, "PYTHIA_RESULTS": str(two)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            wait_until(lambda: owners(two), process)
-            job, pid = next(iter(owners(two).items()))
-            os.kill(pid, signal.SIGKILL)
-            list_jobs = ["squeue", "--noheader", "--array", "--format=%i"]
-            jobs = subprocess.run(list_jobs, env=cluster, capture_output=True, text=True)
-            (other,) = {*jobs.stdout.split()} - {job}
-            slurm.requeue(other, cluster)
-            out, err = process.communicate(timeout=900)
-        finally:
-            process.kill()
+    process = subprocess.Popen(
+        [*PYTHIA, "study", *STUDY, "--on", "slurm", "--cpus", "2", "--minutes", "30"],
+        env={**cluster, "PYTHIA_RESULTS": str(two)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_until(lambda: owners(two), process)
+        job, pid = next(iter(owners(two).items()))
+        os.kill(pid, signal.SIGKILL)
+        (other,) = {*slurm.job_ids(cluster)} - {job}
+        slurm.requeue(other, cluster)
+        out, err = process.communicate(timeout=900)
+    finally:
+        process.kill()
     assert process.returncode == 0, err
-    assert "1 of 2 have failed; the others have done their work" in err
+    assert "1 of 2 workers have failed; the others have finished the work" in err
     assert str(two / "suite" / "smoke" / "notebook.ipynb") in out
     assert (two / "suite" / "smoke" / "record.json").is_file()
     assert contents(two) == contents(tmp_path / "one")
@@ -131,38 +123,3 @@ def test_a_worker_takes_one_of_the_gpus_that_srun_shows_it(
     environment = dict(zip(variables, (devices, local, per_node), strict=True))
     assert worker.take_device(environment) == device
     assert worker.take_device({"CUDA_VISIBLE_DEVICES": devices}) is None
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--gpus", "2"], "add --on local or --on slurm"),
-        (["--on", "slurm"], "needs --gpus N or --cpus N"),
-        (["--on", "slurm", "--cpus", "0"], "--cpus must be at least 1, got 0"),
-        (["--on", "local", "--cpus", "1", "--gpus", "1"], "choose one"),
-        (["--on", "local", "--gpus", "1"], "there is no GPU here"),
-        (["--on", "local", "--partition", "p"], "need --on slurm"),
-        (["--on", "slurm", "--cpus", "1", "--sbatch", "mem"], "expected NAME=VALUE"),
-    ],
-)
-def test_options_that_do_not_fit_are_refused_before_anything_starts(
-    options: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path / "results"))
-    assert main(["study", "suite", "--scale", "smoke", *options]) == 1
-    assert message in capsys.readouterr().err
-    assert not (results_dir() / "runs").exists()
-
-
-def test_the_number_of_a_job_in_an_array_is_not_that_of_the_array() -> None:
-    last = {"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}
-    assert _own_number(last) == "12_3"
-    assert _own_number({"SLURM_JOB_ID": "12"}) == "12"
-
-
-def test_options_of_sbatch() -> None:
-    assert _name_and_value("--comment=a=b") == ("comment", "a=b")

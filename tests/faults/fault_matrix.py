@@ -156,7 +156,7 @@ MATRIX = {
             test_a_stopped_process_leaves_the_run_to_the_one_that_took_it_over
         core/util/test_leases.py test_twenty_workers_race_for_a_hundred_jobs_and_some_are_killed
             test_clocks_that_differ_by_an_hour_do_not_matter
-        core/data/test_sharded.py test_two_preparations_at_once
+        core/data/test_sharded.py test_processes_share_the_tasks
         book/test_papermill_runs.py test_two_runs_at_once_are_kept_apart
     """,
     "a process of torchrun dies, a Slurm job is cancelled, requeued or out of time: E or R": """
@@ -168,6 +168,8 @@ MATRIX = {
         book/test_worker.py
             test_two_nodes_give_the_files_of_one_machine_though_one_worker_dies_and_one_is_requeued
         core/data/test_sharded.py test_killed_tasks
+            test_the_other_workers_do_what_a_killed_one_leaves
+            test_slurm_commands_and_jobs_that_end_early
     """,
     "clock that jumps, folder that was moved: R": """
         faults/test_training.py test_a_clock_that_jumps_and_a_folder_that_moves

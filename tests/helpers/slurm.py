@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -221,6 +221,11 @@ def _wait_until_idle(
     raise RuntimeError(f"Slurm did not start\n{logs}")
 
 
+def job_ids(environment: Mapping[str, str]) -> list[str]:
+    """Return the ids of the jobs that wait or run."""
+    return _output(["squeue", "--noheader", "--array", "--format=%i"], environment).split()
+
+
 def requeue(job: str, environment: dict[str, str]) -> None:
     """Requeue a running job, and let it start at once (see `start_now`)."""
     subprocess.run(["scontrol", "requeue", job], env=environment, check=True, timeout=30)
@@ -243,7 +248,7 @@ def start_now(job: str, environment: dict[str, str]) -> None:
     subprocess.run(update, env=environment, check=True, timeout=30)
 
 
-def _output(command: list[str], environment: dict[str, str]) -> str:
+def _output(command: list[str], environment: Mapping[str, str]) -> str:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
     return done.stdout
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from pythia_book.commands import utf8_text
 from pythia_book.notebooks import STOP_NOTE
-from pythia_core.commands import COUNT, AddCommand, nonblank
+from pythia_core.commands import AddCommand, nonblank
+from pythia_core.commands.workers import add_worker_options, check_worker_options, run_workers
 from pythia_core.suite import SCALES
-from pythia_core.util.launch import MINUTES
 
 STUDY_EXAMPLES = """\
 examples:
@@ -46,7 +47,7 @@ def add(command: AddCommand) -> None:
     p.set_defaults(resume_note=STOP_NOTE)
     _add_selection(p)
     p.add_argument("--force", action="store_true", help="run even if the results are up to date")
-    _add_place(p)
+    add_worker_options(p, "train and measure in workers on this machine or in Slurm jobs")
 
     p = command(
         "worker",
@@ -97,110 +98,48 @@ def _add_selection(p: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_place(p: argparse.ArgumentParser) -> None:
-    """Add the options that say where workers run."""
-    text = "train and measure in workers on this machine or in Slurm jobs (default: no workers)"
-    p.add_argument("--on", choices=("local", "slurm"), help=text)
-    text = "number of workers with a GPU each (default with --on local: all GPUs)"
-    p.add_argument("--gpus", **COUNT, help=text)
-    text = "instead, number of workers with a core each (default without a GPU: all cores)"
-    p.add_argument("--cpus", **COUNT, help=text)
-    p.add_argument("--partition", type=nonblank, help="partition of the Slurm jobs")
-    text = "time limit of a job (default: %(default)s); a job at the limit saves and queues again"
-    p.add_argument("--minutes", **COUNT | {"default": MINUTES}, help=text)
-    text = "further option of sbatch, e.g. account=abc, mem=32G or cpus-per-task=8; repeatable"
-    p.add_argument("--sbatch", action="append", default=[], metavar="NAME=VALUE", help=text)
-
-
 def _study(args: argparse.Namespace) -> None:
     """Run studies unless their results are up to date; print the paths of their notebooks."""
-    from pythia_book import notebooks
     from pythia_book.papermill_engine import run_study
-    from pythia_core.errors import ConfigError
 
     if _work_elsewhere(args):
         return
+    parameters = _parameters(args, args.studies)
     if len(args.studies) != 1:
-        if args.parameter:
-            raise ConfigError("-p needs exactly one study")
         return _studies(args)
     (study,) = args.studies
-    notebook = notebooks.read_notebook(notebooks.notebook_path(study))
-    parameters = notebooks.parse_parameters(args.parameter, notebooks.parameters_of(notebook))
     path, ran = run_study(study, args.scale, parameters, args.force)
     print(f"{path}" if ran else f"{path} is up to date (--force runs it again)")
 
 
 def _work_elsewhere(args: argparse.Namespace) -> bool:
-    """Let workers do what `--on` says; return whether the notebooks have run there, too.
+    """Run workers if `--on` asks for them; return whether the notebooks have also run, in a job.
 
     Raises:
         ConfigError: an option is missing, does not fit `--on`, or a parameter is not accepted.
     """
-    from pythia_core.errors import ConfigError
     from pythia_core.training import precision
-    from pythia_core.util import launch
     from pythia_core.util.files import check_results, results_dir
-    from pythia_core.util.machine import visible_devices
-    from pythia_core.util.workers import n_workers
 
-    slurm_only = args.partition or args.sbatch or args.minutes != MINUTES
-    if args.on is None and (args.gpus is not None or args.cpus is not None):
-        raise ConfigError("--gpus and --cpus are numbers of workers; add --on local or --on slurm")
-    if args.on != "slurm" and slurm_only:
-        raise ConfigError("--partition, --minutes and --sbatch need --on slurm")
-    if args.on is None:
+    if not check_worker_options(args):
         return False
-    for name in ("gpus", "cpus", "minutes"):
-        if getattr(args, name) == 0:
-            raise ConfigError(f"--{name} must be at least 1, got 0")
-    if args.gpus and args.cpus:
-        raise ConfigError(f"--gpus {args.gpus} and --cpus {args.cpus} were both given; choose one")
     values = _values(args)  # errors come before anything is started
     folder = results_dir() / "workers"
     check_results(folder)
-    chosen = [*(["--scale", args.scale] if args.scale else [])]
+    chosen = ["--scale", args.scale] if args.scale else []
     chosen += [word for parameter in args.parameter for word in ("-p", parameter)]
-    words = ["worker", *values, *chosen]
-    if args.on == "local":
-        devices = visible_devices()
-        if args.cpus or not devices:
-            if args.gpus:
-                raise ConfigError(f"--gpus {args.gpus}: there is no GPU here; use --cpus")
-            launch.on_this_machine(words, args.cpus or n_workers(), folder)
-            return False
-        if (args.gpus or 0) > len(devices):
-            raise ConfigError(f"--gpus {args.gpus}: there are only {len(devices)} here")
-        devices = devices[: args.gpus]
-        launch.on_this_machine(words, len(devices), folder, devices)
-        return False
-    if not (args.gpus or args.cpus):
-        raise ConfigError("--on slurm needs --gpus N or --cpus N, the number of workers")
-    options = dict(_name_and_value(word) for word in args.sbatch)
-    if args.cpus:  # different processors could choose different precisions, so different runs
+    if args.on == "slurm" and args.cpus:
+        # different processors could choose different precisions, so different runs
         os.environ[precision.VARIABLE] = precision.best_precision()
-    slurm = launch.Slurm(int(bool(args.gpus)), args.partition or "", args.minutes, options)
-    launch.on_slurm(words, args.gpus or args.cpus, folder, slurm)
+    run_workers(args, ["worker", *values, *chosen], folder)
+    if args.on == "local":
+        return False
     # in a job, too: a run belongs to a kind of device, and there may be another one here
     again = ["study", *args.studies, *chosen, *(["--force"] if args.force else [])]
-    for log in launch.on_slurm(again, 1, folder, slurm):
+    for log in run_workers(args, again, folder, count=1):
         lines = log.read_text(errors="replace").splitlines()
         print("\n".join(line for line in lines if not line.startswith("submitit ")))
     return True
-
-
-def _name_and_value(word: str) -> tuple[str, str]:
-    """Split NAME=VALUE.
-
-    Raises:
-        ConfigError: there is no "=" or no name.
-    """
-    from pythia_core.errors import ConfigError
-
-    name, equals, value = word.partition("=")
-    if not equals or not name:
-        raise ConfigError(f"--sbatch: expected NAME=VALUE such as account=abc, got {word!r}")
-    return name.lstrip("-"), value
 
 
 def _values(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -209,19 +148,27 @@ def _values(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     Raises:
         ConfigError: see `worker.values_of`.
     """
-    from pythia_book import notebooks, worker
-    from pythia_core.errors import ConfigError
+    from pythia_book import worker
 
     studies = list(dict.fromkeys(args.studies)) or worker.shared_studies()
-    parameters: dict[str, Any] = {}
-    if args.parameter:
-        if len(studies) != 1:
-            raise ConfigError("-p needs exactly one study")
-        accepted = notebooks.parameters_of(
-            notebooks.read_notebook(notebooks.notebook_path(studies[0]))
-        )
-        parameters = notebooks.parse_parameters(args.parameter, accepted)
-    return worker.values_of(studies, args.scale, parameters)
+    return worker.values_of(studies, args.scale, _parameters(args, studies))
+
+
+def _parameters(args: argparse.Namespace, studies: Sequence[str]) -> dict[str, Any]:
+    """Return the parameters that `-p` gives.
+
+    Raises:
+        ConfigError: there are some, but not exactly one study, or it does not accept them.
+    """
+    from pythia_book import notebooks
+    from pythia_core.errors import ConfigError
+
+    if not args.parameter:
+        return {}
+    if len(studies) != 1:
+        raise ConfigError(f"-p needs exactly one study, got {len(studies) or 'all'}")
+    notebook = notebooks.read_notebook(notebooks.notebook_path(studies[0]))
+    return notebooks.parse_parameters(args.parameter, notebooks.parameters_of(notebook))
 
 
 def _worker(args: argparse.Namespace) -> None:

@@ -21,9 +21,9 @@ import numpy as np
 
 from pythia_book.measurements import (
     Arrays,
+    Available,
     CheckpointKey,
     Gap,
-    Lent,
     RequestMeasurement,
     measure_each,
 )
@@ -288,14 +288,14 @@ def measure_tasks(
     checkpoints: Sequence[tuple[CheckpointSource, int]],
     tasks: Sequence[BuiltTask],
     progress: bool = True,
-    lent: Lent | None = None,
+    available: Available | None = None,
 ) -> tuple[dict[CheckpointKey, Metrics], list[Gap]]:
     """Measure tasks on checkpoints, and compute the metrics of each task.
 
     Return the Metrics of each (run id, step), and a Gap for each missing or damaged checkpoint.
-    `lent` is that of `measure_each`.
+    `available` is that of `measure_each`.
     """
-    measured, gaps = measure_each(checkpoints, tasks, "tasks", progress, lent)
+    measured, gaps = measure_each(checkpoints, tasks, "tasks", progress, available)
     return {
         key: {task.key: task.metrics(scores) for task, scores in zip(tasks, results, strict=True)}
         for key, results in measured.items()

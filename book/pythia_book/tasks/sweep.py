@@ -3,8 +3,8 @@
 One process per core or GPU measures checkpoints; several sweeps that share the folder of results,
 also on other machines, share the checkpoints. Results are cached with the run, so a sweep can
 resume or add tasks and steps, and needs no weights again: those that it has fetched from the hub
-are deleted (pythia_book.released.lending). If a checkpoint is missing or damaged, or no item of a
-task fits the model, the table has a row with a note and without a value.
+are deleted (pythia_book.released.disk_budget). If a checkpoint is missing or damaged, or no item of
+a task fits the model, the table has a row with a note and without a value.
 
 Standard errors are those of a mean over items. For the perplexity `ppl`, the standard error is
 computed, to first order, from that of the mean log-probability; the harness uses a bootstrap.
@@ -20,7 +20,7 @@ import numpy as np
 
 from pythia_book.measurements import Arrays, is_measured
 from pythia_book.published.tables import BENCHMARKS
-from pythia_book.released.lending import Lending
+from pythia_book.released.disk_budget import DiskBudget
 from pythia_book.tasks.benchmarks import task_named
 from pythia_book.tasks.metrics import MIN_FITTING, BuiltTask, build_tasks, measure_tasks
 from pythia_core.errors import CheckpointError, ConfigError
@@ -123,10 +123,10 @@ def sweep(
         task_named(name)
     built = build_tasks(run, list(dict.fromkeys(tasks)), [shots], limit, folder)
     fitting = [task for task in built if task.fits.any()]
-    lending = Lending(keep)
-    with lending.fetching(run, steps, lambda step: is_measured(run, step, fitting)):
+    disk = DiskBudget(keep)
+    with disk.fetching(run, steps, lambda step: is_measured(run, step, fitting)):
         cells = [(run, step) for step in steps]
-        measured, gaps = measure_tasks(cells, fitting, progress, lending.lent)
+        measured, gaps = measure_tasks(cells, fitting, progress, disk.available)
     reasons = {gap.step: gap.reason for gap in gaps}
     identity = {"model": run.label, "deduped": run.deduped}
     rows = []

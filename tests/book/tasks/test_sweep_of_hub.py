@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub_server import FakeHub, serving
 from huggingface_hub import constants
-from pythia_book.released import download, lending
+from pythia_book.released import disk_budget, download
 from pythia_book.released.resolve import PublishedModel
 from pythia_book.tasks.sweep import steps_of, sweep
 from task_items import fake_items
@@ -32,7 +34,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     """A repository with a revision per step; those of the steps 0 and 1 have equal weights."""
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("PYTHIA_WORKERS", "1")
-    monkeypatch.setattr(lending, "WAIT_SECONDS", 0.02)
+    monkeypatch.setattr(disk_budget, "WAIT_SECONDS", 0.02)
     fake = FakeHub()
     tokenizer = train_bpe((str(item) for item in fake_items("piqa", 40)), 384)
     for step in STEPS:
@@ -53,6 +55,13 @@ def weights(cache: Path) -> list[Path]:
             if path.stat().st_size > 20_000:
                 found.append(path)
     return found
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def cached(*steps: int) -> list[bool]:
@@ -78,7 +87,7 @@ def test_disk_is_bounded_and_a_rerun_fetches_nothing(
     table = sweep(model, ["piqa"], STEPS, 0, 5, str(tmp_path), progress=False)
     assert table.value.notna().all() and list(table.step.unique()) == STEPS
     assert max(peak) == 2 and len(peak) == len(STEPS) + 1
-    assert weights(tmp_path / "cache") == [] and not lending._waiting(model)
+    assert weights(tmp_path / "cache") == [] and not disk_budget._waiting(model)
     assert not list(model.folder.rglob("*.lease"))
 
     before = len(hub.requests)
@@ -97,7 +106,7 @@ def test_only_what_the_sweep_has_fetched_is_deleted(
     model = PublishedModel(REPO)
     for step in (1, 4, 8):
         download.fetch(REPO, f"step{step}")
-    left = lending._mark(model, "step8")  # of a sweep that was killed
+    left = disk_budget._mark(model, "step8")  # of a sweep that was killed
     left.parent.mkdir(parents=True, exist_ok=True)
     assert left.is_relative_to(constants.HF_HUB_CACHE), "another machine has a cache of its own"
     left.touch()
@@ -109,14 +118,38 @@ def test_only_what_the_sweep_has_fetched_is_deleted(
         main([*arguments, "--keep", "some"])
 
 
+def test_a_checkpoint_that_is_fetched_too_late_is_deleted(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The measurement was faster, and has deleted the checkpoint before it was fetched ahead."""
+    fetch, late = download.fetch, threading.Event()
+
+    def fetch_late(*arguments: Any) -> object:
+        ahead = threading.current_thread() is not threading.main_thread()
+        if ahead:
+            late.wait(60)
+        fetched = fetch(*arguments)
+        if ahead:
+            late.clear()
+        return fetched
+
+    monkeypatch.setattr(download, "fetch", fetch_late)
+    model = PublishedModel(REPO)
+    sweep(model, ["piqa"], [0, 1], 0, 5, str(tmp_path), progress=False)
+    late.set()
+    wait_until(lambda: not late.is_set())
+    wait_until(lambda: not any(cached(0, 1)))
+    assert not disk_budget._waiting(model)
+
+
 def test_what_another_process_measures_is_neither_measured_nor_deleted(
     hub: FakeHub, tmp_path: Path
 ) -> None:
     model = PublishedModel(REPO)
     download.fetch(REPO, "step2")
-    mark = lending._mark(model, "step2")
+    mark = disk_budget._mark(model, "step2")
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.touch()
-    with leased(lending._lease(model, "step2")):
+    with leased(disk_budget._lease(model, "step2")):
         sweep(model, ["piqa"], [0, 1], 0, 5, str(tmp_path), progress=False)
         assert cached(0, 1, 2) == [False, False, True]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import multiprocessing
 import os
 import re
 import resource
@@ -14,8 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +24,33 @@ import slurm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pythia_core.__main__ import main
 from pythia_core.config import DEDUP_RECIPES, DataConfig
 from pythia_core.data import sharded
 from pythia_core.data.prepare import prepare
-from pythia_core.data.stages import Engine, Local, Slurm, Stage, incomplete, run_tasks
-from pythia_core.errors import ConfigError, DataError, PythiaError
+from pythia_core.data.stages import Stage, Stages
+from pythia_core.data.tokenizer import train_bpe
+from pythia_core.errors import DataError, PythiaError
+from pythia_core.util import leases
 from pythia_core.util.files import fraction
 
 pytest.importorskip("datatrove", reason="datatrove is not installed: pip install -e .[dedup]")
 
 
-def prepared(cache: Path, data: DataConfig, engine: Engine | None) -> dict[str, bytes]:
+def prepared(cache: Path, data: DataConfig, staged: bool = True) -> dict[str, bytes]:
     """Prepare data in a cache, and return the content of every file that is there afterwards."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHIA_CACHE", str(cache))
-        prepare(data, progress=False, engine=engine)
+        prepare(data, progress=False, staged=staged)
+    return made_in(cache)
+
+
+def in_memory(folder: Path, data: DataConfig) -> dict[str, bytes]:
+    """What is made without stages."""
+    return prepared(folder / "memory", data, staged=False)
+
+
+def made_in(cache: Path) -> dict[str, bytes]:
+    """The content of every file that was prepared."""
     found = [path for path in sorted((cache / "data").rglob("*")) if path.is_file()]
     return {str(path.relative_to(cache)): path.read_bytes() for path in found}
 
@@ -81,6 +91,54 @@ def texts_with_copies(seed: int, n: int, length: int = 90) -> list[str]:
     return [" ".join(texts[i]) for i in rng.permutation(n)]
 
 
+@contextmanager
+def before_each_stage(do: Callable[[Stage], None]) -> Iterator[None]:
+    """Call a function before each stage that has something to do."""
+    run_stage = Stages.run
+
+    def run(stages: Stages, stage: Stage) -> None:
+        if stages.incomplete(stage):
+            do(stage)
+        run_stage(stages, stage)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stages, "run", run)
+        yield
+
+
+IMPATIENT = """\
+import sys
+from pythia_core.util import leases
+leases.LEASE_SECONDS = 2.0
+sys.exit(main())
+"""
+
+
+def start(
+    data: DataConfig, cache: Path, *options: str, program: Sequence[str] = ("-m", "pythia_core")
+) -> subprocess.Popen[str]:
+    """Start the preparation of data as the leader of a process group."""
+    command = [sys.executable, *program, "prepare", "--corpus", data.corpus]
+    command += ["--tokenizer", data.tokenizer, "--heldout", str(data.heldout_fraction)]
+    command += ["--dedup", data.dedup, "--seq-len", str(data.seq_len), *options]
+    return subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHIA_CACHE": str(cache)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(data: DataConfig, cache: Path, *options: str, code: int = 0) -> str:
+    """Prepare data by the command; check its exit code, and return what it says."""
+    process = start(data, cache, *options)
+    _, said = process.communicate(timeout=500)
+    assert process.returncode == code, said
+    return said
+
+
 # --- equality --------------------------------------------------------------------------------
 
 
@@ -94,8 +152,8 @@ def test_every_file_is_that_of_one_process(
     parts = {"b/x.jsonl": texts[:45], "a.jsonl": texts[45:], "b/empty.jsonl": [" ", "\n"]}
     parts["held_out.jsonl"] = [next(text for text in texts if fraction(text) < 0.1)]
     data = config(corpus(tmp_path / "c", parts), dedup=dedup)
-    expected = prepared(tmp_path / "memory", data, None)
-    found = prepared(tmp_path / "stages", data, Local(1))
+    expected = in_memory(tmp_path, data)
+    found = prepared(tmp_path / "stages", data)
     assert differences(found, expected) == []
     manifests = [json.loads(found[name]) for name in found if name.endswith("manifest.json")]
     report = next(m["tokens"]["dedup"] for m in manifests if "tokens" in m)
@@ -134,9 +192,9 @@ def test_any_small_corpus_gives_the_same(
             corpus(Path(folder, "c"), parts), dedup=dedup, heldout_fraction=heldout, seq_len=4
         )
         results: list[dict[str, bytes] | str] = []
-        for name, engine in (("memory", None), ("stages", Local(1))):
+        for name, staged in (("memory", False), ("stages", True)):
             try:
-                results.append(prepared(Path(folder, name), data, engine))
+                results.append(prepared(Path(folder, name), data, staged))
             except DataError as error:
                 results.append(str(error))
         expected, found = results
@@ -159,8 +217,9 @@ def test_processes_and_any_form_of_file(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"text": texts[40:]}), folder / "e.parquet")
     assert sum(map(len, texts)) * 60 > sharded.FIRST_SHARD_BYTES
     data = config(str(folder), dedup="jaccard-0.87")
-    expected = prepared(tmp_path / "memory", data, None)
-    assert differences(prepared(tmp_path / "stages", data, Local(2)), expected) == []
+    expected = in_memory(tmp_path, data)
+    run(data, tmp_path / "stages", "--on", "local", "--cpus", "2")
+    assert differences(made_in(tmp_path / "stages"), expected) == []
 
 
 def test_shards_are_many_for_short_text_and_few_for_long(tmp_path: Path) -> None:
@@ -188,43 +247,20 @@ def test_bad_text_has_the_error_of_one_process(tmp_path: Path, name: str, conten
     folder = corpus(tmp_path / "c", {f"{n}.jsonl": texts_with_copies(n, 12) for n in range(3)})
     Path(folder, name).write_bytes(content)
     said = []
-    for engine in (None, Local(1)):
+    for staged in (False, True):
         with pytest.raises(DataError) as refused:
-            prepared(tmp_path / "cache", config(folder), engine)
+            prepared(tmp_path / "cache", config(folder), staged)
         said.append(str(refused.value))
     assert said[0] == said[1] and name in said[0]
 
 
-def test_bad_text_in_another_process(tmp_path: Path) -> None:
+def test_bad_text_in_other_processes(tmp_path: Path) -> None:
     folder = corpus(tmp_path / "c", {"a.jsonl": ["fine"], "c.jsonl": ["fine"]})
     Path(folder, "b.jsonl").write_text("{")
-    with pytest.raises(DataError, match=r"b\.jsonl:1: this line is not a JSON object"):
-        prepared(tmp_path / "cache", config(folder), Local(2))
+    said = run(config(folder), tmp_path / "cache", "--on", "local", "--cpus", "2", code=1)
+    assert "all 2 workers have failed" in said and "1 more with the same last line" in said
+    assert re.search(r"b\.jsonl:1: this line is not a JSON object", said)
     assert not list((tmp_path / "cache" / "data").glob("tokens-*"))
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--on", "local", "--tasks", "0"], "--tasks must be at least 1, got 0"),
-        (["--tasks", "2"], "--tasks needs --on local or --on slurm"),
-        (["--on", "local", "--partition", "long"], "--partition needs --on slurm"),
-        (["--on", "slurm", "--minutes", "0"], "--minutes must be at least 1, got 0"),
-    ],
-)
-def test_options_that_do_not_fit(
-    options: list[str], words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["prepare", *options]) == 1
-    assert words in capsys.readouterr().err
-
-
-def test_without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("submitit")
-    monkeypatch.setenv("PATH", "")
-    data = config(corpus(tmp_path / "c", {"a.jsonl": texts_with_copies(0, 12)}))
-    with pytest.raises(ConfigError, match="Use --on local"):
-        prepared(tmp_path / "cache", data, Slurm(2))
 
 
 def test_full_disk(tmp_path: Path) -> None:
@@ -233,92 +269,68 @@ def test_full_disk(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))  # large files fail, as on a full disk
     try:
         with pytest.raises(DataError, match=r"no space left .* PYTHIA_CACHE"):
-            prepared(tmp_path / "stages", data, Local(1))
+            prepared(tmp_path / "stages", data)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    expected = prepared(tmp_path / "memory", data, None)
-    assert differences(prepared(tmp_path / "stages", data, Local(1)), expected) == []
+    expected = in_memory(tmp_path, data)
+    assert differences(prepared(tmp_path / "stages", data), expected) == []
 
 
 def test_corpus_that_changes_while_read(tmp_path: Path) -> None:
     """Nothing remains of what was read."""
     data = config(corpus(tmp_path / "c", {"a.jsonl": texts_with_copies(0, 20)}))
 
-    class Changing(Local):
-        def run(self, stage: Stage, folder: Path, progress: bool) -> None:
-            corpus(tmp_path / "c", {"a.jsonl": texts_with_copies(1, 20)})
-            super().run(stage, folder, progress)
+    def change(_: Stage) -> None:
+        corpus(tmp_path / "c", {"a.jsonl": texts_with_copies(1, 20)})
 
-    with pytest.raises(DataError, match="changed while its tokens"):
-        prepared(tmp_path / "cache", data, Changing(1))
+    with before_each_stage(change), pytest.raises(DataError, match="changed while its tokens"):
+        prepared(tmp_path / "cache", data)
     assert not list((tmp_path / "cache" / "data").iterdir())
 
 
 # --- interruptions ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class StoppedAfter(Local):
-    """Runs a number of stages, then fails as if it had been killed."""
-
-    stages: int = 0
-    names: list[str] = field(default_factory=list)
-
-    def run(self, stage: Stage, folder: Path, progress: bool) -> None:
-        if not incomplete(stage, folder):
-            return
-        if len(self.names) == self.stages:
-            raise PythiaError("killed")
-        self.names.append(stage.name)
-        super().run(stage, folder, progress)
-
-
 @pytest.mark.parametrize(
-    ("stages", "pattern"),
+    ("before", "pattern"),
     [
-        (1, "texts/*/*.txt"),
-        (1, "texts/*/*.records"),
-        (2, "plan/tokenizer.json"),
-        (3, "tokens/*/train.bin"),
-        (6, "signatures/bucket_003/*.sig"),
-        (7, "pairs/*/array"),
-        (8, "groups/*/array"),
-        (9, "linked/*/array"),
+        ("making the tokenizer", "texts/*/*.txt"),
+        ("making the tokenizer", "texts/*/*.records"),
+        ("making the tokenizer", "texts/*/entry.json"),
+        ("encoding text", "plan/tokenizer.json"),
+        ("joining tokens", "tokens/*/train.bin"),
+        ("finding candidates", "signatures/bucket_003/*.sig"),
+        ("connecting candidates", "pairs/*/array"),
+        ("comparing candidates", "groups/*/array"),
+        ("removing duplicates", "linked/*/array"),
     ],
 )
-def test_damaged_work_is_not_used(tmp_path: Path, stages: int, pattern: str) -> None:
+def test_damaged_work_is_not_used(tmp_path: Path, before: str, pattern: str) -> None:
     """A flipped bit is found by the stage that reads it; without it, the work goes on."""
     texts = texts_with_copies(0, 40)
     data = config(corpus(tmp_path / "c", {"a.jsonl": texts[:20], "b.jsonl": texts[20:]}),
                   dedup="jaccard-0.87")  # fmt: skip
     cache = tmp_path / "cache"
-    with pytest.raises(PythiaError, match="killed"):
-        prepared(cache, data, StoppedAfter(1, stages))
+    done: list[str] = []
+
+    def stop(stage: Stage) -> None:
+        if stage.name == before:
+            raise PythiaError("killed")
+        done.append(stage.name)
+
+    with before_each_stage(stop), pytest.raises(PythiaError, match="killed"):
+        prepared(cache, data)
     work = next((cache / "data").glob("work-*"))
     file = max(work.glob(pattern), key=lambda path: path.stat().st_size)
     good = file.read_bytes()
     file.write_bytes(good[:-3] + bytes([good[-3] ^ 1]) + good[-2:])
     with pytest.raises(DataError, match=rf"is damaged .*delete the folder {re.escape(str(work))}"):
-        prepared(cache, data, Local(1))
+        prepared(cache, data)
     file.write_bytes(good)
-    rest = StoppedAfter(1, 99)
-    found = prepared(cache, data, rest)
-    assert differences(found, prepared(tmp_path / "memory", data, None)) == []
-
-
-def start(data: DataConfig, cache: Path, place: str = "local") -> subprocess.Popen[str]:
-    """Start the preparation of data, two tasks at a time, as the leader of a process group."""
-    command = [sys.executable, "-m", "pythia_core", "prepare", "--corpus", data.corpus]
-    command += ["--tokenizer", data.tokenizer, "--heldout", str(data.heldout_fraction)]
-    command += ["--dedup", data.dedup, "--on", place, "--tasks", "2"]
-    return subprocess.Popen(
-        command,
-        env={**os.environ, "PYTHIA_CACHE": str(cache)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    with before_each_stage(lambda stage: done.append(stage.name)):
+        found = prepared(cache, data)
+    assert len(done) == len({*done}) == 12, "no stage was done twice"
+    assert differences(found, in_memory(tmp_path, data)) == []
 
 
 def wait_for(folder: Path, pattern: str, number: int = 1, seconds: float = 300) -> list[Path]:
@@ -330,87 +342,100 @@ def wait_for(folder: Path, pattern: str, number: int = 1, seconds: float = 300) 
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", ["all", "worker"])
-def test_killed_tasks(tmp_path: Path, victim: str) -> None:
-    """What was completed stays and is not done again; what was not, leaves nothing that counts."""
+WORKERS = ("--on", "local", "--cpus", "2")
+
+
+def six_files(folder: Path) -> DataConfig:
+    """Text that takes some seconds."""
     texts = texts_with_copies(2, 600)
     parts = {f"{n}.jsonl": texts[n::6] for n in range(6)}
-    data = config(corpus(tmp_path / "c", parts), dedup="jaccard-0.87", seq_len=128)
-    cache = tmp_path / "cache"
-    process = start(data, cache)
-    wait_for(cache / "data", "work-*/logs/computing signatures/completions/*")
-    if victim == "all":
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    else:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        workers = [n for n in children if b"spawn_main" in Path(f"/proc/{n}/cmdline").read_bytes()]
-        os.kill(int(workers[0]), signal.SIGKILL)
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == 1 and "was killed, perhaps because memory ran out" in said
-    work = next((cache / "data").glob("work-*"))
-    before = {path: path.stat().st_mtime_ns for path in work.glob("logs/*/completions/*")}
-    assert not list((cache / "data").glob("rows-*"))
-    again = StoppedAfter(1, 99)
-    started = time.monotonic()
-    with pytest.MonkeyPatch.context() as patch:  # the work folder is deleted when all is done
-        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
-        found = prepared(cache, data, again)
-    assert time.monotonic() - started < 50, "waited for the claim of a dead process"
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    kept = {name: content for name, content in found.items() if "work-" not in name}
-    kept = {name: content for name, content in kept.items() if "/." not in name}
-    assert differences(kept, prepared(tmp_path / "memory", data, None)) == []
+    return config(corpus(folder / "c", parts), dedup="jaccard-0.87", seq_len=128)
+
+
+def marks(cache: Path) -> dict[Path, int]:
+    """The files that say which tasks are done, and when each was."""
+    return {path: path.stat().st_mtime_ns for path in cache.glob("data/work-*/done/*/[0-9]*")}
 
 
 @pytest.mark.slow
-def test_two_preparations_at_once(tmp_path: Path) -> None:
+def test_killed_tasks(tmp_path: Path) -> None:
+    """What is done stays, and is not done again; what was not done leaves nothing that counts."""
+    data = six_files(tmp_path)
+    cache = tmp_path / "cache"
+    process = start(data, cache, *WORKERS)
+    wait_for(cache / "data", "work-*/done/computing signatures/[0-9]*")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    time.sleep(1)  # the workers end with their parent
+    before = marks(cache)
+    assert before and not list((cache / "data").glob("rows-*"))
+    started = time.monotonic()
+    with pytest.MonkeyPatch.context() as patch:  # the work folder would be deleted
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        prepared(cache, data)
+    assert time.monotonic() - started < 50, "waited for the lease of a dead process"
+    assert marks(cache).items() >= before.items()
+    kept = {name: content for name, content in made_in(cache).items() if "work-" not in name}
+    kept = {name: content for name, content in kept.items() if "/." not in name}
+    assert differences(kept, in_memory(tmp_path, data)) == []
+
+
+@pytest.mark.slow
+def test_the_other_workers_do_what_a_killed_one_leaves(tmp_path: Path) -> None:
+    data = six_files(tmp_path)
+    cache = tmp_path / "cache"
+    process = start(data, cache, *WORKERS)
+    wait_for(cache / "data", "work-*/done/computing signatures/[0-9]*")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert "1 of 2 workers have failed; the others have finished the work" in said
+    assert differences(made_in(cache), in_memory(tmp_path, data)) == []
+
+
+@pytest.mark.slow
+def test_a_process_that_was_suspended_finds_the_work_done(tmp_path: Path) -> None:
+    """It does not begin anew in the work folder that another process has deleted."""
+    data = six_files(tmp_path)
+    cache = tmp_path / "cache"
+    late = start(data, cache, "--stages", program=("-c", IMPATIENT))
+    wait_for(cache / "data", "work-*/done/encoding text/[0-9]*")
+    late.send_signal(signal.SIGSTOP)
+    assert not list((cache / "data").glob("tokens-*"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(leases, "LEASE_SECONDS", 2.0)
+        found = prepared(cache, data)
+    late.send_signal(signal.SIGCONT)
+    _, said = late.communicate(timeout=100)
+    assert late.returncode == 0, said
+    assert made_in(cache) == found
+    assert differences(found, in_memory(tmp_path, data)) == []
+
+
+@pytest.mark.slow
+def test_processes_share_the_tasks(tmp_path: Path) -> None:
     texts = texts_with_copies(3, 60)
     data = config(corpus(tmp_path / "c", {"a.jsonl": texts}), dedup="exact", seq_len=128)
-    both = [start(data, tmp_path / "cache") for _ in range(2)]
+    both = [start(data, tmp_path / "cache", "--stages") for _ in range(2)]
     said = [process.communicate(timeout=300) for process in both]
-    assert [process.returncode for process in both] == [0, 0]
+    assert [process.returncode for process in both] == [0, 0], said
     assert said[0][0] == said[1][0]
-    assert any("waiting for" in error for _, error in said)
-    assert not list((tmp_path / "cache" / "data").glob("work-*"))
+    expected = in_memory(tmp_path, data)
+    assert differences(made_in(tmp_path / "cache"), expected) == []
 
 
 # --- memory ----------------------------------------------------------------------------------
 
 
-def _measured(stage: Stage, folder: Path, tasks: list[int], peaks: Any) -> None:
-    """Run tasks; report the peak memory of this process in MB."""
-    try:
-        run_tasks(stage, folder, tasks)
-    finally:
-        peaks.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
-
-
-@dataclass
-class Measuring:
-    """Runs each stage in one new process, and keeps the largest peak of each."""
-
-    peaks: dict[str, int] = field(default_factory=dict)
-
-    def run(self, stage: Stage, folder: Path, progress: bool) -> None:
-        """See `Engine.run`."""
-        if tasks := incomplete(stage, folder):
-            context = multiprocessing.get_context("spawn")
-            queue = context.Queue()
-            process = context.Process(target=_measured, args=(stage, folder, tasks, queue))
-            process.start()
-            self.peaks[stage.name] = queue.get()
-            process.join()
-            assert process.exitcode == 0
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
-    """Ten times the text takes less than 40 MB more in any stage but the tokenizer's sample."""
+    """Ten times the text takes less than 40 MB more."""
     peaks = []
     base = texts_with_copies(4, 50, length=600)
+    tokenizer = tmp_path / "tokenizer.json"
+    tokenizer.write_text(train_bpe(base, 300).to_str())
     for size in (2, 20):
         rng = np.random.default_rng(size)
         folder = tmp_path / str(size)
@@ -422,85 +447,76 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
                     [words[i] for i in rng.permutation(len(words))] if rng.random() < 0.9 else words
                 )
                 file.write(json.dumps({"text": " ".join(words)}) + "\n")
-        measuring = Measuring()
-        data = config(str(folder), dedup="eleutherai-0.87", seq_len=128, heldout_fraction=0.01)
-        prepared(tmp_path / "cache", data, measuring)
-        peaks.append(measuring.peaks)
-    grown = {name: peaks[1][name] - peaks[0][name] for name in peaks[0]}
-    assert max(v for name, v in grown.items() if name != "making the tokenizer") < 40, grown
+        data = config(
+            str(folder),
+            dedup="eleutherai-0.87",
+            seq_len=128,
+            heldout_fraction=0.01,
+            tokenizer=str(tokenizer),
+        )
+        process = start(data, tmp_path / "cache", "--stages")
+        process.stdout, process.stderr = None, None
+        _, status, used = os.wait4(process.pid, 0)
+        assert status == 0
+        peaks.append(used.ru_maxrss // 1024)
+    assert peaks[1] - peaks[0] < 40, peaks
 
 
 # --- Slurm -----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def two_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A Slurm of two nodes, and an environment that is not activated."""
-    pytest.importorskip("submitit")
-    if reason := slurm.missing():
-        pytest.skip(reason)
-    with slurm.two_nodes(tmp_path / "slurm") as environment:
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        folders = environment["PATH"].split(os.pathsep)
-        own = str(Path(sys.executable).parent)
-        monkeypatch.setenv("PATH", os.pathsep.join(folder for folder in folders if folder != own))
-        yield
-
-
-def queue() -> str:
-    """The jobs that wait or run."""
-    command = ["squeue", "--noheader", "--format", "%i %T"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+SLURM = ("--on", "slurm", "--cpus", "2")
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("two_nodes")
+@pytest.mark.usefixtures("cluster")
 def test_slurm(tmp_path: Path) -> None:
-    """On two nodes: equal files, errors as on one machine, no jobs left."""
+    """On two nodes: equal files, the errors of one machine, no jobs left."""
     texts = texts_with_copies(5, 90)
     data = config(
         corpus(tmp_path / "c", {f"{n}.jsonl": texts[n::3] for n in range(3)}), dedup="jaccard-0.87"
     )
     bad = Path(corpus(tmp_path / "bad", {f"{n}.jsonl": texts for n in range(3)}))
     (bad / "1.jsonl").write_text("{")
-    with pytest.raises(DataError, match=r"1\.jsonl:1: this line is not a JSON object"):
-        prepared(tmp_path / "cache", config(str(bad)), Slurm(2))
-    with pytest.raises(ConfigError, match=r"Slurm refused .*[Ii]nvalid partition"):
-        prepared(tmp_path / "cache", data, Slurm(2, partition="none"))
-    assert queue() == ""
-    shutil.rmtree(tmp_path / "cache")
-    expected = prepared(tmp_path / "memory", data, None)
-    assert differences(prepared(tmp_path / "cache", data, Slurm(2)), expected) == []
+    cache = tmp_path / "cache"
+    said = run(config(str(bad)), cache, *SLURM, code=1)
+    assert "1.jsonl:1: this line is not a JSON object" in said
+    said = run(data, cache, *SLURM, "--partition", "none", code=1)
+    assert re.search(r"Slurm refuses .*[Ii]nvalid partition", said)
+    assert not slurm.job_ids(os.environ)
+    shutil.rmtree(cache)
+    said = run(data, cache, *SLURM)
+    assert re.search(r"Slurm job \d+: 2 x prepare", said)
+    expected = in_memory(tmp_path, data)
+    assert differences(made_in(cache), expected) == []
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("two_nodes")
-def test_slurm_commands_that_end_early(tmp_path: Path) -> None:
-    """Ctrl-C cancels the jobs; those of a killed command are cancelled by the next."""
-    texts = texts_with_copies(5, 90)
+@pytest.mark.usefixtures("cluster")
+def test_slurm_commands_and_jobs_that_end_early(tmp_path: Path) -> None:
+    """Ctrl-C cancels the jobs; with those of a killed command, and a requeued one, work goes on."""
+    texts = texts_with_copies(5, 300)
     data = config(
-        corpus(tmp_path / "c", {"a.jsonl": texts[:45], "b.jsonl": texts[45:]}), seq_len=128
+        corpus(tmp_path / "c", {"a.jsonl": texts[:150], "b.jsonl": texts[150:]}),
+        seq_len=128,
+        dedup="jaccard-0.87",
     )
     cache = tmp_path / "cache"
-    process = start(data, cache, "slurm")
-    number = wait_for(cache / "data", "work-*/slurm-job")[0].read_text()
+    process = start(data, cache, *SLURM)
+    wait_for(cache / "data", "work-*/done/*/[0-9]*")
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert f"stopped, and the Slurm job {number} was cancelled; finished parts are saved" in said
-    assert queue() == "" and not list(cache.glob("data/work-*/slurm-job"))
-    process = start(data, cache, "slurm")
-    path = wait_for(cache / "data", "work-*/slurm-job")[0]
+    assert "was cancelled; its work is saved" in said
+    end = time.monotonic() + 30
+    while slurm.job_ids(os.environ) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not slurm.job_ids(os.environ)
+    process = start(data, cache, *SLURM)
+    wait_for(cache / "data", "work-*/done/making the tokenizer/[0-9]*")
+    slurm.requeue(slurm.job_ids(os.environ)[0], dict(os.environ))
     process.kill()
     process.communicate()
-    assert path.exists() and queue()
-    again = start(data, cache, "slurm")
-    _, said = again.communicate(timeout=500)
-    assert again.returncode == 0, said
-    end = time.monotonic() + 30  # a job has its result shortly before it ends
-    while queue() and time.monotonic() < end:
-        time.sleep(0.2)
-    assert queue() == ""
-    found = {str(p.relative_to(cache)): p.read_bytes() for p in cache.glob("data/*/*")}
-    assert differences(found, prepared(tmp_path / "memory", data, None)) == []
+    assert slurm.job_ids(os.environ)
+    run(data, cache, *SLURM)
+    assert differences(made_in(cache), in_memory(tmp_path, data)) == []

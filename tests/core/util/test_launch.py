@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,8 @@ def test_processes_on_this_machine(tmp_path: Path) -> None:
     assert len({log.read_text() for log in logs}) == 1 and "\n" in logs[0].read_text()
     with pytest.raises(PythiaError) as caught:
         on_this_machine(WRONG, 2, tmp_path / "logs")
-    assert "2 of 2 have failed" in str(caught.value)
+    assert "all 2 workers have failed" in str(caught.value)
+    assert "1 more with the same last line" in str(caught.value)
     assert f"{tmp_path}/logs/local-{os.getpid()}-0.log ends with:" in str(caught.value)
     assert "no-such-erratum" in str(caught.value)
 
@@ -56,20 +56,13 @@ def test_without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         on_slurm(COMMAND, 1, tmp_path, Slurm())
 
 
+def test_the_id_of_a_job_in_an_array_is_not_that_of_the_array() -> None:
+    last = {"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}
+    assert launch._job_id(last) == "12_3"
+    assert launch._job_id({"SLURM_JOB_ID": "12"}) == "12"
+
+
 # --- a real Slurm ----------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The environment of a Slurm of two nodes, from which the programs are found."""
-    if reason := slurm.missing():
-        pytest.skip(reason)
-    before = dict(os.environ)
-    with slurm.two_nodes(tmp_path_factory.mktemp("slurm") / "run") as environment:
-        os.environ.update(environment)
-        yield
-        os.environ.clear()
-        os.environ.update(before)
 
 
 @pytest.fixture(autouse=True)
@@ -79,12 +72,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_jobs_run_on_both_nodes(
-    cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
-) -> None:
-    environment = Path(sys.executable).parent
-    path = [word for word in os.environ["PATH"].split(":") if Path(word) != environment]
-    monkeypatch.setenv("PATH", ":".join(path))  # as if it was not activated
+@pytest.mark.usefixtures("cluster")
+def test_jobs_run_on_both_nodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     logs = on_slurm(COMMAND, 3, tmp_path / "logs", Slurm(minutes=5))
     assert len(logs) == 3 and all("\n" in log.read_text() for log in logs)
     out = capsys.readouterr().err
@@ -92,33 +81,32 @@ def test_jobs_run_on_both_nodes(
 
 
 @pytest.mark.slow
-def test_a_failed_job_is_named_with_the_end_of_its_log(cluster: None, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("cluster")
+def test_a_failed_job_is_named_with_the_end_of_its_log(tmp_path: Path) -> None:
     with pytest.raises(PythiaError) as caught:
         on_slurm(WRONG, 1, tmp_path / "logs", Slurm(minutes=5))
-    assert "1 of 1 have failed" in str(caught.value) and "no-such-erratum" in str(caught.value)
+    assert "the worker has failed" in str(caught.value) and "no-such-erratum" in str(caught.value)
 
 
 @pytest.mark.slow
-def test_a_node_without_the_environment(
-    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("cluster")
+def test_a_node_without_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "elsewhere" / "python"))
     with pytest.raises(PythiaError, match=r"elsewhere/python: No such file or directory"):
         on_slurm(COMMAND, 1, tmp_path / "logs", Slurm(minutes=5))
 
 
 @pytest.mark.slow
-def test_slurm_refuses_a_job(cluster: None, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("cluster")
+def test_slurm_refuses_a_job(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"Slurm refuses the jobs: .*partition"):
         on_slurm(COMMAND, 1, tmp_path / "logs", Slurm(partition="nowhere"))
 
 
 SLEEPER = """#!/bin/sh
+[ "${SLURM_RESTART_COUNT:-0}" = 0 ] && trap 'echo saved; exit 143' TERM
 echo started on $SLURMD_NODENAME, restarts ${SLURM_RESTART_COUNT:-0}
-if [ "${SLURM_RESTART_COUNT:-0}" = 0 ]; then
-  trap 'echo saved; exit 143' TERM
-  sleep 60 & wait
-fi
+while [ "${SLURM_RESTART_COUNT:-0}" = 0 ]; do sleep 1 & wait; done
 """
 DRIVER = """
 import sys
@@ -157,7 +145,8 @@ def wait_for(log: Path, text: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_requeued_job_goes_on(cluster: None, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("cluster")
+def test_a_requeued_job_goes_on(tmp_path: Path) -> None:
     driver, number, log = submitted(tmp_path)
     slurm.requeue(number, dict(os.environ))
     assert driver.wait(90) == 0
@@ -165,7 +154,8 @@ def test_a_requeued_job_goes_on(cluster: None, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_job_at_its_time_limit_saves_and_queues_again(cluster: None, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("cluster")
+def test_a_job_at_its_time_limit_saves_and_queues_again(tmp_path: Path) -> None:
     driver, number, log = submitted(tmp_path)
     subprocess.run(["scancel", "--signal=USR2", number], check=True)  # what Slurm announces it by
     wait_for(log, "saved\n")
@@ -175,10 +165,9 @@ def test_a_job_at_its_time_limit_saves_and_queues_again(cluster: None, tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_command_cancels_its_jobs(
-    cluster: None, tmp_path: Path, number: signal.Signals
-) -> None:
+def test_a_stopped_command_cancels_its_jobs(tmp_path: Path, number: signal.Signals) -> None:
     driver, job, log = submitted(tmp_path)
     driver.send_signal(number)
     _, err = driver.communicate(timeout=60)
@@ -187,7 +176,8 @@ def test_a_stopped_command_cancels_its_jobs(
 
 
 @pytest.mark.slow
-def test_a_job_that_was_cancelled_elsewhere_has_failed(cluster: None, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("cluster")
+def test_a_job_that_was_cancelled_elsewhere_has_failed(tmp_path: Path) -> None:
     driver, job, _ = submitted(tmp_path)
     subprocess.run(["scancel", job], check=True)
     _, err = driver.communicate(timeout=60)

@@ -1,9 +1,10 @@
 """Bounds the disk that checkpoints of a hub's repository take while they are measured.
 
 While a checkpoint is measured, the next one is fetched. What was fetched for a measurement is
-deleted after it: a mark in the hub's cache says that the revision was not there before, also after
-a crash. (It is in the cache, because machines that share the folder of results may have caches of
-their own.) Nothing else is deleted. Processes that share both do not delete what another one reads.
+deleted after it; a mark in the hub's cache, which survives a crash, says that the revision was not
+there before. (It is in the cache, because machines that share the folder of results may have caches
+of their own.) Nothing else is deleted. Processes that share both folders do not delete what another
+one reads.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pythia_book.released import download
 from pythia_book.released.resolve import PublishedModel
 from pythia_core.errors import CheckpointError, FetchError
 from pythia_core.hf import local_folder
-from pythia_core.util.leases import is_free, leased
+from pythia_core.util.leases import is_free, leased, marker_of
 
 MARK = ".fetched"
 """The suffix of the marks."""
@@ -27,14 +28,14 @@ WAIT_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Lending:
-    """Lends the checkpoints of a model to measurements."""
+class DiskBudget:
+    """Fetches checkpoints for measurements, and deletes them when they have been measured."""
 
     ahead: int | None = 1
     """How many fetched checkpoints are on disk besides those being measured; None: all."""
 
     @contextmanager
-    def lent(self, model: PublishedModel, step: int) -> Iterator[None]:
+    def available(self, model: PublishedModel, step: int) -> Iterator[None]:
         """Let the checkpoint of a step be loaded and measured inside the block; then delete it.
 
         Raises:
@@ -82,11 +83,17 @@ class Lending:
                 busy = _lease(model, revision).exists()
                 if ended.is_set() or busy or is_measured(step):
                     continue
+                if download.has_weights(model.source, revision):
+                    continue
                 _note(model, revision)
                 try:
                     download.fetch(model.source, revision)
                 except (FetchError, CheckpointError, OSError):
                     return  # the measurement will raise it
+                # a measurement that was faster may have deleted the first files, and the mark
+                if (ended.is_set() or is_measured(step)) and is_free(_lease(model, revision)):
+                    _mark(model, revision).touch()
+                    _delete(model, revision)
 
         thread = threading.Thread(target=fetch, daemon=True)
         if ahead:
@@ -101,7 +108,7 @@ class Lending:
 
 
 def _lease(model: PublishedModel, revision: str) -> Path:
-    return model.folder / f".{revision}.lease"
+    return marker_of(model.folder / revision)
 
 
 def _mark(model: PublishedModel, revision: str) -> Path:
