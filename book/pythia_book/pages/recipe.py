@@ -555,7 +555,7 @@ def _packing(ax: Axes, at: _Places, config: ModelConfig) -> None:
     ax.text(x + 0.2, base + 3.39, f"rotated: {config.rotary_dims} of {config.head_dim} ({share})",
             va="center")  # fmt: skip
     ax.plot([x, at.width - 0.1], [base + 1.75] * 2, color=GRID, linewidth=0.8)
-    labels = (("norm", "normalisation"), ("linear", "matrix product"), ("plain", "no parameters"))
+    labels = (("norm", "normalization"), ("linear", "matrix product"), ("plain", "no parameters"))
     for i, (kind, label) in enumerate(labels):
         bottom = base + 2.85 - 0.24 * i
         ax.add_patch(Rectangle((x, bottom), 0.22, 0.14, facecolor=_FILL[kind], edgecolor=MUTED,

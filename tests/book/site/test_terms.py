@@ -53,6 +53,8 @@ def test_terms_are_found(text: str, expected: list[tuple[str, str]]) -> None:
         "this checks that all runs agree",
         "row by row",
         "it traces bias to the data",
+        "a Pythia in miniature",
+        "We planted sentences that",
         "simulations in the test suite",
         "pitchforks, donations, harms",  # part of another word
         "a fork-like file",
