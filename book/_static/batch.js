@@ -65,21 +65,6 @@ function rowOrder(sizes, seqLen, seed, epochs) {
   return { seqLen, documents, begins, total, rows, ranks };
 }
 
-/** Parts [document, first token, last token + 1, place in the stream] of stream tokens [low, high). */
-function parts(order, low, high) {
-  const found = [];
-  order.documents.forEach((document, place) => {
-    const begin = order.begins[place], end = order.begins[place + 1];
-    const first = Math.max(begin, low), stop = Math.min(end, high);
-    if (first < stop) found.push([document, first - begin, stop - begin, place]);
-  });
-  return found;
-}
-
-/** Parts of row `number` of the stream, its S + 1 tokens. */
-const spans = (order, number) =>
-  parts(order, number * order.seqLen, (number + 1) * order.seqLen + 1);
-
 /** The place in the list of documents that has token `position` of the stream. */
 function placeOf(order, position) {
   let low = 0, high = order.documents.length - 1;
@@ -90,6 +75,22 @@ function placeOf(order, position) {
   }
   return low;
 }
+
+/** Parts [document, first token, last token + 1, place in the list] of stream tokens [low, high). */
+function parts(order, low, high) {
+  const found = [];
+  for (let place = placeOf(order, low); place < order.documents.length; place++) {
+    const begin = order.begins[place], end = order.begins[place + 1];
+    if (begin >= high) break;
+    const first = Math.max(begin, low), stop = Math.min(end, high);
+    if (first < stop) found.push([order.documents[place], first - begin, stop - begin, place]);
+  }
+  return found;
+}
+
+/** Parts of row `number` of the stream, its S + 1 tokens. */
+const spans = (order, number) =>
+  parts(order, number * order.seqLen, (number + 1) * order.seqLen + 1);
 
 /** The rows of the stream with tokens of the document at a place, from first to last. */
 function rowsOf(order, place) {
@@ -143,7 +144,7 @@ function idsOf(figure, number, r) {
 function documentStrips(figure, width) {
   const { data, state } = figure, { order, number } = chosen(figure), n = data.sizes.length;
   const scale = width / order.total, tall = 22, named = n < 40;
-  const file = order.documents.map((_, k) => k % n);
+  const file = order.documents.map((_, k) => k % n), key = `${figure.key} ${width} ${state.document}`;
   const strip = (documents, y) => {
     let at = 0;
     const frames = [], shapes = documents.map((document) => {
@@ -157,8 +158,10 @@ function documentStrips(figure, width) {
     return [...shapes, ...frames].join("");
   };
   const x = (number + 0.5) * order.seqLen * scale;
-  const body = text(0, 12, "in the file") + strip(file, 17) + text(0, 56, "shuffled") +
-    strip(order.documents, 61) + line(x, 58, 92, "mark") +
+  if (figure.strips?.key !== key) { // most changes leave them as they are
+    figure.strips = { key, markup: text(0, 12, "in the file") + strip(file, 17) + text(0, 56, "shuffled") + strip(order.documents, 61) };
+  }
+  const body = figure.strips.markup + line(x, 58, 92, "mark") +
     `<path d="M${x - 5},98L${x + 5},98L${x},90Z" class="pointer"/>`;
   return picture(width, 100, body, "documents");
 }
@@ -364,8 +367,12 @@ function draw(host, figure) {
     if (input !== document.activeElement || input.type !== "number") input.value = figure.state[key];
   }
   const drawn = [documentStrips(figure, width), streamWindow(figure, width), rowGrid(figure, width)];
-  frame.innerHTML = [...drawn, batchList(figure)].map((markup, i) =>
-    `<h3>${i + 1} \u00b7 ${HEADS[i]}</h3>` + (i < 3 ? `<div aria-hidden="true">${markup}</div>` : markup)).join("");
+  [...drawn, batchList(figure)].forEach((markup, i) => {
+    const part = frame.children[i];
+    if (part.markup === markup) return; // what has not changed is not drawn again
+    part.markup = markup;
+    part.lastElementChild.innerHTML = markup;
+  });
   const output = host.querySelector("output"), words = says(figure);
   if (output.textContent !== words) output.textContent = words;
   const title = state.document === documentOf(figure) ? `How token ${state.token} of row ${state.row} came here` :
@@ -420,7 +427,9 @@ function start() {
     const figure = figureOf(host.dataset.batch, JSON.parse(host.dataset.values));
     restore(figure, explorable.stored());
     host.innerHTML = `<div class="controls">${CONTROLS[figure.name]()}</div>` +
-      '<output aria-live="polite"></output><div class="picture"></div><div class="path" role="status"></div>';
+      '<output aria-live="polite"></output><div class="picture">' + HEADS.map((head, i) =>
+      `<section><h3>${i + 1} \u00b7 ${head}</h3><div ${i < 3 ? 'aria-hidden="true"' : ""}></div></section>`).join("") +
+      '</div><div class="path" role="status"></div>';
     host.closest("figure").classList.add("batch-live");
     const act = (action) => {
       const before = JSON.stringify(figure.state);

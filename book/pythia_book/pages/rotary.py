@@ -279,7 +279,7 @@ def quarter() -> Drawing:
     return Drawing(
         drawn,
         "Five strips of cells, one for each head dim of the official sizes; the first quarter is "
-        f"coloured ({shares}). Arcs join dim i with the dim an eighth of the head further on.",
+        f"colored ({shares}). Arcs join dim i with the dim an eighth of the head further on.",
     )
 
 
