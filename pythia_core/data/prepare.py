@@ -349,15 +349,17 @@ def rows_folder(data: DataConfig) -> Path:
 def prepare_tokens(data: DataConfig, progress: bool = True, staged: bool = False) -> Path:
     """Return the folder with tokenizer and token files, made if absent. Errors: as in `prepare`."""
     root = cache_dir() / "data"
-    tokens = root / f"tokens-{stable_hash(_settings(data))[:16]}"
+    settings = _settings(data)
+    tokens = root / f"tokens-{stable_hash(settings)[:16]}"
     with _translate_errors(root):
         if has_manifest(tokens):
             return tokens
         every = replace(data, dedup="none")
-        whole = root / f"tokens-{stable_hash(_settings(every))[:16]}"
+        whole = root / f"tokens-{stable_hash({**settings, 'dedup': 'none'})[:16]}"
         if staged:
             with _stages(tokens, progress) as stages:
                 work = Work.of(stages.folder, data)
+                check_unchanged(data, _settings(data), settings)
                 if not has_manifest(whole):
                     _build(whole, partial(link_files, run_tokens(work, stages)))
                 if whole != tokens:

@@ -122,6 +122,10 @@ class Work:
         """Return a path in the work folder; numbers become names of five digits."""
         return self.folder.joinpath(*(f"{n:05d}" if isinstance(n, int) else n for n in names))
 
+    def paths(self, name: str, n: int) -> list[Path]:
+        """Return the paths of the outputs of `n` tasks."""
+        return [self.path(name, number) for number in range(n)]
+
     def plan(self) -> dict[str, Any]:
         """Return what `make_plan` found."""
         return read_entry(self.path("plan"))
@@ -180,8 +184,6 @@ def written(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         The path of a temporary folder to fill, and the description to fill. At the end of the
         block, `files` (sizes and hashes) are added to the description.
     """
-    for leftover in folder.parent.glob(f".{folder.name}.tmp-*"):  # of a task that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
     with atomic_dir(folder) as temporary:
         entry: dict[str, Any] = {}
         yield temporary, entry
@@ -203,8 +205,15 @@ class Shard:
     """Maps the name of each file to its entry, which has the sha256."""
 
     def records(self) -> NDArray[np.void]:
-        """Return the RECORD of each document."""
-        return np.fromfile(self.prefix.with_suffix(".records"), RECORD)
+        """Return the RECORD of each document.
+
+        Raises:
+            DataError: the file is absent or too short.
+        """
+        path = self.prefix.with_suffix(".records")
+        if not path.is_file() or path.stat().st_size != self.files[path.name]["bytes"]:
+            raise damaged_work(path, "it is not the file that was written")
+        return np.fromfile(path, RECORD)
 
     def texts(self, chosen: NDArray[np.bool_] | None = None) -> Iterator[tuple[int, str]]:
         """Yield (number, text) of the chosen documents (default: all).
@@ -410,24 +419,24 @@ def runs_of(values: NDArray[Any]) -> Iterator[tuple[int, int]]:
 
 
 def write_part_of_rows(
-    folder: Path, tokens: Path, order: dict[str, Any], parts: int, part: int
+    outputs: Sequence[Path], tokens: Path, order: dict[str, Any], part: int
 ) -> None:
     """Write one of several equal ranges of the rows."""
     data = MegatronIndexed(tokens / "train")
     rows = RowOrder(data.sizes, **order)
-    start, stop = (rows.n_rows * number // parts for number in (part, part + 1))
-    with written(folder / f"{part:05d}") as (temporary, _entry):
+    start, stop = (rows.n_rows * number // len(outputs) for number in (part, part + 1))
+    with written(outputs[part]) as (temporary, _entry):
         write_rows(temporary / "rows.bin", rows, data, rows=range(start, stop))
 
 
-def join_rows(folder: Path, n_rows: int, parts: int, _: int) -> None:
+def join_rows(parts: Sequence[Path], output: Path, n_rows: int, _: int) -> None:
     """Join all ranges of the rows."""
-    with written(folder / "merged") as (temporary, entry):
+    with written(output) as (temporary, entry):
         entry["n_rows"] = n_rows
         with open(temporary / "rows.bin", "wb") as out:
-            for part in range(parts):
-                read_entry(folder / f"{part:05d}")  # checks the hashes
-                with open(folder / f"{part:05d}" / "rows.bin", "rb") as file:
+            for part in parts:
+                read_entry(part)  # checks the hashes
+                with open(part / "rows.bin", "rb") as file:
                     shutil.copyfileobj(file, out, 1 << 22)
 
 
@@ -440,27 +449,30 @@ def run_texts(work: Work, stages: Stages) -> None:
     Raises:
         DataError: a file has changed since the work began.
     """
-    stages.run(Stage("reading text", len(work.groups), partial(read_texts, work)))
+    outputs = work.paths("texts", len(work.groups))
+    stages.run(Stage("reading text", outputs, partial(read_texts, work)))
     before = [file for group in work.groups if group is not None for file in group]
     if before:
         try:
             check_unchanged(work.data, corpus_files(work.data), before)
         except DataError:
-            shutil.rmtree(work.folder)  # what was read may be neither the old nor the new text
+            # what was read may be neither the old nor the new text
+            shutil.rmtree(work.folder, ignore_errors=True)
             raise
 
 
 def plan_stage(work: Work) -> Stage:
     """Return the stage that makes the plan."""
-    return Stage("making the tokenizer", 1, partial(make_plan, work))
+    return Stage("making the tokenizer", [work.path("plan")], partial(make_plan, work))
 
 
 def run_tokens(work: Work, stages: Stages) -> Path:
     """Make the tokenizer and the token files of all documents; return their folder."""
     run_texts(work, stages)
     stages.run(plan_stage(work))
-    stages.run(Stage("encoding text", len(work.shards()), partial(tokenize, work)))
-    stages.run(Stage("joining tokens", 1, partial(merge, work)))
+    outputs = work.paths("tokens", len(work.shards()))
+    stages.run(Stage("encoding text", outputs, partial(tokenize, work)))
+    stages.run(Stage("joining tokens", [work.path("merged")], partial(merge, work)))
     return work.path("merged")
 
 
@@ -475,10 +487,11 @@ def run_rows(stages: Stages, tokens: Path, order: dict[str, Any]) -> Path:
     size = n_rows * (order["seq_len"] + 1) * data.dtype.itemsize
     # few rows are not worth dividing, but those of middling text keep 16 workers busy
     parts = max(min(16, n_rows // 1024), size // ROWS_BYTES, 1)
-    write = partial(write_part_of_rows, stages.folder, tokens, order, parts)
-    stages.run(Stage("writing rows", parts, write))
-    stages.run(Stage("joining rows", 1, partial(join_rows, stages.folder, n_rows, parts)))
-    return stages.folder / "merged"
+    outputs, merged = [stages.folder / f"{n:05d}" for n in range(parts)], stages.folder / "merged"
+    write = partial(write_part_of_rows, outputs, tokens, order)
+    stages.run(Stage("writing rows", outputs, write))
+    stages.run(Stage("joining rows", [merged], partial(join_rows, outputs, merged, n_rows)))
+    return merged
 
 
 def link_files(source: Path, folder: Path) -> dict[str, Any]:

@@ -4,7 +4,8 @@ The result is, byte for byte, that of pythia_core.data.dedup. Besides the folder
 pythia_core.data.sharded, a work folder then has
 
     exact/PART/           the identical texts among those with a hash in one part of all hashes
-    signatures/, pairs/   datatrove's MinHash signatures and candidate pairs, each bucket on its own
+    signatures/SHARD/     datatrove's MinHash signatures of a shard, a file per bucket
+    pairs/BUCKET/         the candidate pairs that datatrove finds in a bucket
     groups/, linked/      documents that candidate pairs connect; the pairs that reach the threshold
     kept/                 the tokens without duplicates
 
@@ -29,7 +30,6 @@ RECORDS_KEPT shards.
 from __future__ import annotations
 
 import functools
-import json
 import os
 import shutil
 from collections import Counter, defaultdict
@@ -70,7 +70,7 @@ from pythia_core.data.sharded import (
     written,
 )
 from pythia_core.data.stages import Stage, Stages
-from pythia_core.util.files import file_sha256, write_json
+from pythia_core.errors import DataError
 
 T = TypeVar("T", int, NDArray[np.int64])
 EXACT_DOCUMENTS = 1 << 21
@@ -107,8 +107,13 @@ def _load(folder: Path, width: int = 2) -> NDArray[np.int64]:
 def _save(folder: Path, array: NDArray[np.int64], **facts: int) -> None:
     """Write an array and further facts as the folder of a stage."""
     with written(folder) as (temporary, entry):
-        np.ascontiguousarray(array, "<i8").tofile(temporary / "array")
+        _write_array(temporary, array)
         entry |= facts
+
+
+def _write_array(folder: Path, array: NDArray[np.int64]) -> None:
+    """Write the array of a stage's folder."""
+    np.ascontiguousarray(array, "<i8").tofile(folder / "array")
 
 
 # --- identical texts -------------------------------------------------------------------------
@@ -146,12 +151,19 @@ def _exact(work: Work) -> Iterator[NDArray[np.int64]]:
 
 
 def sign(work: Work, n_shards: int, number: int) -> None:
-    """Write the signatures of a shard: datatrove's files of each bucket, and their sha256."""
-    folder = work.path("signatures")
-    step = minhash_step(_recipe(work), str(folder))
-    step(_documents(work, number), number, n_shards)
-    paths = _signature_files(folder, step.config.num_buckets, number)
-    write_json(folder / f"{number:05d}.json", [_sealed(path) for path in paths])
+    """Write the signatures of a shard, with datatrove: a file for each bucket."""
+    with written(work.path("signatures", number)) as (folder, _entry):
+        step = minhash_step(_recipe(work), str(folder / "made"))
+        step(_documents(work, number), number, n_shards)
+        for bucket in range(step.config.num_buckets):
+            made = folder / "made" / f"bucket_{bucket:03d}" / f"{number:05d}.minhash.sig"
+            made.rename(folder / _bucket_file(bucket))
+        shutil.rmtree(folder / "made")
+
+
+def _bucket_file(bucket: int) -> str:
+    """Return the name of the file with a shard's signatures of a bucket."""
+    return f"{bucket:03d}.sig"
 
 
 def _documents(work: Work, number: int) -> Iterator[Any]:
@@ -171,43 +183,47 @@ def _documents(work: Work, number: int) -> Iterator[Any]:
         done = document + 1
 
 
-def _signature_files(folder: Path, buckets: int, shard: int) -> list[Path]:
-    """Return the paths of datatrove's files of a shard."""
-    return [folder / f"bucket_{n:03d}" / f"{shard:05d}.minhash.sig" for n in range(buckets)]
-
-
-def _sealed(path: Path) -> str:
-    """Sync a file to disk; return its sha256."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-    return file_sha256(path)
-
-
 def pair(work: Work, n_shards: int, bucket: int) -> None:
     """Write the candidate pairs of a bucket, which datatrove finds, as pairs of ids."""
     from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets
 
-    signatures, pairs = work.path("signatures"), work.path("pairs")
-    config = minhash_step(_recipe(work)).config
-    for shard in range(n_shards):
-        path = _signature_files(signatures, config.num_buckets, shard)[bucket]
-        check_written(path, json.loads((signatures / f"{shard:05d}.json").read_bytes())[bucket])
     _allow_open_files(n_shards)
-    step = MinhashDedupBuckets(
-        str(signatures), str(pairs), config=config, lines_to_buffer=_SIGNATURES
-    )
-    step(None, bucket, config.num_buckets)
-    found = np.fromfile(pairs / f"{bucket:05d}_00.dups", "<u4").reshape(-1, 2, 2).astype(np.int64)
-    _save(pairs / f"{bucket:05d}", found[:, :, 0] << 32 | found[:, :, 1])
+    config = minhash_step(_recipe(work)).config
+    with written(work.path("pairs", bucket)) as (folder, _entry):
+        made = folder / "made"
+        signatures = made / "signatures" / f"bucket_{bucket:03d}"
+        signatures.mkdir(parents=True)
+        for shard in range(n_shards):
+            source = work.path("signatures", shard)
+            name = _bucket_file(bucket)
+            check_written(source / name, read_entry(source, check=False)["files"][name]["sha256"])
+            (signatures / f"{shard:05d}.minhash.sig").symlink_to((source / name).resolve())
+        step = MinhashDedupBuckets(
+            str(made / "signatures"), str(made), config=config, lines_to_buffer=_SIGNATURES
+        )
+        step(None, bucket, config.num_buckets)
+        found = np.fromfile(made / f"{bucket:05d}_00.dups", "<u4").reshape(-1, 2, 2)
+        found = found.astype(np.int64)
+        shutil.rmtree(made)
+        _write_array(folder, found[:, :, 0] << 32 | found[:, :, 1])
 
 
 def _allow_open_files(n: int) -> None:
-    """Let this process open `n` files at a time, or as many as the system allows."""
+    """Let this process open `n` files at a time, besides a few others.
+
+    Raises:
+        DataError: the system does not allow so many.
+    """
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < n + 64:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(n + 64, hard), hard))
+    if (needed := n + 64) > hard != resource.RLIM_INFINITY:
+        raise DataError(
+            f"the search for near-duplicates opens {needed} files at a time, but this process may "
+            f"open only {hard}; raise the limit (ulimit -Hn) and run again"
+        )
+    if soft < needed and soft != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 # --- groups, and their verification ----------------------------------------------------------
@@ -371,14 +387,17 @@ def run_removal(work: Work, stages: Stages, whole: Path) -> Path:
     """Make the files of the tokens in `whole` without duplicates; return their folder."""
     run_texts(work, stages)
     stages.run(plan_stage(work))
-    plan, recipe, n = work.plan(), _recipe(work), len(work.shards())
-    parts, tasks = 1 + plan["documents"] // EXACT_DOCUMENTS, 0
-    stages.run(Stage("finding identical texts", parts, partial(find_exact, work, parts)))
-    if recipe.buckets:
-        stages.run(Stage("computing signatures", n, partial(sign, work, n)))
-        stages.run(Stage("finding candidates", recipe.buckets, partial(pair, work, n)))
-        stages.run(Stage("connecting candidates", 1, partial(connect, work)))
-        tasks = read_entry(work.path("connected"))["tasks"]
-    stages.run(Stage("comparing candidates", tasks, partial(verify, work)))
-    stages.run(Stage("removing duplicates", 1, partial(remove, work, whole)))
+    plan, buckets, n = work.plan(), _recipe(work).buckets, len(work.shards())
+    parts, tasks = work.paths("exact", 1 + plan["documents"] // EXACT_DOCUMENTS), 0
+    stages.run(Stage("finding identical texts", parts, partial(find_exact, work, len(parts))))
+    if buckets:
+        signatures, pairs = work.paths("signatures", n), work.paths("pairs", buckets)
+        stages.run(Stage("computing signatures", signatures, partial(sign, work, n)))
+        stages.run(Stage("finding candidates", pairs, partial(pair, work, n)))
+        connected = work.path("connected")
+        stages.run(Stage("connecting candidates", [connected], partial(connect, work)))
+        tasks = read_entry(connected)["tasks"]
+    linked = work.paths("linked", tasks)
+    stages.run(Stage("comparing candidates", linked, partial(verify, work)))
+    stages.run(Stage("removing duplicates", [work.path("kept")], partial(remove, work, whole)))
     return work.path("kept")

@@ -1,9 +1,9 @@
 """Run work in stages of many tasks, shared by all processes that were started for it.
 
-The result of a task depends on its stage and its number only. A process leases a task
-(pythia_core.util.leases), runs it and marks it as done, all in the work folder. So processes on any
-machines that share this folder share the tasks, and the same call resumes work that was killed.
-Tasks write complete files or none, so a task may even run twice at the same time.
+A task writes one folder, which depends on the task only and appears complete or not at all. A
+process leases a task (pythia_core.util.leases) before it runs it. So processes on any machines that
+share the work folder share the tasks, and the same call resumes work that was killed. If two
+processes run a task after all, because one was suspended, one whole folder stays.
 
 A stage begins when the one before has ended, so no job waits for one that has failed.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,8 @@ class Stage:
     """Tasks that can run at the same time, in any order."""
 
     name: str
-    tasks: int
+    outputs: Sequence[Path]
+    """The folder that each task writes."""
     run: Callable[[int], object]
     """Runs the task of a number."""
 
@@ -51,8 +52,12 @@ class Stages:
         """
         try:
             yield
-        except (PythiaError, OSError):
+        except (PythiaError, OSError) as error:
             if not self.finished():
+                if isinstance(error, OSError) and not self.folder.is_dir():
+                    raise DataError(
+                        f"the folder {self.folder} was deleted while it was in use; run again"
+                    ) from error
                 raise
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -82,24 +87,22 @@ class Stages:
 
     def incomplete(self, stage: Stage) -> list[int]:
         """Return the tasks of a stage that are not done."""
-        return [n for n in range(stage.tasks) if not self._mark(stage, n).exists()]
-
-    def _mark(self, stage: Stage, task: int) -> Path:
-        return self.folder / "done" / stage.name / f"{task:05d}"
+        return [n for n, output in enumerate(stage.outputs) if not output.exists()]
 
     def _run(self, stage: Stage, task: int) -> bool:
         """Run a task unless another process does or did; return whether it was run."""
-        mark = self._mark(stage, task)
+        output = stage.outputs[task]
         if self.finished():
             raise TakenElsewhere(f"another process has finished the work in {self.folder}")
-        if mark.exists():
+        if output.exists():
             return False
         try:
-            with leased(marker_of(mark), wait=False) as lease, lease.explains_errors():
-                if mark.exists():
+            with leased(marker_of(output), wait=False) as lease, lease.explains_errors():
+                if output.exists():
                     return False
+                for leftover in output.parent.glob(f".{output.name}.tmp-*"):  # of a killed process
+                    shutil.rmtree(leftover, ignore_errors=True)
                 stage.run(task)
-                mark.touch()
                 return True
         except TakenElsewhere:
             return False

@@ -17,6 +17,7 @@ import io
 import json
 import os
 import re
+import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -24,9 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pythia_core.config import stable_hash
 from pythia_core.errors import DataError, FetchError, MissingDependencyError, PythiaError, one_of
 from pythia_core.util.extensions import registered
-from pythia_core.util.files import file_sha256
+from pythia_core.util.files import cache_dir, cached_file, file_sha256
 
 _NAME = re.compile(
     r"(?P<stem>.*)\.((?P<form>jsonl|txt)(\.(gz|zst))?|(?P<table>parquet))",
@@ -38,6 +40,12 @@ READ = ".jsonl or .txt (or these with .gz or .zst), or .parquet"
 _ROWS_AT_ONCE = 256
 MAX_BYTES = 1 << 28
 """Maximum size of a document or line, against decompression bombs."""
+
+
+LARGE_BYTES = 1 << 24
+"""Hashes of files of at least this size are kept in the cache."""
+NEW_NS = 2 * 10**9
+"""A file that was written so recently may be written again without a new time of writing."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,24 @@ def identity(corpus: str) -> list[list[str]]:
     """
     if is_dataset(corpus):
         return [[corpus, _hf_dataset(corpus)._fingerprint]]
-    return [[file.name, file.version or file_sha256(file.path)] for file in list_files(corpus)]
+    return [[file.name, file.version or _sha256(file)] for file in list_files(corpus)]
+
+
+def _sha256(file: TextFile) -> str:
+    """Return the sha256 of a file on this machine.
+
+    That of a large file is kept in the cache until the file's size or time of writing changes, so
+    that one of many processes computes it.
+    """
+    if file.size < LARGE_BYTES or time.time_ns() - file.modified < NEW_NS:
+        return file_sha256(file.path)
+    key = stable_hash([os.path.abspath(file.path), file.size, file.modified])
+    kept = cache_dir() / "hashes" / f"{key[:32]}.txt"
+    try:
+        cached_file(kept, lambda path: path.write_text(file_sha256(file.path)))
+        return kept.read_text()
+    except OSError:  # e.g. of a cache that is read only
+        return file_sha256(file.path)
 
 
 def list_files(corpus: str) -> list[TextFile]:

@@ -346,3 +346,26 @@ def test_hugging_face_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert corpus_identity(DataConfig(pile)) != corpus_identity(DataConfig(pile + ":::Github"))
     with pytest.raises(DataError, match=r"unknown subset 'Arxiv'.*Did you mean 'ArXiv'"):
         texts(pile + ":::Arxiv")
+
+
+def test_the_hash_of_a_large_file_is_computed_once_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHIA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(user_files, "LARGE_BYTES", 1)
+    hashed = list[object]()
+    sha256 = user_files.file_sha256
+    monkeypatch.setattr(user_files, "file_sha256", lambda path: hashed.append(path) or sha256(path))
+    file = tmp_path / "x.jsonl"
+    file.write_text('{"text": "one"}')
+    first = user_files.identity(str(file))
+    user_files.identity(str(file))
+    assert len(hashed) == 2, "it is too new: it could change without a new time of writing"
+    os.utime(file, (1, 1))
+    assert user_files.identity(str(file)) == user_files.identity(str(file)) == first
+    assert len(hashed) == 3
+    file.write_text('{"text": "two"}')
+    os.utime(file, (2, 2))
+    assert user_files.identity(str(file)) != first
+    file.write_text('{"text": "six"}')
+    assert user_files.identity(str(file)) != first and len(hashed) == 5

@@ -106,12 +106,23 @@ def before_each_stage(do: Callable[[Stage], None]) -> Iterator[None]:
         yield
 
 
-IMPATIENT = """\
-import sys
+SUSPENDED = """\
+import os, signal, sys
+from pythia_core.data import sharded_dedup
 from pythia_core.util import leases
-leases.LEASE_SECONDS = 2.0
+leases.LEASE_SECONDS = 5.0
+documents = sharded_dedup._documents
+def then_stop(*arguments):
+    made = documents(*arguments)
+    for number, document in enumerate(made):
+        if number == 20:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        yield document
+sharded_dedup._documents = then_stop
+from pythia_core.__main__ import main
 sys.exit(main())
 """
+"""A command that suspends itself while it computes the signatures of a shard."""
 
 
 def start(
@@ -299,7 +310,8 @@ def test_corpus_that_changes_while_read(tmp_path: Path) -> None:
         ("making the tokenizer", "texts/*/entry.json"),
         ("encoding text", "plan/tokenizer.json"),
         ("joining tokens", "tokens/*/train.bin"),
-        ("finding candidates", "signatures/bucket_003/*.sig"),
+        ("finding candidates", "signatures/*/003.sig"),
+        ("finding candidates", "signatures/*/entry.json"),
         ("connecting candidates", "pairs/*/array"),
         ("comparing candidates", "groups/*/array"),
         ("removing duplicates", "linked/*/array"),
@@ -333,13 +345,17 @@ def test_damaged_work_is_not_used(tmp_path: Path, before: str, pattern: str) -> 
     assert differences(found, in_memory(tmp_path, data)) == []
 
 
-def wait_for(folder: Path, pattern: str, number: int = 1, seconds: float = 300) -> list[Path]:
-    """Wait until so many paths match a pattern; return them."""
+def wait_until(holds: Callable[[], object], seconds: float = 300) -> None:
+    """Wait until something holds."""
     end = time.monotonic() + seconds
-    while len(found := sorted(folder.glob(pattern))) < number:
-        assert time.monotonic() < end, f"no {pattern} in {folder}"
+    while not holds():
+        assert time.monotonic() < end
         time.sleep(0.02)
-    return found
+
+
+def wait_for(folder: Path, pattern: str) -> None:
+    """Wait until a path matches a pattern."""
+    wait_until(lambda: list(folder.glob(pattern)))
 
 
 WORKERS = ("--on", "local", "--cpus", "2")
@@ -353,8 +369,8 @@ def six_files(folder: Path) -> DataConfig:
 
 
 def marks(cache: Path) -> dict[Path, int]:
-    """The files that say which tasks are done, and when each was."""
-    return {path: path.stat().st_mtime_ns for path in cache.glob("data/work-*/done/*/[0-9]*")}
+    """The descriptions of finished tasks' outputs, and when each was written."""
+    return {path: path.stat().st_mtime_ns for path in cache.glob("data/work-*/*/[0-9]*/entry.json")}
 
 
 @pytest.mark.slow
@@ -363,15 +379,21 @@ def test_killed_tasks(tmp_path: Path) -> None:
     data = six_files(tmp_path)
     cache = tmp_path / "cache"
     process = start(data, cache, *WORKERS)
-    wait_for(cache / "data", "work-*/done/computing signatures/[0-9]*")
+    wait_for(cache / "data", "work-*/signatures/[0-9]*")
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     time.sleep(1)  # the workers end with their parent
     before = marks(cache)
     assert before and not list((cache / "data").glob("rows-*"))
     started = time.monotonic()
-    with pytest.MonkeyPatch.context() as patch:  # the work folder would be deleted
-        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    rmtree = shutil.rmtree
+
+    def keep_work(path: Path, **settings: Any) -> None:
+        if not path.name.startswith("work-"):
+            rmtree(path, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "rmtree", keep_work)
         prepared(cache, data)
     assert time.monotonic() - started < 50, "waited for the lease of a dead process"
     assert marks(cache).items() >= before.items()
@@ -385,7 +407,7 @@ def test_the_other_workers_do_what_a_killed_one_leaves(tmp_path: Path) -> None:
     data = six_files(tmp_path)
     cache = tmp_path / "cache"
     process = start(data, cache, *WORKERS)
-    wait_for(cache / "data", "work-*/done/computing signatures/[0-9]*")
+    wait_for(cache / "data", "work-*/signatures/[0-9]*")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[0]), signal.SIGKILL)
     _, said = process.communicate(timeout=300)
@@ -395,22 +417,29 @@ def test_the_other_workers_do_what_a_killed_one_leaves(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_process_that_was_suspended_finds_the_work_done(tmp_path: Path) -> None:
-    """It does not begin anew in the work folder that another process has deleted."""
-    data = six_files(tmp_path)
-    cache = tmp_path / "cache"
-    late = start(data, cache, "--stages", program=("-c", IMPATIENT))
-    wait_for(cache / "data", "work-*/done/encoding text/[0-9]*")
-    late.send_signal(signal.SIGSTOP)
-    assert not list((cache / "data").glob("tokens-*"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(leases, "LEASE_SECONDS", 2.0)
+@pytest.mark.parametrize("all_done", [False, True])
+def test_a_process_that_was_suspended_changes_nothing(tmp_path: Path, all_done: bool) -> None:
+    """Neither in the shard that another process has done meanwhile, nor when all is done."""
+    data, cache = six_files(tmp_path), tmp_path / "cache"
+    late = start(data, cache, "--stages", program=("-c", SUSPENDED))
+    wait_until(lambda: is_stopped(late.pid))
+
+    def resume(stage: Stage) -> None:
+        if stage.name == "finding candidates" and not all_done:
+            late.send_signal(signal.SIGCONT)
+
+    with pytest.MonkeyPatch.context() as patch, before_each_stage(resume):
+        patch.setattr(leases, "LEASE_SECONDS", 5.0)
         found = prepared(cache, data)
     late.send_signal(signal.SIGCONT)
-    _, said = late.communicate(timeout=100)
+    _, said = late.communicate(timeout=200)
     assert late.returncode == 0, said
-    assert made_in(cache) == found
     assert differences(found, in_memory(tmp_path, data)) == []
+    assert differences(made_in(cache), found) == []
+
+
+def is_stopped(pid: int) -> bool:
+    return "State:\tT" in Path(f"/proc/{pid}/status").read_text()
 
 
 @pytest.mark.slow
@@ -455,9 +484,9 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
             tokenizer=str(tokenizer),
         )
         process = start(data, tmp_path / "cache", "--stages")
-        process.stdout, process.stderr = None, None
         _, status, used = os.wait4(process.pid, 0)
-        assert status == 0
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.communicate()[1].startswith("reading text") and process.returncode == 0
         peaks.append(used.ru_maxrss // 1024)
     assert peaks[1] - peaks[0] < 40, peaks
 
@@ -483,7 +512,7 @@ def test_slurm(tmp_path: Path) -> None:
     assert "1.jsonl:1: this line is not a JSON object" in said
     said = run(data, cache, *SLURM, "--partition", "none", code=1)
     assert re.search(r"Slurm refuses .*[Ii]nvalid partition", said)
-    assert not slurm.job_ids(os.environ)
+    wait_until(lambda: not slurm.job_ids(os.environ), 60)
     shutil.rmtree(cache)
     said = run(data, cache, *SLURM)
     assert re.search(r"Slurm job \d+: 2 x prepare", said)
@@ -495,25 +524,17 @@ def test_slurm(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("cluster")
 def test_slurm_commands_and_jobs_that_end_early(tmp_path: Path) -> None:
     """Ctrl-C cancels the jobs; with those of a killed command, and a requeued one, work goes on."""
-    texts = texts_with_copies(5, 300)
-    data = config(
-        corpus(tmp_path / "c", {"a.jsonl": texts[:150], "b.jsonl": texts[150:]}),
-        seq_len=128,
-        dedup="jaccard-0.87",
-    )
+    data = six_files(tmp_path)
     cache = tmp_path / "cache"
     process = start(data, cache, *SLURM)
-    wait_for(cache / "data", "work-*/done/*/[0-9]*")
+    wait_for(cache / "data", "work-*/*/[0-9]*")
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "was cancelled; its work is saved" in said
-    end = time.monotonic() + 30
-    while slurm.job_ids(os.environ) and time.monotonic() < end:
-        time.sleep(0.2)
-    assert not slurm.job_ids(os.environ)
+    wait_until(lambda: not slurm.job_ids(os.environ), 60)
     process = start(data, cache, *SLURM)
-    wait_for(cache / "data", "work-*/done/making the tokenizer/[0-9]*")
+    wait_for(cache / "data", "work-*/plan/entry.json")
     slurm.requeue(slurm.job_ids(os.environ)[0], dict(os.environ))
     process.kill()
     process.communicate()
