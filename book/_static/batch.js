@@ -2,7 +2,7 @@
 
    The arithmetic comes first and repeats pythia_core/data/order.py, NumPy's frozen RandomState included;
    the tests run it in node and compare. Below it each <div class="batch" data-batch="..."> becomes a
-   figure to step through; without this script the static figures stand in its place. */
+   figure to click and drag; without this script the static figures stand in its place. */
 "use strict";
 
 // --- arithmetic --------------------------------------------------------------------------------
@@ -60,23 +60,45 @@ function rowOrder(sizes, seqLen, seed, epochs) {
   const documents = random.shuffle(tiled), begins = [0];
   for (const document of documents) begins.push(begins[begins.length - 1] + sizes[document]);
   const total = begins[documents.length], count = Math.floor((total - 1) / seqLen);
-  return { seqLen, documents, begins, total, rows: random.shuffle([...Array(count).keys()]) };
+  const rows = random.shuffle([...Array(count).keys()]), ranks = new Array(count);
+  rows.forEach((row, rank) => { ranks[row] = rank; });
+  return { seqLen, documents, begins, total, rows, ranks };
 }
 
-/** Parts [document, first token, last token + 1, place in the stream] of stream tokens [low, high). */
+/** The place in the list of documents that has token `position` of the stream. */
+function placeOf(order, position) {
+  let low = 0, high = order.documents.length - 1;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (order.begins[middle + 1] > position) high = middle;
+    else low = middle + 1;
+  }
+  return low;
+}
+
+/** Parts [document, first token, last token + 1, place in the list] of stream tokens [low, high). */
 function parts(order, low, high) {
   const found = [];
-  order.documents.forEach((document, place) => {
+  for (let place = placeOf(order, low); place < order.documents.length; place++) {
     const begin = order.begins[place], end = order.begins[place + 1];
+    if (begin >= high) break;
     const first = Math.max(begin, low), stop = Math.min(end, high);
-    if (first < stop) found.push([document, first - begin, stop - begin, place]);
-  });
+    if (first < stop) found.push([order.documents[place], first - begin, stop - begin, place]);
+  }
   return found;
 }
 
 /** Parts of row `number` of the stream, its S + 1 tokens. */
 const spans = (order, number) =>
   parts(order, number * order.seqLen, (number + 1) * order.seqLen + 1);
+
+/** The rows of the stream with tokens of the document at a place, from first to last. */
+function rowsOf(order, place) {
+  const begin = order.begins[place], end = order.begins[place + 1], last = order.rows.length - 1;
+  // the first token of a row is also the last one of the row before it
+  const first = Math.max(0, Math.ceil(begin / order.seqLen) - 1), stop = Math.floor((end - 1) / order.seqLen);
+  return Array.from({ length: Math.max(0, Math.min(stop, last) - first + 1) }, (_, k) => first + k);
+}
 
 // --- pictures ----------------------------------------------------------------------------------
 
@@ -90,8 +112,8 @@ const text = (x, y, words, kind = "") =>
   `<text x="${x.toFixed(1)}" y="${y}" class="${kind}">${words}</text>`;
 const line = (x, top, bottom, kind) =>
   `<line x1="${x.toFixed(1)}" x2="${x.toFixed(1)}" y1="${top}" y2="${bottom}" class="${kind}"/>`;
-const picture = (width, height, body) =>
-  `<svg width="${width}" height="${height}" viewBox="0 0 ${width} ${height}">${body}</svg>`;
+const picture = (width, height, body, grab) =>
+  `<svg width="${width}" height="${height}" viewBox="0 0 ${width} ${height}" data-grab="${grab}">${body}</svg>`;
 
 /** Everything about the chosen step and row. */
 function chosen(figure) {
@@ -106,6 +128,12 @@ function chosen(figure) {
   return { order, first, numbers, number: numbers[state.row] };
 }
 
+/** The document of the chosen token. */
+function documentOf(figure) {
+  const { order, number } = chosen(figure);
+  return order.documents[placeOf(order, number * order.seqLen + figure.state.token)];
+}
+
 /** Ids of row `number` of the stream, which is the r-th of training. */
 function idsOf(figure, number, r) {
   const { data, order } = figure;
@@ -114,27 +142,39 @@ function idsOf(figure, number, r) {
 }
 
 function documentStrips(figure, width) {
-  const { data } = figure, { order, number } = chosen(figure), n = data.sizes.length;
+  const { data, state } = figure, { order, number } = chosen(figure), n = data.sizes.length;
   const scale = width / order.total, tall = 22, named = n < 40;
-  const file = order.documents.map((_, k) => k % n);
+  const file = order.documents.map((_, k) => k % n), key = `${figure.key} ${width} ${state.document}`;
   const strip = (documents, y) => {
     let at = 0;
-    return documents.map((document) => {
+    const frames = [], shapes = documents.map((document) => {
       const wide = data.sizes[document] * scale, x = at;
       at += wide;
+      if (document === state.document) frames.push(rect(x - 1, y - 1.5, Math.max(wide + 2, 4), tall + 3, "frame"));
       const label = named && wide > 18 ? text(x + wide / 2, y + 15, document, "middle on") : "";
-      return rect(x, y, named ? wide - 0.6 : wide, tall, "doc", `style="--hue:${hue(document, n)}"`) + label;
-    }).join("");
+      return rect(x, y, named ? wide - 0.6 : wide, tall, "doc",
+        `style="--hue:${hue(document, n)}" data-document="${document}"`) + label;
+    });
+    return [...shapes, ...frames].join("");
   };
   const x = (number + 0.5) * order.seqLen * scale;
-  const body = text(0, 12, "in the file") + strip(file, 17) + text(0, 56, "shuffled") +
-    strip(order.documents, 61) + line(x, 58, 92, "mark");
-  return picture(width, 94, body);
+  if (figure.strips?.key !== key) { // most changes leave them as they are
+    figure.strips = { key, markup: text(0, 12, "in the file") + strip(file, 17) + text(0, 56, "shuffled") + strip(order.documents, 61) };
+  }
+  const body = figure.strips.markup + line(x, 58, 92, "mark") +
+    `<path d="M${x - 5},98L${x + 5},98L${x},90Z" class="pointer"/>`;
+  return picture(width, 100, body, "documents");
+}
+
+/** The tokens of the stream that the second picture shows: from one row before the chosen one on. */
+function windowOf(figure) {
+  const { order, number } = chosen(figure), S = order.seqLen;
+  return [Math.max(0, (number - 1.2) * S), Math.min(order.total, (number + 2.2) * S)];
 }
 
 function streamWindow(figure, width) {
-  const { data } = figure, { order, number } = chosen(figure), S = order.seqLen;
-  const low = Math.max(0, (number - 1.2) * S), high = Math.min(order.total, (number + 2.2) * S);
+  const { data, state } = figure, { order, number } = chosen(figure), S = order.seqLen;
+  const [low, high] = windowOf(figure);
   const x = (token) => width * (token - low) / (high - low), n = data.sizes.length;
   const shown = parts(order, low, high).map(([document, from, to, place]) => {
     const begin = x(order.begins[place] + from), wide = x(order.begins[place] + to) - begin;
@@ -145,28 +185,32 @@ function streamWindow(figure, width) {
   const cuts = [-1, 0, 1, 2].map((k) => (number + k) * S).filter((t) => t >= low && t <= high);
   const body = shown.join("") + cuts.map((token) => line(x(token), 10, 48, "cut")).join("") +
     rect(x(number * S), 14, x((number + 1) * S + 1) - x(number * S), 30, "frame") +
+    line(x(number * S + state.token + 0.5), 16, 42, "mark") +
     text(x((number + 0.5) * S), 60, `row ${grouped(number)}`, "middle");
-  return picture(width, 64, body);
+  return picture(width, 64, body, "stream");
 }
 
 function rowGrid(figure, width) {
   const { data, state } = figure, { order } = chosen(figure), n = data.sizes.length;
   const all = Math.floor(order.rows.length / data.batchSize);
   const steps = Math.min(all, figure.steps(), 24), from = Math.max(0, Math.min(state.step - 12, all - steps));
-  const wide = width / steps, tall = 11, cells = [];
+  const wide = width / steps, tall = 13, cells = [];
   for (let k = 0; k < steps; k++) {
     for (let i = 0; i < data.batchSize; i++) {
-      const [[document]] = spans(order, order.rows[(from + k) * data.batchSize + i]);
-      const mine = from + k === state.step && i === state.row;
+      const inside = spans(order, order.rows[(from + k) * data.batchSize + i]);
+      const mine = from + k === state.step && i === state.row, middle = (k + 0.5) * wide - 1;
       cells.push(rect(k * wide, 4 + i * tall, wide - 2, tall - 1.5, mine ? "doc chosen" : "doc",
-        `style="--hue:${hue(document, n)}"`));
+        `style="--hue:${hue(inside[0][0], n)}" data-cell="${from + k} ${i}"`));
+      if (inside.some(([document]) => document === state.document)) {
+        cells.push(`<circle cx="${middle.toFixed(1)}" cy="${8.5 + i * tall}" r="2.5" class="dot"/>`);
+      }
     }
   }
   const height = data.batchSize * tall + 4, ticks = [0, steps - 1].map((k) =>
     text((k + 0.5) * wide, height + 14, from + k, "middle"));
   const body = cells.join("") + ticks.join("") +
     rect(Math.max(1, (state.step - from) * wide - 2), 1.5, wide, height, "frame");
-  return picture(width, height + 18, body);
+  return picture(width, height + 18, body, "grid");
 }
 
 function batchList(figure) {
@@ -175,7 +219,7 @@ function batchList(figure) {
     const bars = spans(order, number).map(([document, from, to]) =>
       `<i style="--hue:${hue(document, n)};flex:${to - from}"></i>`).join("");
     const words = idsOf(figure, number, first + i).map((id) => data.pieces[id] || " \u2311 ").join("");
-    return `<li class="${i === state.row ? "chosen" : ""}"><b>${i}</b><span class="bar">${bars}` +
+    return `<li class="${i === state.row ? "chosen" : ""}" data-row="${i}"><b>${i}</b><span class="bar">${bars}` +
       `<em>${escaped(words.slice(0, 160))}</em></span></li>`;
   });
   const row = spans(order, numbers[state.row]), ids = idsOf(figure, numbers[state.row], first + state.row);
@@ -187,12 +231,50 @@ function batchList(figure) {
     }
     left -= 1;
     const piece = data.pieces[id], last = k === ids.length - 1 ? " last" : "";
-    return `<span class="${piece ? "token" : "token eod"}${last}" title="id ${id}" ` +
+    const kind = (piece ? "token" : "token eod") + last + (k === state.token ? " now" : "");
+    return `<span class="${kind}" data-token="${k}" title="id ${id}" ` +
       `style="--hue:${hue(row[part][0], n)}">${piece ? escaped(piece) : "end of document"}</span>`;
   });
   return `<ol class="rows">${rows.join("")}</ol><p class="legend">Row ${state.row}, token by token; ` +
     `framed: the last one, which is only predicted and also begins the next row of the stream.</p>` +
     `<p class="tokens">${tokens.join("")}</p>`;
+}
+
+/** How the chosen token came to its place: sentences, from the file to the batch. */
+function path(figure) {
+  const { data, state } = figure, { order, first, number } = chosen(figure), S = order.seqLen;
+  const position = number * S + state.token, place = placeOf(order, position), document = order.documents[place];
+  if (document !== state.document) return pathOfDocument(figure);
+  const id = idsOf(figure, number, first + state.row)[state.token], piece = data.pieces[id];
+  const name = piece ? `Token ${id}, \u201c${piece}\u201d,` : `The end-of-document token, ${id},`;
+  const rank = first + state.row, copies = data.sizes.length * state.epochs;
+  return [
+    `${name} is token ${grouped(position - order.begins[place])} of document ${document}.`,
+    `The first shuffle put document ${document} at place ${grouped(place)} of 0\u2013${grouped(copies - 1)}. ` +
+      `${grouped(order.begins[place])} tokens come before it in the stream, so the token is number ${grouped(position)}.`,
+    `${grouped(position)} = ${grouped(number)} \u00d7 ${S} + ${state.token}: token ${state.token} of row ${grouped(number)}.` +
+      (state.token === S ? ` As the last of its row, it is only predicted; it is also token 0 of row ${grouped(number + 1)}.` : ""),
+    `The second shuffle put row ${grouped(number)} at place ${grouped(rank)}. ${grouped(rank)} = ` +
+      `${state.step} \u00d7 ${data.batchSize} + ${state.row}: row ${state.row} of batch ${state.step}.`,
+  ];
+}
+
+/** Where a document went whose text is not on the page. */
+function pathOfDocument(figure) {
+  const { data, state } = figure, { order } = chosen(figure), { document } = state;
+  const places = [...order.documents.keys()].filter((place) => order.documents[place] === document);
+  const rows = places.flatMap((place) => rowsOf(order, place));
+  const batches = [...new Set(rows.map((row) => Math.floor(order.ranks[row] / data.batchSize)))].sort((a, b) => a - b);
+  const shown = batches.slice(0, 12).map(grouped).join(", ") + (batches.length > 12 ? ", \u2026" : "");
+  const [low, high] = [rows[0], rows[rows.length - 1]].map((row) => grouped(row ?? 0));
+  const rest = !rows.length ? "It lies after the last whole row and is never read." : places.length === 1
+    ? `Its tokens are in ${low === high ? `row ${low}` : `rows ${low}\u2013${high}`} of the stream.` : `${rows.length} rows have tokens of it.`;
+  return [
+    `Document ${document} has ${grouped(data.sizes[document])} tokens.`,
+    `The first shuffle put it at place ${places.map(grouped).join(" and ")}. ${rest}`,
+    ...(rows.length ? [`The second shuffle put these rows into batch${batches.length > 1 ? "es" : ""} ${shown}. ` +
+      `This page has the text of batches 0\u2013${figure.steps() - 1} only.`] : []),
+  ];
 }
 
 function says(figure) {
@@ -216,32 +298,65 @@ const choice = (name, label, values) =>
   `<label><span>${label}</span><select data-set="${name}">` +
   values.map((value) => `<option>${value}</option>`).join("") + "</select></label>";
 const CONTROLS = {
-  follow: () => number("step", "step") + range("row", "row of the batch"),
+  follow: () => number("step", "step") + range("row", "row of the batch") + range("token", "token of the row") +
+    number("document", "document"),
   shuffle: () => choice("seed", "seed", SEEDS) + choice("epochs", "epochs", [1, 2, 3]) +
-    range("step", "step") + range("row", "row of the batch"),
+    range("step", "step") + range("row", "row of the batch") + range("token", "token of the row") +
+    number("document", "document"),
 };
 
 /** A figure's state and what limits it; `data` is what the page holds for it. */
 function figureOf(name, data) {
-  const [step, row] = data.first, state = { step, row, seed: data.seed, epochs: data.epochs };
+  const [step, row] = data.first, state = { step, row, token: 0, seed: data.seed, epochs: data.epochs };
   const figure = { name, data, state };
   figure.steps = () => {
     const { order } = chosen(figure), all = Math.floor(order.rows.length / data.batchSize);
     return data.documents.length ? all : data.steps; // of the others no text is here
   };
-  figure.most = { step: () => figure.steps() - 1, row: () => data.batchSize - 1 };
-  figure.change = (key, value) => {
-    const whole = Math.trunc(Number(value)) || 0;
-    state[key] = Math.max(0, whole);
-    for (const [each, most] of Object.entries(figure.most)) state[each] = Math.min(state[each], most());
+  figure.most = {
+    step: () => figure.steps() - 1, row: () => data.batchSize - 1, token: () => data.seqLen,
+    document: () => data.sizes.length - 1,
   };
+  /** Choose a token of the stream, if its row is on the page; else only its document. */
+  figure.find = (position) => {
+    const { order } = chosen(figure), S = data.seqLen, number = Math.floor(position / S);
+    const rank = order.ranks[number] ?? Infinity;
+    if (rank < figure.steps() * data.batchSize) {
+      Object.assign(state, { step: Math.floor(rank / data.batchSize), row: rank % data.batchSize, token: position - number * S });
+    }
+    state.document = order.documents[placeOf(order, position)];
+    return rank < figure.steps() * data.batchSize;
+  };
+  /** Choose a document, and the first of its tokens that is on the page. */
+  const findDocument = (document) => {
+    const { order } = chosen(figure);
+    state.document = document;
+    order.documents.some((each, place) => each === document && rowsOf(order, place).some((row) => {
+      const position = Math.max(order.begins[place], row * data.seqLen);
+      return Math.floor(position / data.seqLen) === row && figure.find(position);
+    }));
+  };
+  figure.change = (key, value) => {
+    const whole = Math.max(0, Math.trunc(Number(value)) || 0);
+    if (key === "document") {
+      findDocument(Math.min(whole, figure.most.document()));
+      return;
+    }
+    state[key] = key === "epochs" ? Math.min(Math.max(whole, 1), 3) : Math.min(whole, 2 ** 32 - 1);
+    for (const [each, most] of Object.entries(figure.most)) {
+      if (each !== "document") state[each] = Math.min(state[each], most());
+    }
+    const { order, number } = chosen(figure);
+    state.document = order.documents[placeOf(order, number * data.seqLen + state.token)];
+  };
+  figure.change("token", 0);
   return figure;
 }
 
 const HEADS = ["The documents are shuffled", "Their stream is cut into rows", "The rows are shuffled; a column is a batch", "The batch"];
 
 function draw(host, figure) {
-  const frame = host.querySelector(".picture"), width = Math.floor(frame.clientWidth);
+  const frame = host.querySelector(".picture"), width = Math.floor(frame.clientWidth), { state } = figure;
   if (!width) return; // nothing is drawn while hidden
   for (const input of host.querySelectorAll("[data-set]")) {
     const key = input.dataset.set, most = figure.most[key];
@@ -252,33 +367,86 @@ function draw(host, figure) {
     if (input !== document.activeElement || input.type !== "number") input.value = figure.state[key];
   }
   const drawn = [documentStrips(figure, width), streamWindow(figure, width), rowGrid(figure, width)];
-  frame.innerHTML = [...drawn, batchList(figure)].map((markup, i) =>
-    `<h3>${i + 1} \u00b7 ${HEADS[i]}</h3>` + (i < 3 ? `<div aria-hidden="true">${markup}</div>` : markup)).join("");
+  [...drawn, batchList(figure)].forEach((markup, i) => {
+    const part = frame.children[i];
+    if (part.markup === markup) return; // what has not changed is not drawn again
+    part.markup = markup;
+    part.lastElementChild.innerHTML = markup;
+  });
   const output = host.querySelector("output"), words = says(figure);
   if (output.textContent !== words) output.textContent = words;
+  const title = state.document === documentOf(figure) ? `How token ${state.token} of row ${state.row} came here` :
+    `Where document ${state.document} is`;
+  host.querySelector(".path").innerHTML = `<h3>${title}</h3><ol>${path(figure).map((each) => `<li>${escaped(each)}</li>`).join("")}</ol>`;
+}
+
+/** What the address holds of a figure's state; null is what the page starts with. */
+function kept(figure) {
+  const { state, data, name } = figure;
+  const start = { seed: data.seed, epochs: data.epochs, step: data.first[0], row: data.first[1], token: 0 };
+  const values = Object.keys(start).map((key) => [`${name}.${key}`, state[key] === start[key] ? null : state[key]]);
+  const apart = state.document === documentOf(figure) ? null : state.document;
+  return { ...Object.fromEntries(values), [`${name}.document`]: apart };
+}
+
+function restore(figure, values) {
+  for (const key of ["seed", "epochs", "step", "row", "token"]) {
+    const value = values[`${figure.name}.${key}`];
+    if (value && (key !== "seed" || SEEDS.includes(Number(value)))) figure.change(key, value);
+  }
+  const apart = Number(values[`${figure.name}.document`] ?? NaN); // it need not be on the page
+  if (Number.isInteger(apart) && apart >= 0 && apart <= figure.most.document()) figure.state.document = apart;
+}
+
+/** What follows a pointer that goes down in a picture; null if nothing does. */
+function grabbed(event, figure, act) {
+  const one = "[data-row], [data-token], [data-cell], [data-document]";
+  const stream = event.target.closest('[data-grab="stream"]');
+  if (stream) {
+    const [low, high] = windowOf(figure), box = stream.getBoundingClientRect();
+    return (moved) => {
+      const at = low + (high - low) * (moved.clientX - box.left) / box.width;
+      act(() => figure.find(Math.trunc(Math.max(low, Math.min(at, high - 1)))));
+    };
+  }
+  if (!event.target.closest(one)) return null;
+  return (moved) => {
+    const at = document.elementFromPoint(moved.clientX, moved.clientY), found = at && at.closest(one);
+    if (!found) return;
+    const { row, token, cell } = found.dataset;
+    act(() => {
+      if (cell) ["step", "row"].forEach((key, k) => figure.change(key, cell.split(" ")[k]));
+      else if (row || token) figure.change(row ? "row" : "token", row || token);
+      else figure.change("document", found.dataset.document);
+    });
+  };
 }
 
 function start() {
   for (const host of document.querySelectorAll(".batch[data-batch]")) {
     const figure = figureOf(host.dataset.batch, JSON.parse(host.dataset.values));
+    restore(figure, explorable.stored());
     host.innerHTML = `<div class="controls">${CONTROLS[figure.name]()}</div>` +
-      '<output aria-live="polite"></output><div class="picture"></div>';
+      '<output aria-live="polite"></output><div class="picture">' + HEADS.map((head, i) =>
+      `<section><h3>${i + 1} \u00b7 ${head}</h3><div ${i < 3 ? 'aria-hidden="true"' : ""}></div></section>`).join("") +
+      '</div><div class="path" role="status"></div>';
     host.closest("figure").classList.add("batch-live");
-    host.addEventListener("input", (event) => {
-      figure.change(event.target.dataset.set, event.target.value);
+    const act = (action) => {
+      const before = JSON.stringify(figure.state);
+      action();
+      if (JSON.stringify(figure.state) === before) return;
       draw(host, figure);
-    });
+      explorable.store(kept(figure));
+    };
+    host.addEventListener("input", (event) => act(() => figure.change(event.target.dataset.set, event.target.value)));
     host.addEventListener("focusout", () => draw(host, figure)); // a typed number out of range
-    let width = host.clientWidth; // drawing changes the height only
-    new ResizeObserver(() => {
-      if (host.clientWidth !== width) requestAnimationFrame(() => draw(host, figure));
-      width = host.clientWidth;
-    }).observe(host);
+    explorable.drag(host.querySelector(".picture"), (event) => grabbed(event, figure, act));
+    explorable.watch(host, () => draw(host, figure));
     draw(host, figure);
   }
 }
 
 if (typeof document !== "undefined") start();
 if (typeof module !== "undefined") {
-  module.exports = { RandomState, rowOrder, parts, spans, figureOf, chosen, idsOf, says, batchList };
+  module.exports = { RandomState, rowOrder, parts, spans, figureOf, chosen, idsOf, says, batchList, path, kept, restore };
 }

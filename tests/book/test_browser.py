@@ -6,7 +6,6 @@ finds no barrier.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,18 +119,6 @@ CONTRAST = """() => {
   return [...wrong];
 }"""
 SLOW_RULES = ("color-contrast",)  # checked by CONTRAST
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with tools.chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def address(fresh: Path) -> Iterator[str]:
-    with tools.served(fresh) as url:
-        yield url
 
 
 def names(site: Path) -> list[str]:

@@ -189,7 +189,26 @@ def values() -> dict[str, str]:
         for times in range(epochs + 1):
             chance = math.comb(epochs, times) * share**times * (1 - share) ** (epochs - times)
             numbers[f"{arm}_seen_{times}"] = f"{100 * chance:.1f} %"
+    repeats = {seed: first_repeat(tiny(), seed) for seed in (1234, *range(1, 10))}
+    few, many = min(repeats.values()), max(repeats.values())
+    numbers |= {"repeat": f"{repeats[1234]}", "repeats": f"{few} and {many}"}
+    whole = tiny().order
+    numbers["rows_left"] = f"{whole.n_rows % TINY_BATCH}"
+    numbers["tokens_left"] = f"{sum(tiny().sizes) - 1 - whole.n_rows * TINY_ROW}"
     return numbers
+
+
+def first_repeat(example: Example, seed: int, epochs: int = 2) -> int:
+    """Return the step of the first batch that has a token of a document for the second time."""
+    order = RowOrder(example.sizes, example.seq_len, seed, epochs)
+    seen: set[tuple[int, int]] = set()
+    for rank, row in enumerate(order.shuffle.tolist()):
+        parts = spans(order, example.sizes, row)
+        inputs = [(document, k) for document, first, stop in parts for k in range(first, stop)][:-1]
+        if not seen.isdisjoint(inputs):
+            return rank // example.batch_size
+        seen.update(inputs)
+    raise PythiaError("no text is read twice")
 
 
 # --- drawings --------------------------------------------------------------------------------
@@ -305,7 +324,7 @@ def _picture(example: Example) -> Drawing:
                                  edgecolor=INK, linewidth=1.6))  # fmt: skip
         grid.set(xlim=(-1, n_batches), ylim=(1 - example.batch_size, 1.2))
         title = "3  the rows are shuffled; each column is a batch"
-        grid.set_title(title if narrow() else f"{title}, coloured by document")
+        grid.set_title(title if narrow() else f"{title}, colored by document")
         for i, ids in enumerate(example.batch(step).tolist()):
             number = int(order.shuffle[step * example.batch_size + i])
             x = 0

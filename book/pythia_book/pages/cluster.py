@@ -21,7 +21,12 @@ from pythia_book.style import Drawing, Table, figure, legend, panels, size_colou
 from pythia_core.config import DataConfig, RunConfig
 from pythia_core.suite import OFFICIAL_SIZES
 from pythia_core.training.execution import Execution
-from pythia_core.training.memory import largest_micro_batch, training_bytes
+from pythia_core.training.memory import (
+    RESERVE,
+    activation_bytes_per_token,
+    largest_micro_batch,
+    training_bytes,
+)
 from pythia_core.training.retention import checkpoint_bytes, saved_state_bytes
 from pythia_core.training.schedule import N_CHECKPOINTS, OFFICIAL_STEPS
 
@@ -49,7 +54,7 @@ ROWS_BYTES = BATCH_ROWS * (SEQ_LEN + 1) * 2 * OFFICIAL_STEPS
 
 @dataclass(frozen=True)
 class Layout:
-    """How a released size is trained in bf16 on a number of GPUs, and how long an update takes.
+    """How a model is trained on a number of GPUs, and how long an update takes.
 
     Every GPU takes an equal part of the batch. Weights, gradients and moments are whole on each GPU
     if they fit, else split over the GPUs of a node, else over all GPUs.
@@ -57,6 +62,11 @@ class Layout:
 
     model: ModelConfig
     gpus: int
+    seq_len: int = SEQ_LEN
+    batch_rows: int = BATCH_ROWS
+    """Rows per update, of which every GPU reads as many."""
+    precision: str = "bf16"
+    """Of memory; times are predicted for bf16 only."""
 
     @cached_property
     def split(self) -> int:
@@ -68,36 +78,55 @@ class Layout:
     def _largest_micro_batch(self, split: int) -> int:
         """Return how many rows at a time fit the memory of a GPU."""
         return largest_micro_batch(
-            self.model, SEQ_LEN, int(GPU_BYTES), EXECUTION, "bf16", processes=split
+            self.model, self.seq_len, int(GPU_BYTES), EXECUTION, self.precision, processes=split
         )
 
     @property
     def rows(self) -> int:
         """The rows of every batch that a GPU reads."""
-        return BATCH_ROWS // self.gpus
+        return self.batch_rows // self.gpus
 
     @property
     def micro_batch(self) -> int:
-        """The rows per forward and backward pass: a power of two, as many as fit or are useful."""
-        most = min(self.rows, MICRO_TOKENS // SEQ_LEN, self._largest_micro_batch(self.split))
-        return 1 << (most.bit_length() - 1)
+        """The rows per forward and backward pass: a power of two, as many as fit or are useful.
+
+        0: not one row fits.
+        """
+        most = min(self.rows, MICRO_TOKENS // self.seq_len, self._largest_micro_batch(self.split))
+        return 1 << (most.bit_length() - 1) if most else 0
 
     @property
     def memory(self) -> int:
         """The estimated bytes of memory that training takes on each GPU."""
-        tokens = self.micro_batch * SEQ_LEN
-        return training_bytes(self.model, tokens, EXECUTION, "bf16", processes=self.split)
+        return sum(self.memory_parts.values())
+
+    @property
+    def memory_parts(self) -> dict[str, int]:
+        """The parts of `memory`. In `copies` are those of the weights, and gradients not shared."""
+        model, shared = self.model, self.split
+        parts = {
+            name: size * model.n_params // shared
+            for name, size in {"weights": 4, "moments": 8, "gradients": 4}.items()
+        }
+        whole = training_bytes(model, 0, EXECUTION, self.precision, processes=shared)
+        tokens = self.micro_batch * self.seq_len
+        return {
+            **parts,
+            "copies": whole - RESERVE - sum(parts.values()),
+            "activations": tokens * activation_bytes_per_token(model, EXECUTION, self.precision),
+            "reserve": RESERVE,
+        }
 
     @property
     def compute_seconds(self) -> float:
         """The predicted seconds of an update without communication."""
-        ns = ns_per_token(self.model, "ours", SEQ_LEN, self.micro_batch * SEQ_LEN)
-        return 1e-9 * ns * self.rows * SEQ_LEN + optimizer_seconds(self.model) / self.split
+        ns = ns_per_token(self.model, "ours", self.seq_len, self.micro_batch * self.seq_len)
+        return 1e-9 * ns * self.rows * self.seq_len + optimizer_seconds(self.model) / self.split
 
     @property
     def passes(self) -> int:
         """The forward and backward passes per update."""
-        return self.rows // self.micro_batch
+        return -(-self.rows // self.micro_batch)
 
     @property
     def sent_in_node(self) -> float:
@@ -111,7 +140,7 @@ class Layout:
     @property
     def sent_between_nodes(self) -> float:
         """The bytes per update that a GPU sends to other nodes."""
-        share = 1 - NODE / self.gpus
+        share = max(0.0, 1 - NODE / self.gpus)
         if self.split > NODE:
             return share * self.sent_in_node
         sums = 1 if self.split == 1 else self.passes

@@ -1,5 +1,8 @@
 """Makes the figures and tables of the page on Pythia's recipe: layer, schedule, training cost.
 
+The page's calculator, recipe.js, repeats formulas of the library with the constants of
+`script_data`; tests compare it with them.
+
 Every build of the book calls the public functions without arguments, so the page always shows the
 current library. `block` draws what `recipe.block_parts` observes in a forward pass.
 """
@@ -10,8 +13,8 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from pythia_book import svg
-from pythia_book.pages import formatted
-from pythia_book.palette import BLUE, GOLD
+from pythia_book.pages import cluster, formatted
+from pythia_book.palette import BLUE, GOLD, GREEN, PALE, PINK, SKY
 from pythia_book.released import recipe
 from pythia_book.style import (
     GRID,
@@ -21,15 +24,19 @@ from pythia_book.style import (
     WIDTH,
     Drawing,
     Table,
+    category_ticks,
     figure,
     legend,
     narrow,
     panels,
+    reference,
     sheet,
     size_colour,
     style,
 )
 from pythia_core.suite import OFFICIAL_SIZES
+from pythia_core.training.memory import RESERVE, RESIDUAL_BYTES, state_bytes
+from pythia_core.training.schedule import N_CHECKPOINTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,7 +104,7 @@ def cost() -> Drawing:
         note = (
             f"A100: the paper's GPU-hours. H100: computed for "
             f"{100 * recipe.H100_UTILISATION:.0f} % of "
-            f"{recipe.H100_PEAK / 1e12:.0f} TFLOP/s, not measured. Utilisation: of "
+            f"{recipe.H100_PEAK / 1e12:.0f} TFLOP/s, not measured. Utilization: of "
             f"{recipe.A100_PEAK / 1e12:.0f} TFLOP/s."
         )
         drawn, (hours, share) = panels(2, 2.9, note)
@@ -123,7 +130,7 @@ def cost() -> Drawing:
             share.plot([x], pair[1:], marker="o", color=colour, label="products performed")
         share.set_xticks(range(len(costs)), costs["size"])
         share.set_xlabel("size")
-        share.set(ylim=(0, 42), ylabel="% of the peak", title="Utilisation, counted in two ways")
+        share.set(ylim=(0, 42), ylabel="% of the peak", title="Utilization, counted in two ways")
         share.grid(axis="x", visible=False)
         rule = f"6 {TIMES} parameters {TIMES} tokens"
         kinds = _marks(("s", "white", rule), ("o", MUTED, "matrix products performed"))
@@ -131,10 +138,114 @@ def cost() -> Drawing:
         first, last = costs.iloc[0], costs.iloc[-1]
         description = (
             f"From {first.gpu_hours:,.0f} A100-hours at {first['size']} to {last.gpu_hours:,.0f} "
-            f"at {last['size']}; utilisation between {100 * costs.utilisation_exact.min():.0f} "
+            f"at {last['size']}; utilization between {100 * costs.utilisation_exact.min():.0f} "
             f"and {100 * costs.utilisation_exact.max():.0f} % of the peak"
         )
         return Drawing(drawn, description)
+
+
+@figure
+def calculator() -> Drawing:
+    """Draw the memory of training each size on each of eight GPUs, by part.
+
+    The page's script puts a calculator in its place, for any shape and any number of GPUs.
+    """
+    layouts = {size: cluster.Layout(shape.model(), 8) for size, shape in OFFICIAL_SIZES.items()}
+    with style():
+        drawn, (ax,) = panels(1, 3.4, "Estimated, not measured: bf16, rows of 2,048 tokens.")
+        below = [0.0] * len(layouts)
+        for part, (label, colour) in PARTS.items():
+            heights = [layout.memory_parts[part] / 1e9 for layout in layouts.values()]
+            ax.bar(range(len(layouts)), heights, 0.7, bottom=below, color=colour, label=label)
+            below = [low + height for low, height in zip(below, heights, strict=True)]
+        reference(ax, cluster.GPU_BYTES / 1e9)
+        category_ticks(ax, layouts)
+        ax.set(ylabel="GB on each of eight GPUs", xlabel="size", xlim=(-0.6, len(layouts) - 0.4))
+        legend(
+            drawn, {label: {"color": colour, "linewidth": 6} for label, colour in PARTS.values()}
+        )
+        split = " and ".join(size for size, layout in layouts.items() if layout.split > 1)
+        description = (
+            f"Memory by part, from {below[0]:.0f} GB at {next(iter(layouts))}; dotted: "
+            f"{cluster.GPU_BYTES / 1e9:.0f} GB. {split} share the state among the GPUs"
+        )
+        return Drawing(drawn, description)
+
+
+def values() -> dict[str, str]:
+    """Map the name of each number in the page's prose to the number as text."""
+    costs = recipe.cost_table().set_index("size")
+    per_parameter = state_bytes(OFFICIAL_SIZES["70m"].model(), "bf16") / costs.parameters["70m"]
+    numbers = {
+        "tokens": f"{recipe.TOKENS / 1e9:.0f} billion",
+        "checkpoints": f"{N_CHECKPOINTS}",
+        "least_hours": f"{costs.gpu_hours.min():,.0f}",
+        "most_hours": f"{costs.gpu_hours.max():,.0f}",
+        "state_bytes": f"{per_parameter:.0f}",
+        "largest": f"{(cluster.GPU_BYTES - RESERVE) / per_parameter / 1e9:.1f} billion",
+    }
+    for size in ("70m", "12b"):
+        model = OFFICIAL_SIZES[size].model()
+        vocabulary = 1 - model.n_params_non_embedding / model.n_params
+        numbers[f"vocabulary_{size}"] = f"{100 * vocabulary:.0f} %"
+        numbers[f"rule_{size}"] = f"{100 * costs.flop_6nt[size] / costs.flop_exact[size]:.0f} %"
+    return numbers
+
+
+PARTS = {
+    "weights": ("weights", BLUE),
+    "moments": ("Adam's two moments", SKY),
+    "gradients": ("gradients", GREEN),
+    "copies": ("copies, whole gradients", GOLD),
+    "activations": ("activations", PINK),
+    "reserve": ("reserve", PALE),
+}
+"""For each part of `cluster.Layout.memory_parts`, its name and colour."""
+
+
+def script_data(name: str) -> dict[str, Any]:
+    """Return what the page's calculator needs: constants of the library, and the released sizes."""
+    from pythia_book.bench import cost_model
+
+    traffic = cost_model.TRAFFIC["ours"]
+    shapes = {size: shape.model() for size, shape in OFFICIAL_SIZES.items()}
+    return {
+        "sizes": {
+            size: [model.n_layers, model.d_model, model.n_heads, model.vocab_size]
+            for size, model in shapes.items()
+        },
+        "parts": PARTS,
+        "seqLen": recipe.SEQ_LEN,
+        "rows": recipe.BATCH_ROWS,
+        "updates": recipe.OFFICIAL_STEPS,
+        "reserve": RESERVE,
+        "residual": RESIDUAL_BYTES,
+        "gpuBytes": cluster.GPU_BYTES,
+        "node": cluster.NODE,
+        "nvlink": cluster.NVLINK,
+        "fabric": cluster.FABRIC,
+        "gradientBytes": cluster.GRADIENT_BYTES,
+        "copyBytes": cluster.COPY_BYTES,
+        "peak": recipe.H100_PEAK,
+        "utilisation": recipe.H100_UTILISATION,
+        "matmul": cost_model.MATMUL,
+        "copy": cost_model.COPY,
+        "efficiency": sorted(cost_model.EFFICIENCY.items()),
+        "attention": cost_model.ATTENTION_TFLOPS,
+        "bandwidth": cost_model.BANDWIDTH,
+        "vocabExtra": cost_model.VOCAB_EXTRA,
+        "vocabCap": cost_model.VOCAB_CAP,
+        "vocabBandwidth": cost_model.VOCAB_BANDWIDTH,
+        "chunkLogits": cost_model.CHUNK_LOGITS,
+        "attentionLength": cost_model.SEQ_LEN,
+        "passes": sum(traffic.passes.values()),
+        "ends": traffic.ends,
+        "lossBytes": traffic.loss_bytes,
+        "weightBytes": traffic.weight_bytes,
+        "vocabWeightBytes": traffic.vocab_weight_bytes,
+        "embeddingBytes": cost_model.EMBEDDING_BYTES,
+        "microTokens": cost_model.MICRO_TOKENS,
+    }
 
 
 def _marks(*kinds: tuple[str, str, str]) -> dict[str, dict[str, Any]]:
@@ -151,7 +262,7 @@ def _marks(*kinds: tuple[str, str, str]) -> dict[str, dict[str, Any]]:
 def cost_table() -> Table:
     """Return the table of the training cost of each size, with FLOP counted in two ways."""
     caption = (
-        f"Work and cost of one model for {recipe.TOKENS:,} tokens; utilisation of "
+        f"Work and cost of one model for {recipe.TOKENS:,} tokens; utilization of "
         f"{recipe.A100_PEAK / 1e12:.0f} TFLOP/s"
     )
     columns = {
@@ -161,8 +272,8 @@ def cost_table() -> Table:
         "flop_6nt": (f"6 {TIMES} N {TIMES} T, FLOP", _power),
         "flop_exact": ("Products, FLOP", _power),
         "gpu_hours": ("A100-hours", "{:,.0f}".format),
-        "utilisation_6nt": ("Utilisation, 6NT", _percent),
-        "utilisation_exact": ("Utilisation, products", _percent),
+        "utilisation_6nt": ("Utilization, 6NT", _percent),
+        "utilisation_exact": ("Utilization, products", _percent),
     }
     return Table(formatted(recipe.cost_table(), columns), caption)
 
@@ -444,7 +555,7 @@ def _packing(ax: Axes, at: _Places, config: ModelConfig) -> None:
     ax.text(x + 0.2, base + 3.39, f"rotated: {config.rotary_dims} of {config.head_dim} ({share})",
             va="center")  # fmt: skip
     ax.plot([x, at.width - 0.1], [base + 1.75] * 2, color=GRID, linewidth=0.8)
-    labels = (("norm", "normalisation"), ("linear", "matrix product"), ("plain", "no parameters"))
+    labels = (("norm", "normalization"), ("linear", "matrix product"), ("plain", "no parameters"))
     for i, (kind, label) in enumerate(labels):
         bottom = base + 2.85 - 0.24 * i
         ax.add_patch(Rectangle((x, bottom), 0.22, 0.14, facecolor=_FILL[kind], edgecolor=MUTED,

@@ -153,7 +153,31 @@ def values() -> dict[str, str]:
             key = f"{name.replace(', ', '_')}_{head_dim}"
             worst = table_errors(head_dim, name).max()
             numbers[key] = f"{worst:.2f}" if worst > 0.01 else f"{worst:.4f}"
-    return numbers
+    return numbers | _answers()
+
+
+def _answers() -> dict[str, str]:
+    """Return the numbers in the answers to the page's questions."""
+    import torch
+
+    by_distance = scores(SHOWN)[:, 0]
+    rises = np.diff(by_distance) > 0
+    low = int(rises.argmax())
+    high = low + int((~rises[low:]).argmax())
+    slowest = inverse_frequencies(SHOWN)[-1]
+    positions = torch.arange(head_dims()[SHOWN].max_seq_len)
+    fastest_off = (positions.bfloat16().double() - positions).abs()
+    numbers = {
+        "low": f"{low}",
+        "low_score": f"{by_distance[low]:.2f}",
+        "high": f"{high}",
+        "high_score": f"{by_distance[high]:.2f}",
+        "half_turn": f"{2 / len(wavelengths(SHOWN)):.2f}",
+        "slowest_turn": f"{math.degrees(slowest * (REACH - 1)):.1f}",
+        "bf16_exact": f"{int((fastest_off > 0).int().argmax()) - 1}",
+        "bf16_opposite": f"{int((fastest_off > math.pi / 2).int().argmax())}",
+    }
+    return numbers | {f"lowest_{d}": f"{scores(d)[:, 0].min():.2f}" for d in (32, 256)}
 
 
 # --- drawings --------------------------------------------------------------------------------
@@ -255,7 +279,7 @@ def quarter() -> Drawing:
     return Drawing(
         drawn,
         "Five strips of cells, one for each head dim of the official sizes; the first quarter is "
-        f"coloured ({shares}). Arcs join dim i with the dim an eighth of the head further on.",
+        f"colored ({shares}). Arcs join dim i with the dim an eighth of the head further on.",
     )
 
 

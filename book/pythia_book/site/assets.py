@@ -24,8 +24,12 @@ NEEDED = {
     "design-tabs.js": r"sd-tab-set",
     "clipboard.min.js": r"<pre",
     "copybutton.js": r"<pre",
+    "explorable.js": r'data-(?:rotary|batch|recipe)="',
+    "hover.js": r'class="(?:[\w -]* )?(?:term|bibtex-citation)[" ]',
 }
 """For scripts that some pages do without: HTML of the pages that need them."""
+FIRST = "explorable.js"
+"""The script that the scripts of pages use, so it is loaded before them."""
 UNUSED = (
     "scripts/fontawesome.js",
     "scripts/bootstrap.js",
@@ -46,6 +50,9 @@ _shared: dict[str, None] = {}
 def exclude_page_assets(app: Sphinx, config: Config) -> None:
     """Stop all pages from loading scripts and style sheets that belong to a single page."""
     pages = {path.stem for path in Path(app.srcdir).glob("*.md")}
+    config.html_js_files[:] = [
+        (f, {"priority": 400}) if f == FIRST else f for f in config.html_js_files
+    ]
     for files in (config.html_css_files, config.html_js_files):
         files[:] = [
             f for f in files if not (isinstance(f, str) and Path(f).name.partition(".")[0] in pages)

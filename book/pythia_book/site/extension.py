@@ -11,7 +11,16 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.errors import ExtensionError
 
-from pythia_book.site import assets, card, checkpoints, head, markup, mathematics, reference
+from pythia_book.site import (
+    assets,
+    card,
+    checkpoints,
+    head,
+    markup,
+    mathematics,
+    reference,
+    terms,
+)
 from pythia_book.site.drawings import DrawingFigure, Source, Value
 from pythia_book.site.faults import Faults
 from pythia_book.site.figures import write_files
@@ -149,6 +158,9 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("builder-inited", write_figure_files)
     app.connect("builder-inited", checkpoints.stage_scripts)
     mathematics.register(app)
+    app.connect("doctree-read", terms.note_glossary)
+    app.connect("doctree-resolved", terms.mark_terms)
+    app.connect("html-page-context", terms.add_definitions)
     app.connect("html-page-context", assets.load_on_page)
     app.connect("html-page-context", point_at_sources, priority=900)
     app.connect("html-page-context", head.add_head, priority=900)

@@ -31,10 +31,33 @@ def mend(
     if not body:
         return
     body = re.sub(r"<table\b.*?</table>", lambda table: aligned(table[0]), body, flags=re.DOTALL)
-    body = boxed(body)
+    body = coded(boxed(body))
     # a header cell without words is an ordinary cell, and a bibliography is a list of items
     body = re.sub(r"<th\b[^>]*>\s*(<p>\s*</p>)?\s*</th>", "<td></td>", body)
     context["body"] = body.replace('role="doc-biblioentry"', 'role="listitem"')
+
+
+_OPAQUE = ("code", "pre", "script", "style", "svg", "math", "template", "textarea")
+_TICKED = re.compile(r"`([^`\n]+)`")
+
+
+def coded(body: str) -> str:
+    """Show `words` between backticks as code, wherever they stand as text.
+
+    Markdown has done so in prose; captions of tables, claims and cells come from records as plain
+    text.
+    """
+    parts, inside = re.split(r"(<[^>]*>)", body), 0
+    for place, part in enumerate(parts):
+        if place % 2:
+            name = re.match(r"<(/?)(\w+)", part)
+            if name and name[2].lower() in _OPAQUE and not part.endswith("/>"):
+                inside += -1 if name[1] else 1
+        elif not inside and "`" in part:
+            parts[place] = _TICKED.sub(
+                r'<code class="docutils literal notranslate">\1</code>', part
+            )
+    return "".join(parts)
 
 
 def boxed(body: str) -> str:

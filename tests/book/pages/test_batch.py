@@ -20,7 +20,9 @@ from pythia_book.pages import batch as draw
 from pythia_core.data.order import RowOrder, batch_hash
 
 PAGE = (ROOT / "book" / "batch.md").read_text(encoding="utf-8")
-SCRIPT, STYLE = (ROOT / "book" / "_static" / f"batch.{kind}" for kind in ("js", "css"))
+SHARED, SCRIPT, STYLE = (
+    ROOT / "book" / "_static" / name for name in ("explorable.js", "batch.js", "batch.css")
+)
 in_node = partial(browser.in_node, SCRIPT)
 
 
@@ -167,6 +169,57 @@ def test_another_seed_has_no_hash_of_the_first() -> None:
         assert "Hash" not in in_node(said, data=draw.script_data("shuffle"), KEY=key)
 
 
+def test_an_address_brings_a_choice_back() -> None:
+    code = """cases.map((values) => {
+      const figure = page.figureOf("shuffle", data), again = page.figureOf("shuffle", data);
+      page.restore(figure, values);
+      const kept = Object.entries(page.kept(figure)).filter(([, value]) => value !== null);
+      page.restore(again, Object.fromEntries(kept.map(([name, value]) => [name, String(value)])));
+      return [figure.state, again.state, page.path(again)];
+    })"""
+    cases: list[dict[str, str]] = [
+        {},
+        {"shuffle.seed": "7", "shuffle.epochs": "2", "shuffle.step": "5", "shuffle.token": "8"},
+        {"shuffle.document": "4"},
+        {
+            "shuffle.seed": "x",
+            "shuffle.epochs": "99",
+            "shuffle.row": "-1",
+            "shuffle.document": "<b>",
+        },
+    ]
+    found = in_node(code, data=draw.script_data("shuffle"), cases=cases)
+    assert all(first == again and sentences for first, again, sentences in found)
+    moved, apart, odd = (first for first, _, _ in found[1:])
+    assert (moved["seed"], moved["epochs"], moved["step"], moved["token"]) == (7, 2, 5, 8)
+    assert apart["document"] == 4 and (odd["seed"], odd["epochs"], odd["row"]) == (1234, 3, 0)
+
+
+def test_the_path_of_a_token_ends_at_the_token() -> None:
+    """Every number that the path states is that of the library's order."""
+    example, data = draw.tiny(), draw.script_data("shuffle")
+    code = """(() => { const f = page.figureOf('shuffle', data), all = [];
+      for (let s = 0; s < data.steps; s++) for (let r = 0; r < 4; r++) for (const t of [0, 5, 8]) {
+        f.change('step', s); f.change('row', r); f.change('token', t); all.push(page.path(f)); }
+      return all; })()"""
+    order = example.order
+    ends = np.cumsum(np.array(example.sizes)[order.documents])
+    for sentences, (r, t) in zip(
+        in_node(code, data=data),
+        ((r, t) for r in range(len(example.rows)) for t in (0, 5, 8)),
+        strict=True,
+    ):
+        position = int(order.shuffle[r]) * example.seq_len + t
+        place = int(np.searchsorted(ends, position, "right"))
+        document = int(order.documents[place])
+        before = int(ends[place]) - example.sizes[document]
+        token = example.documents[document][position - before]
+        assert f" {token}, " in sentences[0]
+        assert sentences[0].endswith(f"is token {position - before} of document {document}.")
+        assert f"at place {place} of 0" in sentences[1] and f"number {position}." in sentences[1]
+        assert f"row {r % 4} of batch {r // 4}." in sentences[3]
+
+
 def test_text_stays_text() -> None:
     data = draw.script_data("shuffle")
     evil = '<img src=x onerror="alert(1)">&amp;'
@@ -207,7 +260,7 @@ def test_in_a_browser(tmp_path: Path) -> None:
         '<div class="pythia-figure"></div></figure>'
         for name, values in data.items()
     ]
-    seen = browser.run_page(SCRIPT, STYLE, "".join(figures), THEN, tmp_path)
+    seen = browser.run_page((SHARED, SCRIPT), STYLE, "".join(figures), THEN, tmp_path)
     last = data["follow"]["steps"] - 1
     shown = data["follow"]["first"][0]
     for said, step in ((seen["first"][0], shown), (seen["step"], 5), (seen["far"], last)):

@@ -62,6 +62,6 @@ def test_the_page_shows_every_drawing_and_commands_that_parse() -> None:
     blocks = "".join(re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL))
     text = re.sub(r"\\\n\s*", "", blocks)
     commands = re.findall(r"-m pythia_core (.+?)(?: +#.*)?$", text, flags=re.MULTILINE)
-    assert len(commands) == blocks.count("-m pythia_core") == 10
+    assert len(commands) == blocks.count("-m pythia_core") == 11
     for line in commands:
         parser().parse_args(shlex.split(line))

@@ -20,10 +20,13 @@ from pythia_book.pages import rotary as draw
 from pythia_core.kernels.rotary import rotary_reference, rotary_tables
 
 PAGE = (ROOT / "book" / "rotary.md").read_text(encoding="utf-8")
-SCRIPT, STYLE = (ROOT / "book" / "_static" / f"rotary.{kind}" for kind in ("js", "css"))
+STATIC = ROOT / "book" / "_static"
+MODEL, SHARED, SCRIPT, STYLE = (
+    STATIC / name for name in ("rotary.model.js", "explorable.js", "rotary.js", "rotary.css")
+)
 DRAWINGS = ("turning", "quarter", "frequencies", "precision")
 HEAD_DIMS = (32, 64, 80, 128, 256)
-in_node = partial(browser.in_node, SCRIPT)
+in_node = partial(browser.in_node, MODEL)
 
 
 # --- drawings and numbers --------------------------------------------------------------------
@@ -96,8 +99,17 @@ def test_the_script_rotates_like_the_model(head_dim: int) -> None:
     )
     pairs = [(20, 12), (120, 112), (3, 90)]
     table = draw.scores(head_dim)
-    shown = in_node(f"{json.dumps(pairs)}.map(([m, n]) => page.score(m, n, {head_dim}))")
+    shown = in_node(f"{json.dumps(pairs)}.map(([m, n]) => page.score(m - n, {head_dim}))")
     np.testing.assert_allclose(shown, [table[m, n] for m, n in pairs], atol=3e-5)
+
+
+def test_what_a_pair_has_learned_moves_its_share_only() -> None:
+    before, after = in_node(
+        "[{}, { 1: [90, 50] }].map((l) => [0, 5, 9].map((d) => page.score(d, 64, l)))"
+    )
+    turn = draw.inverse_frequencies(64)[1] * np.array([0, 5, 9])
+    change = 0.5 * np.cos(np.pi / 2 + turn) - np.cos(turn)
+    np.testing.assert_allclose(np.subtract(after, before), change / 8, atol=1e-6)
 
 
 def test_the_script_rounds_like_torch() -> None:
@@ -124,7 +136,7 @@ def test_the_scripts_error_curves_are_those_of_the_figure(head_dim: int) -> None
 
 
 def test_the_script_and_the_style_make_no_requests() -> None:
-    browser.assert_self_contained(SCRIPT, STYLE)
+    browser.assert_self_contained(MODEL, SHARED, SCRIPT, STYLE)
 
 
 THEN = """
@@ -155,15 +167,16 @@ def test_in_a_browser(tmp_path: Path) -> None:
         "<figcaption>c</figcaption></figure>"
         for name in DRAWINGS
     ]
-    seen = browser.run_page(SCRIPT, STYLE, "".join(figures), THEN, tmp_path)
+    scripts = (MODEL, SHARED, SCRIPT)
+    seen = browser.run_page(scripts, STYLE, "".join(figures), THEN, tmp_path)
     score = f"{draw.scores(64)[20, 12]:.3f}"
-    assert seen["first"][0] == f"m = 20, n = 12: distance 8, score {score}."
-    assert seen["both"][0] == f"m = 48, n = 40: distance 8, score {score}."
+    assert seen["first"][0].startswith(f"m = 20, n = 12: distance 8, score {score}. Pair 2: ")
+    assert seen["both"][0].startswith(f"m = 48, n = 40: distance 8, score {score}. Pair 2: ")
     assert "masks" in seen["masked"][0]
     assert "the first 64 rotate. Pair 5 is dim 5 with dim 37" in seen["large"][1]
     # pair 31 is not there in a head of 32 dims: the last one is
     assert "the first 8 rotate. Pair 3 is dim 3 with dim 7" in seen["small"][1]
-    assert seen["dials"] == 4
+    assert seen["dials"] == 4 + 1, "one for each pair, and the chosen one large"
     assert seen["live"].count("polite") == 1, "one figure speaks at a time"
 
 
@@ -216,11 +229,13 @@ def test_its_script_and_style_are_loaded_on_that_page_only() -> None:
         add_js_file=lambda name, loading_method: loaded.append(f"{name} {loading_method}"),
     )
     config = SimpleNamespace(
-        html_css_files=["paper.css", "rotary.css"], html_js_files=["rotary.js"]
+        html_css_files=["paper.css", "rotary.css"],
+        html_js_files=["explorable.js", "rotary.js", "rotary.model.js"],
     )
     assets.exclude_page_assets(app, config)
-    assert config.html_css_files == ["paper.css"] and config.html_js_files == []
+    assert config.html_css_files == ["paper.css"]
+    assert config.html_js_files == [("explorable.js", {"priority": 400})], "before the others"
     assets.load_on_page(app, "method", "", {}, None)
     assert loaded == []
     assets.load_on_page(app, "rotary", "", {}, None)
-    assert loaded == ["rotary.css", "rotary.js defer"]
+    assert loaded == ["rotary.css", "rotary.model.js defer", "rotary.js defer"]

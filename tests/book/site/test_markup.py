@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pythia_book.site.markup import aligned, boxed
+from pythia_book.site.markup import aligned, boxed, coded
 
 
 def table(*rows: tuple[str, ...]) -> str:
@@ -37,3 +37,22 @@ def test_each_outermost_table_has_one_box() -> None:
     has_one = f'<div class="pst-scrollable-table-container">{inner}</div>'
     assert boxed(has_one) == has_one
     assert boxed(inner + inner).count('class="scrolls"') == 2
+
+
+def test_words_between_backticks_are_code_wherever_they_are_text() -> None:
+    code = '<code class="docutils literal notranslate">a &lt; b</code>'
+    for frame in ("<caption>{}</caption>", "<td><p>see {} here</p></td>", '<p title="`x`">{}</p>'):
+        assert coded(frame.format("`a &lt; b`")) == frame.format(code)
+
+
+def test_backticks_in_code_and_alone_stay_as_they_are() -> None:
+    for text in (
+        "<pre><b>`ls`</b></pre>",
+        "<code>`ls`</code>",
+        "<p>a ` b</p>",
+        "<p>`a<b>b`</b></p>",
+    ):
+        assert coded(text) == text
+    assert coded("<pre>`a`</pre><p>`b`</p>").endswith(
+        '<p><code class="docutils literal notranslate">b</code></p>'
+    )
