@@ -936,6 +936,12 @@ def twin_shares(ax: Axes, frame: pd.DataFrame, sizes: tuple[str, ...]) -> None:
     ax.set(xlabel="parameters without embeddings", ylabel="% of rows memorized")
 
 
+def one_line(text: str) -> str:
+    """Return a passage on one line, between ellipses; characters that do not print are replaced."""
+    line = " / ".join(filter(None, map(str.strip, text.splitlines())))
+    return "\u2026" + "".join(c if c.isprintable() else "\ufffd" for c in line) + "\u2026"
+
+
 def interval(value: Any, low: float | None, high: float | None) -> str:
     """Format a value with its interval, if any; a value of None is "not measured"."""
     if value is None:

@@ -563,8 +563,8 @@ def examples_table(result: Result) -> Table:
     chosen = chosen.sort_values("arm", key=lambda c: c.map(LONG_ARMS.index), kind="stable")
     shown_rows = chosen.assign(
         arm=chosen.arm.map(lambda a: ARMS[a].label),
-        before=chosen.before.map(_one_line),
-        after=chosen.after.map(_one_line),
+        before=chosen.before.map(style.one_line),
+        after=chosen.after.map(style.one_line),
     )[["arm", "before", "after"]]
     changes = [_changes(r.before, r.after) for r in shown_rows.itertuples()]
     strong = {"before": [b for b, _ in changes], "after": [a for _, a in changes]}
@@ -582,10 +582,6 @@ def _changes(before: str, after: str) -> tuple[list[tuple[int, int]], list[tuple
             if kind != "equal" and end > start:
                 passages.append((of[start].start(), of[end - 1].end()))
     return found
-
-
-def _one_line(text: str) -> str:
-    return "\u2026" + " / ".join(filter(None, map(str.strip, text.split("\n")))) + "\u2026"
 
 
 def retained_table(result: Result) -> Table:

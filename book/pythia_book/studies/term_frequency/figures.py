@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pythia_book import style
+from pythia_book.corpora import equations
 from pythia_book.published.figures import ABSENT
 from pythia_book.published.tables import MODELS
+from pythia_book.records import number_text
+from pythia_book.studies.term_frequency.examples import NO_NUMBER, SHOWN
 from pythia_book.style import BLUE, ORANGE, Drawing, Table, interval
 
 if TYPE_CHECKING:
@@ -212,6 +215,56 @@ def released(result: Result) -> Drawing:
         numbers = (f"{row.model} {100 * row.value:.1f} %"
                    for row in style.rows_where(end, shots=16).itertuples())  # fmt: skip
         return Drawing(figure, "Released accuracies on addition at the end", numbers)
+
+
+def examples_table(result: Result) -> Table:
+    """Return sums with the answers of the largest model, right and wrong."""
+    import pandas as pd
+
+    rows = [
+        {
+            "First operand": f"{r.first}, of the {r.group}",
+            "Read in sums": number_text(int(r.in_sums)),
+            "Question": equations.question(int(r.first), int(r.second)),
+            "Right answer": str(r.first + r.second),
+            "The model writes": "no number" if r.answer == NO_NUMBER else str(r.answer),
+            "": "right" if r.right else "wrong",
+        }
+        for r in result.tables["examples"].itertuples()
+    ]
+    note = (
+        f"Sums that were never shown, and what {result.params.size_list[-1]} writes at the end "
+        f"after {result.params.shot_list[-1]} solved examples; drawn by hash, {SHOWN} of each kind "
+        "where there are so many"
+    )
+    note = note if rows else "No examples: this run was recorded before they were collected"
+    return Table(pd.DataFrame(rows), note)
+
+
+def answers_table(result: Result) -> Table:
+    """Return how the largest model's answers to sums are right and wrong."""
+    import pandas as pd
+
+    rows = [
+        {
+            "First operands": r.group,
+            "Sums": number_text(int(r.n)),
+            "Right": str(int(r.right)),
+            "Right if shuffled": number_text(r.shuffled),
+            "Different answers": str(int(r.different)),
+            "Most common answer": f"{r.common} ({100 * r.common_share:.0f} %)",
+            "Median error": number_text(r.median_error),
+            "Correlation with the sum": number_text(r.correlation),
+        }
+        for r in result.tables["answers"].itertuples()
+    ]
+    note = (
+        f"The answers of {result.params.size_list[-1]} at the end of training, after "
+        f"{result.params.shot_list[-1]} solved examples. Right if shuffled: how many would be "
+        "right, on average, if the same answers were given to the sums in random order"
+    )
+    note = note if rows else "Not measured: this run was recorded before this was"
+    return Table(pd.DataFrame(rows), note)
 
 
 def gaps_table(result: Result) -> Table:

@@ -20,6 +20,11 @@ from pythia_book.corpora.miniature import number_counts
 from pythia_book.published.tables import arithmetic_table
 from pythia_book.stats import Estimate
 from pythia_book.studies.term_frequency import claims as c
+from pythia_book.studies.term_frequency.examples import (
+    AnswerMeasurement,
+    answers_table,
+    examples_table,
+)
 from pythia_book.studies.term_frequency.params import INDICES, STUDY, Params
 from pythia_book.studies.term_frequency.tables import (
     COINS,
@@ -78,6 +83,8 @@ def analyse(params: Params, measured: Measurements, published: Tables) -> Analys
         "gaps": gaps_table(scores, sizes, shots),
         "experiment": experiment_table(scores, sizes, shots),
         "definitions": definitions_table(measured, sizes),
+        "examples": examples_table(scores, sizes[-1], shots[-1]),
+        "answers": answers_table(scores, sizes[-1], shots[-1]),
         "arithmetic": released_table(published.get("arithmetic")),
     }
     operands = published.get("operands")
@@ -116,7 +123,9 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     `in_sums/STEP`: int32[numbers], how often each number was read as a first operand up to STEP.
 
     Arrays on the sums that were never planted:
-    `first`: int8[sums], the first operand;
+    `first`, `second`: int8[sums], the operands;
+    `answer/SIZE/STEP/SHOTS`: int16[sums], the number that the largest model writes, or NO_NUMBER;
+        only at the last step, after the most examples;
     `exact/SIZE/STEP/SHOTS`: bool[sums], whether the model writes the right answer;
     `choice/SIZE/STEP/0`: bool[sums], whether the right answer is likelier than three wrong ones;
     `logprob/SIZE/STEP/SHOTS`: float32[sums], log-probability of the right answer in nats; after
@@ -158,7 +167,9 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     words = DefinitionMeasurement.of(definitions, smallest.data, length)
     counts = _count(smallest, words, steps, progress)
     arrays = _counted(natural, counts, words, steps)
-    arrays["first"] = np.array([q.first for q in sums[0].questions if q.held_out], np.int8)
+    held_out = [q for q in sums[0].questions if q.held_out]
+    arrays["first"] = np.array([q.first for q in held_out], np.int8)
+    arrays["second"] = np.array([q.second for q in held_out], np.int8)
 
     missing = set()
     sizes = {run.id: size for size, run in runs.items()}
@@ -169,6 +180,14 @@ def measure(params: Params, progress: bool = True) -> Measurements:
         for (run_id, step), scores in found.items():
             at = (sizes[run_id], step, asked.shots)
             arrays |= {name_of(m, *at): v for m, v in _recorded(asked, scores, step == steps[-1])}
+    largest = runs[params.size_list[-1]]
+    answers = AnswerMeasurement(sums[-1], data.tokenizer, data.eod_id)
+    found, gaps = measure_all([(largest, steps[-1])], answers, progress)
+    missing |= {(gap.run_id, gap.step) for gap in gaps}
+    for (run_id, step), scores in found.items():
+        asked_last = np.array([q.held_out for q in sums[-1].questions])
+        at = (sizes[run_id], step, sums[-1].shots)
+        arrays[name_of("answer", *at)] = scores["answer"][asked_last]
     found, gaps = measure_all([(run, steps[-1]) for run in runs.values()], words, progress)
     missing |= {(gap.run_id, gap.step) for gap in gaps}
     for (run_id, step), scores in found.items():
@@ -273,6 +292,18 @@ def values(params: Params, scores: NumberScores, tables: dict[str, pd.DataFrame]
         for measure, factor in (("exact", 100), ("choice", 100), ("logprob", 1)):
             e = cell(tables["accuracy"], size=size, step=step, shots=0, measure=measure)
             numbers[f"{measure}_{when}"] = _interval(e, factor)
+    for row in tables["answers"].itertuples():
+        if row.group == "all":
+            numbers |= {
+                "answers_right": int(row.right),
+                "answers_asked": int(row.n),
+                "answers_shuffled": float(row.shuffled),
+                "answers_different": int(row.different),
+                "answers_common": f"{row.common}",
+                "answers_common_percent": 100 * row.common_share,
+                "answers_median_error": row.median_error,
+                "answers_correlation": row.correlation,
+            }
     return numbers | _coin_values(params, scores, tables["experiment"])
 
 

@@ -323,6 +323,10 @@ def test_a_suite_that_has_memorized_nothing(tmp_path, monkeypatch) -> None:
     for draw in DRAWINGS:
         assert "<svg" in getattr(figures, draw)(result).svg
     figures.tests_table(result)
+    assert [e["kind"] for e in result.measured.facts["examples"]][-1] == "typical, read once"
+    assert {"0", "1"} < set(result.tables["recited"].times) and "once" in repr(
+        figures.examples_table(result)
+    )
     assert sum(a.nbytes for a in result.measured.arrays.values()) < 1e6
     tables, _, _ = study.analyse(params, result.measured, result.released)
     for name, table in tables.items():

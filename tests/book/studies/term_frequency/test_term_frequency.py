@@ -324,6 +324,14 @@ def test_counts_match_the_rows_that_were_read(smoke: Result) -> None:
 
 
 @pytest.mark.wheels
+def test_the_numbers_written_agree_with_the_answers_scored(smoke: Result) -> None:
+    arrays = smoke.measured.arrays
+    (name,) = [name for name in arrays if name.startswith("answer/7k")]
+    right = arrays[name] == arrays["first"].astype(int) + arrays["second"]
+    np.testing.assert_array_equal(right, arrays[name.replace("answer", "exact")])
+
+
+@pytest.mark.wheels
 def test_shots_that_do_not_fit_are_refused_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
