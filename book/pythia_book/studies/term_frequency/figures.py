@@ -267,6 +267,28 @@ def answers_table(result: Result) -> Table:
     return Table(pd.DataFrame(rows), note)
 
 
+def effects_table(result: Result) -> Table:
+    """Return the effects of the two coins on every measure, averaged over sizes."""
+    import pandas as pd
+
+    names = {"exact": ("answer written, points", 100), "choice": ("choice of four, points", 100),
+             "logprob": ("log-probability of the right answer, nats", 1),
+             "margin": ("its margin over wrong answers, nats", 1)}  # fmt: skip
+    effects, rows = result.tables["effects"], []
+    for (measure, shots), group in effects.groupby(["measure", "shots"], sort=False):
+        name, factor = names[measure]
+        row = {"Solved examples": str(shots), "Measure": name}
+        for r in group.itertuples():
+            ends = (factor * x for x in (r.value, r.low, r.high))
+            row[{"boost": "Made frequent", "placebo": "Placebo"}[r.coin]] = interval(*ends)
+        rows.append(row)
+    note = (
+        "Chosen number minus the other of its pair, at the end of training, mean over "
+        f"{result.values['coin_sizes']} [95 % over pairs]"
+    )
+    return Table(pd.DataFrame(rows).fillna("not measured"), note)
+
+
 def gaps_table(result: Result) -> Table:
     """Return our counterpart of the paper's Table 4: the final accuracy gap, by size and shots."""
     import pandas as pd

@@ -27,12 +27,12 @@ from pythia_book.studies.term_frequency.examples import (
 )
 from pythia_book.studies.term_frequency.params import INDICES, STUDY, Params
 from pythia_book.studies.term_frequency.tables import (
-    COINS,
     NumberScores,
     accuracy_table,
     cell,
     curves_table,
     definitions_table,
+    effects_table,
     experiment_table,
     frequency_table,
     gaps_table,
@@ -41,7 +41,6 @@ from pythia_book.studies.term_frequency.tables import (
     tenths,
 )
 from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
-from pythia_book.verdicts import ALPHA, holm
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,6 +81,7 @@ def analyse(params: Params, measured: Measurements, published: Tables) -> Analys
         "curves": curves_table(scores, sizes, shots),
         "gaps": gaps_table(scores, sizes, shots),
         "experiment": experiment_table(scores, sizes, shots),
+        "effects": effects_table(scores, c.larger_half(sizes), shots[-1]),
         "definitions": definitions_table(measured, sizes),
         "examples": examples_table(scores, sizes[-1], shots[-1]),
         "answers": answers_table(scores, sizes[-1], shots[-1]),
@@ -304,41 +304,33 @@ def values(params: Params, scores: NumberScores, tables: dict[str, pd.DataFrame]
                 "answers_median_error": row.median_error,
                 "answers_correlation": row.correlation,
             }
-    return numbers | _coin_values(params, scores, tables["experiment"])
+    numbers["coin_sizes"] = ", ".join(c.larger_half(params.size_list))
+    return numbers | _coin_values(scores, tables)
 
 
-def _coin_values(params: Params, scores: NumberScores, experiment: pd.DataFrame) -> dict[str, Any]:
-    """Return the effects of the coins for the page's text, by default on log-probability, in nats.
+def _coin_values(scores: NumberScores, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """Return the effects of the coins for the page's text, averaged over the larger half of sizes.
 
-    NAME is "boost" or "placebo" (see `NumberScores.coins`). The keys are
-    `coin_sizes`: the larger half of the sizes; only these are used;
-    `NAME`: the effect averaged over these sizes;
+    The keys are
+    `boost`, `placebo`: the effect on the few-shot log-probability, in nats;
     `boost_exact`, `boost_choice`: the same on answers written and on zero-shot choices, in points;
     `boost_zero_shot`, `boost_margin`: the same, zero-shot, on log-probability and on the margin;
-    `NAME_largest`: the effect at the largest size;
-    `NAME_seen`: the sizes with a positive and, after Holm's correction, significant effect;
     `boost_ratio`: the column `ratio` of `experiment` for the coin boost.
     """
-    shots, sizes = params.shot_list[-1], c.larger_half(params.size_list)
-    pooled = scores.coins(sizes, shots, "logprob")
-    numbers: dict[str, Any] = {"coin_sizes": ", ".join(sizes)}
-    for coin in COINS:
-        numbers[coin] = _interval(pooled.get(coin))
-        each = {size: scores.coins((size,), shots, "logprob").get(coin) for size in sizes}
-        numbers[f"{coin}_largest"] = _interval(each[sizes[-1]])
-        p_values = holm({s: e.p_value() for s, e in each.items() if e and e.low < e.high})
-        seen = [s for s, p in p_values.items() if p <= ALPHA and each[s].value > 0]
-        numbers[f"{coin}_seen"] = ", ".join(s for s in sizes if s in seen) or "none"
-    for name, measure, k, factor in (
-        ("exact", "exact", shots, 100),
-        ("choice", "choice", 0, 100),
-        ("zero_shot", "logprob", 0, 1),
-        ("margin", "margin", 0, 1),
+    effects, ratio = tables["effects"], selected(tables["experiment"], coin="boost").ratio
+    numbers: dict[str, Any] = {"boost_ratio": float(ratio.iloc[0]) if len(ratio) else None}
+    for name, coin, few, measure, factor in (
+        ("boost", "boost", True, "logprob", 1),
+        ("placebo", "placebo", True, "logprob", 1),
+        ("boost_exact", "boost", True, "exact", 100),
+        ("boost_choice", "boost", False, "choice", 100),
+        ("boost_zero_shot", "boost", False, "logprob", 1),
+        ("boost_margin", "boost", False, "margin", 1),
     ):
-        effect = scores.coins(sizes, k, measure).get("boost")
-        numbers[f"boost_{name}"] = _interval(effect, factor)
-    ratio = selected(experiment, coin="boost").ratio
-    return numbers | {"boost_ratio": float(ratio.iloc[0]) if len(ratio) else None}
+        rows = selected(effects, coin=coin, measure=measure)
+        rows = rows[(rows.shots > 0) == few]
+        numbers[name] = _interval(cell(rows, coin=coin), factor)
+    return numbers
 
 
 def released_values(operands: pd.DataFrame) -> dict[str, Any]:

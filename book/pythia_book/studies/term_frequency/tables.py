@@ -313,6 +313,25 @@ def experiment_table(
     return pd.DataFrame(rows, columns=names)
 
 
+def effects_table(scores: NumberScores, sizes: Sequence[str], shots: int) -> pd.DataFrame:
+    """Return the table of the effects of the coins, averaged over `sizes`.
+
+    Columns: `measure`, `shots`, `coin`, `value`, `low`, `high` (a share of right answers, or nats),
+    `n` (number of pairs).
+    """
+    import pandas as pd
+
+    rows = [
+        {"measure": measure, "shots": k, "coin": coin, **e.interval(), "n": e.n_items}
+        for measure, k in dict.fromkeys(
+            (("exact", shots), ("logprob", shots), ("choice", 0), ("logprob", 0), ("margin", 0))
+        )
+        for coin, e in scores.coins(sizes, k, measure).items()
+    ]
+    names = ["measure", "shots", "coin", "value", "low", "high", "n"]
+    return pd.DataFrame(rows, columns=names)
+
+
 def definitions_table(measured: Measurements, sizes: Sequence[str]) -> pd.DataFrame:
     """Return the table of how often final models pick the defined word out of four.
 

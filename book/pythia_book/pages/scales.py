@@ -1,0 +1,30 @@
+"""The numbers of the sections on larger scales: what a study would take on one GPU.
+
+Times and bytes are predictions of pythia_book.budget for one H100, for each study by itself, with
+its default parameters: as if no other study had trained any of its runs.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from pythia_book.budget import studies_table
+from pythia_book.pages.real_suite import bytes_text, time_text
+from pythia_book.studies.registry import STUDIES
+from pythia_core.suite import scale_named
+
+SCALE = "gpu"
+
+
+@cache
+def values() -> dict[str, str]:
+    """Return `largest` (the largest size), and `<study>_runs`, `_time` and `_disk`, as text."""
+    numbers = {"largest": scale_named(SCALE).sizes[-1]}
+    for study in STUDIES:
+        (needs,) = studies_table(SCALE, [study]).itertuples()
+        numbers |= {
+            f"{study}_runs": f"{needs.runs}",
+            f"{study}_time": time_text(needs.total_s),
+            f"{study}_disk": bytes_text(1e9 * needs.kept_gb),
+        }
+    return numbers
