@@ -340,7 +340,8 @@ def _recited(extracted: Extracted) -> dict[str, Any]:
       were read once; `beginning_once_read_more_standard`: those of them whose continuation was
       read more than once.
     - `planted_rows`, `planted_texts`: memorized rows whose continuation is in a planted text, and
-      the number of these texts; `planted_copies`: how often these were planted, e.g. "3 planted
+      the number of these texts; `fewest_readings`: the fewest readings of a memorized row;
+      `planted_copies`: how often these were planted, e.g. "3 planted
       128 times".
     """
     size = extracted.params.size_list[-1]
@@ -358,6 +359,8 @@ def _recited(extracted: Extracted) -> dict[str, Any]:
     texts = np.unique(planted[planted >= 0])
     levels, counts = np.unique(extracted.measured.arrays["copies"][texts], return_counts=True)
     by_level = [f"{n} planted {k} times" for k, n in zip(levels, counts, strict=True)][::-1]
+    if memorized.any():
+        numbers["fewest_readings"] = int(rows.times[memorized].min())
     return numbers | {
         "once_memorized_standard": int((memorized & once).sum()),
         "beginning_once_memorized_standard": int(seeming.sum()),
