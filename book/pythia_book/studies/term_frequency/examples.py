@@ -1,7 +1,7 @@
 """The numbers that the largest model writes after sums: examples, and how they are wrong.
 
-Which sums are shown is decided by a hash, separately for right and wrong answers and for the most
-and the least frequent tenth of the first operands.
+Which sums are shown is decided by a hash, separately for right and wrong answers and for the GROUPS
+of first operands.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NO_NUMBER = -1
 MOST_DIGITS = 4
 SHOWN = 2
 """How many sums are shown of each kind."""
-GROUPS = ("most frequent tenth", "least frequent tenth")
+GROUPS = ("most frequent tenth", "in between", "least frequent tenth")
 _NUMBER = re.compile(rf" ?([0-9]{{1,{MOST_DIGITS}}})")
 
 
@@ -72,7 +72,7 @@ def number(text: str) -> int:
 def examples_table(scores: NumberScores, size: str, shots: int) -> pd.DataFrame:
     """Return sums with a model's final answers: SHOWN of each kind, if there are so many.
 
-    `group`: whether the first operand is among the most or the least frequent (GROUPS);
+    `group`: how frequent the first operand is (GROUPS);
     `first`, `second`: the operands;
     `in_sums`: how often the first operand was read in sums;
     `answer`: what the model writes, or NO_NUMBER;
@@ -92,7 +92,7 @@ def examples_table(scores: NumberScores, size: str, shots: int) -> pd.DataFrame:
 
 
 def answers_table(scores: NumberScores, size: str, shots: int) -> pd.DataFrame:
-    """Return how a model's final answers are wrong, for all sums and for the tenths of operands.
+    """Return how a model's final answers are wrong, for all sums and for each of GROUPS.
 
     `group`: "all" or one of GROUPS;
     `n`, `right`: numbers of sums, and of right answers;
@@ -139,7 +139,6 @@ def _groups(
         {"first": scores.first, "second": second, "in_sums": times[scores.first],
          "answer": answer.astype(int), "right": answer == scores.first + second}
     )  # fmt: skip
-    found = {"all": sums} if whole else {}
-    for group, members in zip(GROUPS, tenths(times), strict=True):
-        found[group] = sums[np.isin(scores.first, members)]
-    return found
+    top, bottom = (np.isin(scores.first, members) for members in tenths(times))
+    inside = zip(GROUPS, (top, ~(top | bottom), bottom), strict=True)
+    return ({"all": sums} if whole else {}) | {group: sums[rows] for group, rows in inside}

@@ -223,7 +223,7 @@ def examples_table(result: Result) -> Table:
 
     rows = [
         {
-            "First operand": f"{r.first}, of the {r.group}",
+            "First operand": f"{r.first} ({r.group})",
             "Read in sums": number_text(int(r.in_sums)),
             "Question": equations.question(int(r.first), int(r.second)),
             "Right answer": str(r.first + r.second),

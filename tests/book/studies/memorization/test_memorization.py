@@ -227,6 +227,7 @@ def test_rows_of_few_planted_texts_are_counted() -> None:
     values = few.values
     assert values["planted_texts"] == 6 and values["planted_copies"] == "6 planted 64 times"
     assert values["planted_rows"] == values["memorized_standard"]
+    assert values["fewest_readings"] == 64
     (claim,) = [c for c in few.claims if "read more often" in c["claim"]]
     assert "with memorized rows in 6" in claim["ours"]["units"]
     wide, narrow = (

@@ -239,6 +239,13 @@ def test_groups_with_one_answer_have_an_exact_bound() -> None:
     assert tenths(tie)[0][:3] == [0, 1, 2]
 
 
+def test_a_gap_between_groups_that_are_all_wrong_has_a_bound() -> None:
+    measured = measurements(0.0)
+    measured.arrays["exact/600k/572/4"][:] = False
+    gap = NumberScores(measured).gap("600k", 572, 4, "exact")
+    assert gap is not None and gap.value == 0 and -0.1 < gap.low < 0 < gap.high < 0.1
+
+
 # --- gaps ------------------------------------------------------------------------------------
 
 
