@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pythia_book import style
-from pythia_book.corpora import equations
 from pythia_book.published.figures import ABSENT
 from pythia_book.published.tables import MODELS
 from pythia_book.records import number_text
@@ -225,10 +224,10 @@ def examples_table(result: Result) -> Table:
         {
             "First operand": f"{r.first} ({r.group})",
             "Read in sums": number_text(int(r.in_sums)),
-            "Question": equations.question(int(r.first), int(r.second)),
+            "Sum": f"{r.first} plus {r.second}",
             "Right answer": str(r.first + r.second),
             "The model writes": "no number" if r.answer == NO_NUMBER else str(r.answer),
-            "": "right" if r.right else "wrong",
+            "Which is": "right" if r.right else "wrong",
         }
         for r in result.tables["examples"].itertuples()
     ]
@@ -250,11 +249,11 @@ def answers_table(result: Result) -> Table:
             "First operands": r.group,
             "Sums": number_text(int(r.n)),
             "Right": str(int(r.right)),
-            "Right if shuffled": number_text(r.shuffled),
+            "Right if shuffled": f"{r.shuffled:.1f}",
             "Different answers": str(int(r.different)),
             "Most common answer": f"{r.common} ({100 * r.common_share:.0f} %)",
             "Median error": number_text(r.median_error),
-            "Correlation with the sum": number_text(r.correlation),
+            "Correlation with the sum": f"{r.correlation:.2f}",
         }
         for r in result.tables["answers"].itertuples()
     ]

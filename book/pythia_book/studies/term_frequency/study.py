@@ -278,8 +278,8 @@ def values(params: Params, scores: NumberScores, tables: dict[str, pd.DataFrame]
     ends = selected(tables["gaps"], step=steps[-1], shots=0, measure="choice").value
     numbers["most_boosted"], numbers["least_boosted"] = scores.boosted_in_tenths()
     numbers |= {
-        "gap_choice_narrowest": 100 * float(ends.min()),
-        "gap_choice_widest": 100 * float(ends.max()),
+        "gap_choice_narrowest": round(100 * ends.min()),
+        "gap_choice_widest": round(100 * ends.max()),
         "exact": _interval(cell(tables["accuracy"], **few, measure="exact"), 100),
         "choice": _interval(cell(tables["accuracy"], **zero, measure="choice"), 100),
         "gap": _interval(cell(tables["gaps"], **few, measure="exact"), 100),
@@ -288,7 +288,7 @@ def values(params: Params, scores: NumberScores, tables: dict[str, pd.DataFrame]
     # three measures of the same answers, at the first, a middle and the last checkpoint
     named = {"first": steps[0], "middle": steps[(len(steps) - 1) // 2], "last": steps[-1]}
     for when, step in named.items():
-        numbers[f"{when}_percent"] = 100 * step / steps[-1]
+        numbers[f"{when}_percent"] = round(100 * step / steps[-1])
         for measure, factor in (("exact", 100), ("choice", 100), ("logprob", 1)):
             e = cell(tables["accuracy"], size=size, step=step, shots=0, measure=measure)
             numbers[f"{measure}_{when}"] = _interval(e, factor)
@@ -297,12 +297,12 @@ def values(params: Params, scores: NumberScores, tables: dict[str, pd.DataFrame]
             numbers |= {
                 "answers_right": int(row.right),
                 "answers_asked": int(row.n),
-                "answers_shuffled": float(row.shuffled),
+                "answers_shuffled": round(row.shuffled, 1),
                 "answers_different": int(row.different),
-                "answers_common": f"{row.common}",
-                "answers_common_percent": 100 * row.common_share,
+                "answers_common": row.common,
+                "answers_common_percent": round(100 * row.common_share),
                 "answers_median_error": row.median_error,
-                "answers_correlation": row.correlation,
+                "answers_correlation": round(row.correlation, 2),
             }
     numbers["coin_sizes"] = ", ".join(c.larger_half(params.size_list))
     return numbers | _coin_values(scores, tables)
