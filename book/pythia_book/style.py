@@ -276,6 +276,11 @@ class Table:
         return self.frame.to_string(index=False)
 
 
+def one_line(text: str) -> str:
+    """Return a passage on one line, for a table; a slash stands for one or more line breaks."""
+    return " / ".join(filter(None, map(str.strip, text.split("\n"))))
+
+
 # --- parts of figures ------------------------------------------------------------------------
 
 
@@ -934,12 +939,6 @@ def twin_shares(ax: Axes, frame: pd.DataFrame, sizes: tuple[str, ...]) -> None:
     size_points(ax, frame, sizes, "arm", marks)
     legend(ax, marks)
     ax.set(xlabel="parameters without embeddings", ylabel="% of rows memorized")
-
-
-def one_line(text: str) -> str:
-    """Return a passage on one line, between ellipses; characters that do not print are replaced."""
-    line = " / ".join(filter(None, map(str.strip, text.splitlines())))
-    return "\u2026" + "".join(c if c.isprintable() else "\ufffd" for c in line) + "\u2026"
 
 
 def interval(value: Any, low: float | None, high: float | None) -> str:

@@ -13,7 +13,9 @@ from pythia_book.studies.registry import STUDIES, runs_of
 def test_a_study_is_counted_by_itself() -> None:
     values = scales.values()
     named = {f"{study}_{what}" for study in STUDIES for what in ("runs", "time", "disk")}
-    assert set(values) == named | {"largest"} and values["largest"] == "85m"
+    models = {f"ablations_{what}" for what in ("models", "sizes", "tokens", "row")}
+    assert set(values) - {"largest"} == named | models and values["largest"] == "85m"
+    assert (values["ablations_models"], values["ablations_sizes"]) == ("16", "1.2m and 4.7m")
     assert values["scaling_runs"] == str(len(runs_of("scaling", "gpu"))) == "16"
     shared = budget.studies_table("gpu").set_index("study")
     assert shared.runs["scaling"] == 0, "in the sum over studies, the suite has trained these runs"

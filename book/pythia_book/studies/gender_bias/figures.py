@@ -563,8 +563,8 @@ def examples_table(result: Result) -> Table:
     chosen = chosen.sort_values("arm", key=lambda c: c.map(LONG_ARMS.index), kind="stable")
     shown_rows = chosen.assign(
         arm=chosen.arm.map(lambda a: ARMS[a].label),
-        before=chosen.before.map(style.one_line),
-        after=chosen.after.map(style.one_line),
+        before=chosen.before.map(_passage),
+        after=chosen.after.map(_passage),
     )[["arm", "before", "after"]]
     changes = [_changes(r.before, r.after) for r in shown_rows.itertuples()]
     strong = {"before": [b for b, _ in changes], "after": [a for _, a in changes]}
@@ -582,6 +582,10 @@ def _changes(before: str, after: str) -> tuple[list[tuple[int, int]], list[tuple
             if kind != "equal" and end > start:
                 passages.append((of[start].start(), of[end - 1].end()))
     return found
+
+
+def _passage(text: str) -> str:
+    return f"\u2026{style.one_line(text)}\u2026"
 
 
 def retained_table(result: Result) -> Table:

@@ -352,13 +352,13 @@ def examples_table(result: Result) -> Table:
 
     rows, wrong = [], []
     for example in result.measured.facts.get("examples", ()):
-        truth, written = (style.one_line(example[key]) for key in ("truth", "written"))
+        prompt, truth, written = (_passage(example[k]) for k in ("prompt", "truth", "written"))
         pairs = enumerate(zip(truth, written, strict=False))
         error = next((i for i, (right, ours) in pairs if right != ours), len(truth))
         wrong.append([(error, len(written))] if truth != written else [])
         rows.append({
             "Row": example["kind"], "Times read": number_text(example["times"]),
-            "Tokens recited": str(example["recited"]), "Prompt": style.one_line(example["prompt"]),
+            "Tokens recited": str(example["recited"]), "Prompt": prompt,
             "How the row goes on": truth, "How the model goes on": written,
         })  # fmt: skip
     note = (
@@ -367,6 +367,12 @@ def examples_table(result: Result) -> Table:
     )
     note = note if rows else "No examples: this run was recorded before they were collected"
     return Table(pd.DataFrame(rows), note, strong={"How the model goes on": wrong} if rows else {})
+
+
+def _passage(text: str) -> str:
+    """Return a piece of a text for a table; characters that do not print are replaced."""
+    shown = "".join(c if c.isprintable() else "\ufffd" for c in style.one_line(text))
+    return f"\u2026{shown}\u2026"
 
 
 def recited_table(result: Result) -> Table:
