@@ -340,9 +340,9 @@ def _recited(extracted: Extracted) -> dict[str, Any]:
       were read once; `beginning_once_read_more_standard`: those of them whose continuation was
       read more than once.
     - `planted_rows`, `planted_texts`: memorized rows whose continuation is in a planted text, and
-      the number of these texts; `fewest_readings`: the fewest readings of a memorized row;
-      `planted_copies`: how often these were planted, e.g. "3 planted
+      the number of these texts; `planted_copies`: how often these were planted, e.g. "3 planted
       128 times".
+    - `fewest_readings`: the fewest readings of a memorized row.
     """
     size = extracted.params.size_list[-1]
     numbers: dict[str, Any] = {}
@@ -367,7 +367,7 @@ def _recited(extracted: Extracted) -> dict[str, Any]:
         "beginning_once_read_more_standard": int((seeming & ~once).sum()),
         "planted_rows": int((planted >= 0).sum()),
         "planted_texts": len(texts),
-        "planted_copies": " and ".join(by_level) or "none",
+        "planted_copies": ", ".join(by_level) or "none",
     }
 
 
