@@ -357,16 +357,16 @@ def examples_table(result: Result) -> Table:
         error = next((i for i, (right, ours) in pairs if right != ours), len(truth))
         wrong.append([(error, len(written))] if truth != written else [])
         rows.append({
-            "Row": example["kind"], "Times read": number_text(example["times"]),
-            "Tokens recited": str(example["recited"]), "Prompt": prompt,
-            "How the row goes on": truth, "How the model goes on": written,
+            "Row (times read; tokens recited)":
+                f"{example['kind']} ({number_text(example['times'])}; {example['recited']})",
+            "Prompt": prompt, "How it goes on": truth, "What the model writes": written,
         })  # fmt: skip
     note = (
         f"What {result.params.size_list[-1]} writes at the end of training after the first "
         f"{result.params.context} tokens of a row; bold: from its first error on"
     )
     note = note if rows else "No examples: this run was recorded before they were collected"
-    return Table(pd.DataFrame(rows), note, strong={"How the model goes on": wrong} if rows else {})
+    return Table(pd.DataFrame(rows), note, strong={"What the model writes": wrong} if rows else {})
 
 
 def _passage(text: str) -> str:

@@ -98,7 +98,7 @@ def test_a_recited_row_has_no_error_to_mark() -> None:
         "kind": KINDS[0], "times": 9, "recited": 32, "prompt": "a", "truth": "b", "written": "b",
     }  # fmt: skip
     table = figures.examples_table(result_of(examples=[example]))
-    assert table.strong == {"How the model goes on": [[]]}
+    assert table.strong == {"What the model writes": [[]]}
 
 
 def test_a_record_without_examples_says_so() -> None:
