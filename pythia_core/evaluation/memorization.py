@@ -86,17 +86,50 @@ def extract(
     return Extraction(~np.isnan(margins)[group], margins[group])
 
 
+@torch.no_grad()
+def recited(
+    model: Scorable,
+    rows: np.ndarray,
+    context: int = 32,
+    continuation: int = 32,
+    token_budget: int = TOKEN_BUDGET,
+) -> np.ndarray:
+    """Return how many tokens of each row the model recites before its first error, int64[n].
+
+    Greedy decoding begins after the first `context` tokens of a row (int[n, width]). A row is
+    memorized if the model recites all `continuation` tokens after these.
+    """
+    distinct, group = distinct_windows(rows, context + continuation)
+    distinct = distinct.astype(np.int64)
+    counts, alive = np.zeros(len(distinct), np.int64), np.arange(len(distinct))
+    for positions in sorted({min(stage, continuation) for stage in (*STAGES, continuation)}):
+        size = max(1, token_budget // (context + positions - 1))
+        for start in range(0, len(alive), size):
+            part = alive[start : start + size]
+            logits, target = _continuation_logits(model, distinct[part], context, positions)
+            counts[part] = (logits.argmax(-1) == target).cumprod(1).sum(1).cpu().numpy()
+        alive = alive[counts[alive] == positions]
+    return counts[group]
+
+
+def _continuation_logits(
+    model: Scorable, rows: np.ndarray, context: int, positions: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the logits [n, positions, V] and the row's tokens [n, positions] after the context."""
+    ids = torch.from_numpy(rows[:, : context + positions]).to(device_of(model))
+    inputs = ids[:, :-1]
+    at = torch.arange(inputs.numel(), device=ids.device).view(inputs.shape)[:, context - 1 :]
+    states = hidden_at(model, inputs, at.flatten())
+    return model.logits(states).float().view(len(ids), positions, -1), ids[:, context:]
+
+
 def _logit_margins(model: Scorable, rows: np.ndarray, context: int, positions: int) -> np.ndarray:
     """Return each row's smallest margin at the `positions` after the context, float32[n].
 
     A margin is negative if another token is more likely.
     """
-    ids = torch.from_numpy(rows[:, : context + positions]).to(device_of(model))
-    inputs = ids[:, :-1]
-    at = torch.arange(inputs.numel(), device=ids.device).view(inputs.shape)[:, context - 1 :]
-    states = hidden_at(model, inputs, at.flatten())
-    logits = model.logits(states).float().view(len(ids), positions, -1)
-    target = ids[:, context:, None]
+    logits, target = _continuation_logits(model, rows, context, positions)
+    target = target[..., None]
     correct = logits.gather(-1, target)
     margin = (correct - logits.amax(-1, keepdim=True)).flatten(1).amin(1)
     alive = margin == 0  # all tokens are the most likely ones; by how much?

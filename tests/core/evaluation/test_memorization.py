@@ -16,6 +16,7 @@ from pythia_core.evaluation.memorization import (
     check_by_generation,
     distinct_windows,
     extract,
+    recited,
     repetition_counts,
 )
 from pythia_core.model import GPTNeoX
@@ -64,6 +65,16 @@ def test_extraction_equals_generation(
     assert found.memorized.any()
     assert not found.memorized[40:].any()
     assert check_by_generation(model, mixed, found, context, continuation, 30)[1] == 0
+
+
+def test_recited_tokens_are_counted_up_to_the_first_error(model: GPTNeoX, rows: np.ndarray) -> None:
+    wrong = np.concatenate([rows, rows[:10]])
+    wrong[40:, K + 3] = 61  # the fourth token to recite
+    counts = recited(model, wrong, K, K, token_budget=40)
+    assert (counts[:10] == K).all() and (counts[40:] == 3).all()
+    made = np.array(generate(model, wrong[:, :K].tolist(), K)) == wrong[:, K : 2 * K]
+    np.testing.assert_array_equal(counts, made.cumprod(1).sum(1))
+    np.testing.assert_array_equal(counts == K, extract(model, wrong, K, K).memorized)
 
 
 def test_the_check_finds_a_wrong_result(model: GPTNeoX, rows: np.ndarray) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MARGIN = 1.0
 """A change of the loss by less than this, in percent, counts as none. The losses of most
-neighbouring sizes differ by more, so such a change would not reorder sizes. The margin was set
+neighboring sizes differ by more, so such a change would not reorder sizes. The margin was set
 when one seed had been compared."""
 BOUNDED = "the two forms are so close that the loss of a finished model cannot move by the margin"
 INTERVAL = ["value", "low", "high"]

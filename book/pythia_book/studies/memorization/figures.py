@@ -346,6 +346,58 @@ def released(result: Result) -> Drawing:
         return Drawing(figure, "Released models at the end of training", numbers)
 
 
+def examples_table(result: Result) -> Table:
+    """Return rows with what the largest model writes after their beginnings."""
+    import pandas as pd
+
+    rows, wrong = [], []
+    for example in result.measured.facts.get("examples", ()):
+        prompt, truth, written = (_passage(example[k]) for k in ("prompt", "truth", "written"))
+        pairs = enumerate(zip(truth, written, strict=False))
+        error = next((i for i, (right, ours) in pairs if right != ours), len(truth))
+        wrong.append([(error, len(written))] if truth != written else [])
+        rows.append({
+            "Row (times read; tokens recited)":
+                f"{example['kind']} ({number_text(example['times'])}; {example['recited']})",
+            "Prompt": prompt, "How it goes on": truth, "What the model writes": written,
+        })  # fmt: skip
+    note = (
+        f"What {result.params.size_list[-1]} writes at the end of training after the first "
+        f"{result.params.context} tokens of a row; bold: from its first error on"
+    )
+    note = note if rows else "No examples: this run was recorded before they were collected"
+    return Table(pd.DataFrame(rows), note, strong={"What the model writes": wrong} if rows else {})
+
+
+def _passage(text: str) -> str:
+    """Return a piece of a text for a table; characters that do not print are replaced."""
+    shown = "".join(c if c.isprintable() else "\ufffd" for c in style.one_line(text))
+    return f"\u2026{shown}\u2026"
+
+
+def recited_table(result: Result) -> Table:
+    """Return how far the largest model recites rows, by how often they were read."""
+    import pandas as pd
+
+    rows = [
+        {
+            "Times read": "never" if r.times == "0" else r.times,
+            "Rows": number_text(int(r.n)),
+            "Tokens recited [95 %]": style.interval(r.value, r.low, r.high),
+            "Recited in full": number_text(int(r.memorized)),
+            "Furthest of the others, tokens": str(int(r.furthest)),
+        }
+        for r in result.tables["recited"].itertuples()
+    ]
+    note = (
+        f"How many of the next {result.params.continuation} tokens {result.params.size_list[-1]} "
+        "recites before its first error (mean over rows). Rows read once or never: only natural "
+        "text that hardly any other row shares"
+    )
+    note = note if rows else "Not measured: this run was recorded before this was"
+    return Table(pd.DataFrame(rows), note)
+
+
 def tests_table(result: Result) -> Table:
     """Return all tests of order, with effect size, p, and p adjusted by Holm."""
     import pandas as pd

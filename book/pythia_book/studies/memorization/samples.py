@@ -72,6 +72,14 @@ def natural(data: PreparedData, rows: np.ndarray) -> np.ndarray:
     return ~in_documents(data, len(rows), generated).any(1)
 
 
+def own_text(data: PreparedData, rows: np.ndarray) -> np.ndarray:
+    """Return whether each of the rows 0, 1, ... is natural text that hardly any other row shares.
+
+    `rows` is int[n, width], all rows of the data. The result is bool[n].
+    """
+    return natural(data, rows) & (shared_passages(rows) <= MOST_SHARED)
+
+
 def in_documents(data: PreparedData, n: int, domains: Sequence[str]) -> np.ndarray:
     """Return which tokens of the first `n` rows are from documents of `domains`, bool[n, width]."""
     stream, valid = data.order.stream(np.arange(n))
@@ -103,7 +111,7 @@ class ChosenRows:
     def of(cls, params: Params, data: PreparedData, batch_size: int, last: int) -> ChosenRows:
         """Choose among the rows of the dataset; those from update `last` on are never read."""
         rows = data.rows.rows(0, data.rows.n_rows)
-        (usable,) = np.nonzero(natural(data, rows) & (shared_passages(rows) <= MOST_SHARED))
+        (usable,) = np.nonzero(own_text(data, rows))
         update, width = usable // batch_size, data.config.seq_len
         never = usable[update >= last]
         cohorts = [

@@ -23,7 +23,7 @@ from pythia_book.studies.memorization import tables as tables_of
 from pythia_book.studies.memorization.claims import claims
 from pythia_book.studies.memorization.order_tests import MIN_EVENTS
 from pythia_book.studies.memorization.panel import NEVER
-from pythia_book.studies.memorization.params import STUDY, TREND, Params, configs
+from pythia_book.studies.memorization.params import INTERVAL, STUDY, TREND, Params, configs
 from pythia_book.studies.memorization.tables import Extracted, Rows
 from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
 from pythia_core.suite import DATA_ARMS, scale_named
@@ -57,6 +57,11 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     - text/ARM: an index that rows with the same continuation share.
     - planted/ARM: the index of the planted text that contains the continuation, or -1.
 
+    The largest size at the end, on the standard text (see `recital`):
+
+    - recited: how many tokens it recites of each row read, then of each row never read.
+    - own: whether each of these rows is natural text of its own (see `samples.own_text`).
+
     The array "copies" has the number of occurrences of each planted text in the corpus.
 
     For traces (see `samples` and `panel`), in the order of the chosen rows and canaries:
@@ -71,6 +76,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     - gaps: the number of unmeasured checkpoints.
     - generated: how many results were checked by actual generation.
     - disagreements: how many of the checked results were wrong.
+    - examples: see `recital.examples`.
     """
     import pandas as pd
 
@@ -111,6 +117,9 @@ def measure(params: Params, progress: bool = True) -> Measurements:
         _, text = distinct_windows(windows, windows.shape[1])
         arrays[name_of("text", arm)] = pd.factorize(text)[0].astype(np.int32)
         arrays[name_of("planted", arm)], arrays["copies"] = planted_ids(data, windows)
+    largest = suite[params.size_list[-1], "standard"]
+    shown, gap = _measure_recital(params, largest, arrays, progress)
+    n_gaps += gap
     traced = {(size, seed): trained[size, "standard", seed] for size, seed in params.members}
     n_gaps += _measure_traces(params, traced, arrays, progress)
     facts = {
@@ -118,8 +127,35 @@ def measure(params: Params, progress: bool = True) -> Measurements:
         "gaps": n_gaps,
         "generated": int(checked[0]),
         "disagreements": int(checked[1]),
+        "examples": shown,
     }
     return Measurements(arrays, facts, list(trained.values()))
+
+
+def _measure_recital(
+    params: Params, run: Run, arrays: dict[str, np.ndarray], progress: bool
+) -> tuple[list[dict[str, Any]], int]:
+    """Add to `arrays` how far a run's rows are recited at its end; return examples and the gaps."""
+    from pythia_book.measurements import measure_all
+    from pythia_book.studies.memorization.recital import RecitalMeasurement, examples
+    from pythia_book.studies.memorization.samples import own_text
+    from pythia_core.evaluation.memorization import repetition_counts
+
+    train, stop = run.config.train, params.context + params.continuation
+    rows = run.data.rows.rows(0, run.data.rows.n_rows)
+    n_read = train.steps * train.batch_size
+    unread = repetition_counts(rows[:n_read], rows[n_read:, params.context : stop])
+    times = np.append(arrays[name_of("times", "standard")], unread)
+    arrays["own"] = own_text(run.data, rows)
+    recital = RecitalMeasurement(
+        rows[:, :stop], times, arrays["own"], params.context, params.continuation
+    )
+    measured, gaps = measure_all([(run, train.steps)], recital, progress)
+    if gaps:
+        return [], len(gaps)
+    ((_, found),) = measured.items()
+    arrays["recited"] = found["recited"]
+    return examples(recital, found, run.data), 0
 
 
 def _measure_traces(
@@ -188,6 +224,7 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
     lines = {
         "shares": tables_of.shares(extracted),
         "exposures": tables_of.by_exposure(extracted),
+        "recited": tables_of.recited(extracted),
         **tables_of.order(extracted),
         "prediction": tables_of.prediction(extracted),
     }
@@ -276,6 +313,12 @@ def values(extracted: Extracted, tables: dict[str, pd.DataFrame]) -> dict[str, A
         "n_rows": len(extracted.rows["standard"]),
         **_recited(extracted),
     }
+    recited = tables["recited"].set_index("times")
+    for name, times in (("never", "0"), ("once", "1")):
+        if times in recited.index:
+            line = recited.loc[times]
+            numbers[f"recited_{name}"] = {key: float(line[key]) for key in INTERVAL}
+            numbers[f"recited_{name}_furthest"] = int(line.furthest)
     lines = tables["prediction"].set_index(["experiment", "size", "step"])
     predictors = [
         (f"at_{percent}", ("earlier checkpoint", largest, step))
@@ -299,6 +342,7 @@ def _recited(extracted: Extracted) -> dict[str, Any]:
     - `planted_rows`, `planted_texts`: memorized rows whose continuation is in a planted text, and
       the number of these texts; `planted_copies`: how often these were planted, e.g. "3 planted
       128 times".
+    - `fewest_readings`: the fewest readings of a memorized row.
     """
     size = extracted.params.size_list[-1]
     numbers: dict[str, Any] = {}
@@ -315,13 +359,15 @@ def _recited(extracted: Extracted) -> dict[str, Any]:
     texts = np.unique(planted[planted >= 0])
     levels, counts = np.unique(extracted.measured.arrays["copies"][texts], return_counts=True)
     by_level = [f"{n} planted {k} times" for k, n in zip(levels, counts, strict=True)][::-1]
+    if memorized.any():
+        numbers["fewest_readings"] = int(rows.times[memorized].min())
     return numbers | {
         "once_memorized_standard": int((memorized & once).sum()),
         "beginning_once_memorized_standard": int(seeming.sum()),
         "beginning_once_read_more_standard": int((seeming & ~once).sum()),
         "planted_rows": int((planted >= 0).sum()),
         "planted_texts": len(texts),
-        "planted_copies": " and ".join(by_level) or "none",
+        "planted_copies": ", ".join(by_level) or "none",
     }
 
 

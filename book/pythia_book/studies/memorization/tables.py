@@ -11,7 +11,7 @@ from which p-values are computed.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,7 @@ MEASURES = ("precision", "recall")
 COLUMNS: dict[str, list[str]] = {
     "shares": ["size", "arm", "step", "percent", "rows", "memorized", *INTERVAL],
     "exposures": ["size", "arm", "times", "n", "memorized", *INTERVAL],
+    "recited": ["times", "n", *INTERVAL, "memorized", "furthest"],
     "tests": ["arm", "test", "window", "rows", "events", "statistic", "null_low", "null_high", "p",
               "holm", *INTERVAL, "status"],
     "rates": ["arm", "subset", "percent", "n", *INTERVAL],
@@ -72,6 +73,13 @@ class Rows:
     def unit(self) -> np.ndarray:
         """int[n]: the unit of each row (see the module); rows of one unit share a number."""
         return units(self.text, self.planted)
+
+    def by_times(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield the name of each bin of repetition counts, and which rows are in it, bool[n]."""
+        for first, last in BINS:
+            inside = (self.times >= first) & (self.times <= (last or self.times.max()))
+            name = str(first) if first == last else f"{first}-{last}" if last else f"{first}+"
+            yield name, inside
 
     def __len__(self) -> int:
         return len(self.times)
@@ -153,9 +161,7 @@ def by_exposure(extracted: Extracted) -> Lines:
             memorized, rows = extracted.memorized(size, arm), extracted.rows[arm]
             if memorized is None:
                 continue
-            for first, last in BINS:
-                inside = (rows.times >= first) & (rows.times <= (last or rows.times.max()))
-                name = str(first) if first == last else f"{first}-{last}" if last else f"{first}+"
+            for name, inside in rows.by_times():
                 share = share_over_units(memorized, inside, rows.unit)
                 counts = {"n": share.n_items, "memorized": int((memorized & inside).sum())}
                 keys = {"size": size, "arm": arm, "times": name}
@@ -179,6 +185,38 @@ def rate_over_training(
         percent = 50 * (start + stop) / len(rows)
         table.append({"percent": percent, "n": share.n_items, **share.interval()})
     return table
+
+
+def recited(extracted: Extracted) -> Lines:
+    """Return the table `recited`: how far the largest model recites rows before its first error.
+
+    - `times`: how often a row was read. Of the rows read once or never ("0"), only those with
+      natural text of their own count.
+    - `n`, `memorized`: the number of rows, and of those recited in full.
+    - `value`, `low`, `high`: the mean number of tokens recited.
+    - `furthest`: the largest number of tokens recited of a row that is not recited in full.
+
+    There are no lines in a record of an earlier version of the study.
+    """
+    measured, rows = extracted.measured.arrays, extracted.rows["standard"]
+    if "recited" not in measured:
+        return []
+    read, unread = np.split(measured["recited"].astype(float), [len(rows)])
+    own, own_unread = np.split(measured["own"], [len(rows)])
+    groups = [("0", unread[own_unread], np.arange(own_unread.sum()))]
+    for name, inside in rows.by_times():
+        chosen = inside & own if name == "1" else inside
+        groups.append((name, read[chosen], rows.unit[chosen]))
+    lines = []
+    for name, counts, unit in groups:
+        if not len(counts):
+            continue
+        columns = np.stack([counts, np.ones_like(counts)], 1)
+        mean = over_units(columns, unit, lambda sums: sums[..., 0] / sums[..., 1])
+        short = counts[counts < extracted.params.continuation]
+        more = {"memorized": len(counts) - len(short), "furthest": int(short.max(initial=0))}
+        lines.append({"times": name, "n": len(counts)} | mean.interval() | more)
+    return lines
 
 
 # --- order -----------------------------------------------------------------------------------

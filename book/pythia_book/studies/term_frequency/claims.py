@@ -273,7 +273,7 @@ def _on_coins(params: Params, scores: NumberScores) -> list[Claim]:
                 Claim(
                     "Under the placebo (a coin toss that changes nothing), the right answer is not "
                     f"{what}.",
-                    "validity of the randomised experiment",
+                    "validity of the randomized experiment",
                     within(placebo, unit, pairs, PLACEBO_MARGINS[measure], note),
                     kind="check",
                 )

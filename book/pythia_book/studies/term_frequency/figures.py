@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from pythia_book import style
 from pythia_book.published.figures import ABSENT
 from pythia_book.published.tables import MODELS
+from pythia_book.records import number_text
+from pythia_book.studies.term_frequency.examples import NO_NUMBER, SHOWN
 from pythia_book.style import BLUE, ORANGE, Drawing, Table, interval
 
 if TYPE_CHECKING:
@@ -212,6 +214,78 @@ def released(result: Result) -> Drawing:
         numbers = (f"{row.model} {100 * row.value:.1f} %"
                    for row in style.rows_where(end, shots=16).itertuples())  # fmt: skip
         return Drawing(figure, "Released accuracies on addition at the end", numbers)
+
+
+def examples_table(result: Result) -> Table:
+    """Return sums with the answers of the largest model, right and wrong."""
+    import pandas as pd
+
+    rows = [
+        {
+            "First operand": f"{r.first} ({r.group})",
+            "Read in sums": number_text(int(r.in_sums)),
+            "Sum": f"{r.first} plus {r.second}",
+            "Right answer": str(r.first + r.second),
+            "The model writes": "no number" if r.answer == NO_NUMBER else str(r.answer),
+            "Which is": "right" if r.right else "wrong",
+        }
+        for r in result.tables["examples"].itertuples()
+    ]
+    note = (
+        f"Sums that were never shown, and what {result.params.size_list[-1]} writes at the end "
+        f"after {result.params.shot_list[-1]} solved examples; drawn by hash, {SHOWN} of each kind "
+        "where there are so many"
+    )
+    note = note if rows else "No examples: this run was recorded before they were collected"
+    return Table(pd.DataFrame(rows), note)
+
+
+def answers_table(result: Result) -> Table:
+    """Return how the largest model's answers to sums are right and wrong."""
+    import pandas as pd
+
+    rows = [
+        {
+            "First operands": r.group,
+            "Sums": number_text(int(r.n)),
+            "Right": str(int(r.right)),
+            "Right if shuffled": f"{r.shuffled:.1f}",
+            "Different answers": str(int(r.different)),
+            "Most common answer": f"{r.common} ({100 * r.common_share:.0f} %)",
+            "Median error": number_text(r.median_error),
+            "Correlation with the sum": f"{r.correlation:.2f}",
+        }
+        for r in result.tables["answers"].itertuples()
+    ]
+    note = (
+        f"The answers of {result.params.size_list[-1]} at the end of training, after "
+        f"{result.params.shot_list[-1]} solved examples. Right if shuffled: how many would be "
+        "right, on average, if the same answers were given to the sums in random order"
+    )
+    note = note if rows else "Not measured: this run was recorded before this was"
+    return Table(pd.DataFrame(rows), note)
+
+
+def effects_table(result: Result) -> Table:
+    """Return the effects of the two coins on every measure, averaged over sizes."""
+    import pandas as pd
+
+    names = {"exact": ("answer written, points", 100), "choice": ("choice of four, points", 100),
+             "logprob": ("log-probability of the right answer, nats", 1),
+             "margin": ("its margin over wrong answers, nats", 1)}  # fmt: skip
+    effects, rows = result.tables["effects"], []
+    for (measure, shots), group in effects.groupby(["measure", "shots"], sort=False):
+        name, factor = names[measure]
+        row = {"Solved examples": str(shots), "Measure": name}
+        for r in group.itertuples():
+            ends = (factor * x for x in (r.value, r.low, r.high))
+            row[{"boost": "Made frequent", "placebo": "Placebo"}[r.coin]] = interval(*ends)
+        rows.append(row)
+    note = (
+        "Chosen number minus the other of its pair, at the end of training, mean over "
+        f"{result.values['coin_sizes']} [95 % over pairs]"
+    )
+    return Table(pd.DataFrame(rows).fillna("not measured"), note)
 
 
 def gaps_table(result: Result) -> Table:

@@ -20,14 +20,19 @@ from pythia_book.corpora.miniature import number_counts
 from pythia_book.published.tables import arithmetic_table
 from pythia_book.stats import Estimate
 from pythia_book.studies.term_frequency import claims as c
+from pythia_book.studies.term_frequency.examples import (
+    AnswerMeasurement,
+    answers_table,
+    examples_table,
+)
 from pythia_book.studies.term_frequency.params import INDICES, STUDY, Params
 from pythia_book.studies.term_frequency.tables import (
-    COINS,
     NumberScores,
     accuracy_table,
     cell,
     curves_table,
     definitions_table,
+    effects_table,
     experiment_table,
     frequency_table,
     gaps_table,
@@ -36,7 +41,6 @@ from pythia_book.studies.term_frequency.tables import (
     tenths,
 )
 from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
-from pythia_book.verdicts import ALPHA, holm
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +81,10 @@ def analyse(params: Params, measured: Measurements, published: Tables) -> Analys
         "curves": curves_table(scores, sizes, shots),
         "gaps": gaps_table(scores, sizes, shots),
         "experiment": experiment_table(scores, sizes, shots),
+        "effects": effects_table(scores, c.larger_half(sizes), shots[-1]),
         "definitions": definitions_table(measured, sizes),
+        "examples": examples_table(scores, sizes[-1], shots[-1]),
+        "answers": answers_table(scores, sizes[-1], shots[-1]),
         "arithmetic": released_table(published.get("arithmetic")),
     }
     operands = published.get("operands")
@@ -116,7 +123,9 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     `in_sums/STEP`: int32[numbers], how often each number was read as a first operand up to STEP.
 
     Arrays on the sums that were never planted:
-    `first`: int8[sums], the first operand;
+    `first`, `second`: int8[sums], the operands;
+    `answer/SIZE/STEP/SHOTS`: int16[sums], the number that the largest model writes, or NO_NUMBER;
+        only at the last step, after the most examples;
     `exact/SIZE/STEP/SHOTS`: bool[sums], whether the model writes the right answer;
     `choice/SIZE/STEP/0`: bool[sums], whether the right answer is likelier than three wrong ones;
     `logprob/SIZE/STEP/SHOTS`: float32[sums], log-probability of the right answer in nats; after
@@ -158,7 +167,9 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     words = DefinitionMeasurement.of(definitions, smallest.data, length)
     counts = _count(smallest, words, steps, progress)
     arrays = _counted(natural, counts, words, steps)
-    arrays["first"] = np.array([q.first for q in sums[0].questions if q.held_out], np.int8)
+    held_out = [q for q in sums[0].questions if q.held_out]
+    arrays["first"] = np.array([q.first for q in held_out], np.int8)
+    arrays["second"] = np.array([q.second for q in held_out], np.int8)
 
     missing = set()
     sizes = {run.id: size for size, run in runs.items()}
@@ -169,6 +180,14 @@ def measure(params: Params, progress: bool = True) -> Measurements:
         for (run_id, step), scores in found.items():
             at = (sizes[run_id], step, asked.shots)
             arrays |= {name_of(m, *at): v for m, v in _recorded(asked, scores, step == steps[-1])}
+    largest = runs[params.size_list[-1]]
+    answers = AnswerMeasurement(sums[-1], data.tokenizer, data.eod_id)
+    found, gaps = measure_all([(largest, steps[-1])], answers, progress)
+    missing |= {(gap.run_id, gap.step) for gap in gaps}
+    for (run_id, step), scores in found.items():
+        asked_last = np.array([q.held_out for q in sums[-1].questions])
+        at = (sizes[run_id], step, sums[-1].shots)
+        arrays[name_of("answer", *at)] = scores["answer"][asked_last]
     found, gaps = measure_all([(run, steps[-1]) for run in runs.values()], words, progress)
     missing |= {(gap.run_id, gap.step) for gap in gaps}
     for (run_id, step), scores in found.items():
@@ -259,8 +278,8 @@ def values(params: Params, scores: NumberScores, tables: dict[str, pd.DataFrame]
     ends = selected(tables["gaps"], step=steps[-1], shots=0, measure="choice").value
     numbers["most_boosted"], numbers["least_boosted"] = scores.boosted_in_tenths()
     numbers |= {
-        "gap_choice_narrowest": 100 * float(ends.min()),
-        "gap_choice_widest": 100 * float(ends.max()),
+        "gap_choice_narrowest": round(100 * ends.min()),
+        "gap_choice_widest": round(100 * ends.max()),
         "exact": _interval(cell(tables["accuracy"], **few, measure="exact"), 100),
         "choice": _interval(cell(tables["accuracy"], **zero, measure="choice"), 100),
         "gap": _interval(cell(tables["gaps"], **few, measure="exact"), 100),
@@ -269,45 +288,49 @@ def values(params: Params, scores: NumberScores, tables: dict[str, pd.DataFrame]
     # three measures of the same answers, at the first, a middle and the last checkpoint
     named = {"first": steps[0], "middle": steps[(len(steps) - 1) // 2], "last": steps[-1]}
     for when, step in named.items():
-        numbers[f"{when}_percent"] = 100 * step / steps[-1]
+        numbers[f"{when}_percent"] = round(100 * step / steps[-1])
         for measure, factor in (("exact", 100), ("choice", 100), ("logprob", 1)):
             e = cell(tables["accuracy"], size=size, step=step, shots=0, measure=measure)
             numbers[f"{measure}_{when}"] = _interval(e, factor)
-    return numbers | _coin_values(params, scores, tables["experiment"])
+    for row in tables["answers"].itertuples():
+        if row.group == "all":
+            numbers |= {
+                "answers_right": int(row.right),
+                "answers_asked": int(row.n),
+                "answers_shuffled": round(row.shuffled, 1),
+                "answers_different": int(row.different),
+                "answers_common": row.common,
+                "answers_common_percent": round(100 * row.common_share),
+                "answers_median_error": row.median_error,
+                "answers_correlation": round(row.correlation, 2),
+            }
+    numbers["coin_sizes"] = ", ".join(c.larger_half(params.size_list))
+    return numbers | _coin_values(scores, tables)
 
 
-def _coin_values(params: Params, scores: NumberScores, experiment: pd.DataFrame) -> dict[str, Any]:
-    """Return the effects of the coins for the page's text, by default on log-probability, in nats.
+def _coin_values(scores: NumberScores, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """Return the effects of the coins for the page's text, averaged over the larger half of sizes.
 
-    NAME is "boost" or "placebo" (see `NumberScores.coins`). The keys are
-    `coin_sizes`: the larger half of the sizes; only these are used;
-    `NAME`: the effect averaged over these sizes;
+    The keys are
+    `boost`, `placebo`: the effect on the few-shot log-probability, in nats;
     `boost_exact`, `boost_choice`: the same on answers written and on zero-shot choices, in points;
     `boost_zero_shot`, `boost_margin`: the same, zero-shot, on log-probability and on the margin;
-    `NAME_largest`: the effect at the largest size;
-    `NAME_seen`: the sizes with a positive and, after Holm's correction, significant effect;
     `boost_ratio`: the column `ratio` of `experiment` for the coin boost.
     """
-    shots, sizes = params.shot_list[-1], c.larger_half(params.size_list)
-    pooled = scores.coins(sizes, shots, "logprob")
-    numbers: dict[str, Any] = {"coin_sizes": ", ".join(sizes)}
-    for coin in COINS:
-        numbers[coin] = _interval(pooled.get(coin))
-        each = {size: scores.coins((size,), shots, "logprob").get(coin) for size in sizes}
-        numbers[f"{coin}_largest"] = _interval(each[sizes[-1]])
-        p_values = holm({s: e.p_value() for s, e in each.items() if e and e.low < e.high})
-        seen = [s for s, p in p_values.items() if p <= ALPHA and each[s].value > 0]
-        numbers[f"{coin}_seen"] = ", ".join(s for s in sizes if s in seen) or "none"
-    for name, measure, k, factor in (
-        ("exact", "exact", shots, 100),
-        ("choice", "choice", 0, 100),
-        ("zero_shot", "logprob", 0, 1),
-        ("margin", "margin", 0, 1),
+    effects, ratio = tables["effects"], selected(tables["experiment"], coin="boost").ratio
+    numbers: dict[str, Any] = {"boost_ratio": float(ratio.iloc[0]) if len(ratio) else None}
+    for name, coin, few, measure, factor in (
+        ("boost", "boost", True, "logprob", 1),
+        ("placebo", "placebo", True, "logprob", 1),
+        ("boost_exact", "boost", True, "exact", 100),
+        ("boost_choice", "boost", False, "choice", 100),
+        ("boost_zero_shot", "boost", False, "logprob", 1),
+        ("boost_margin", "boost", False, "margin", 1),
     ):
-        effect = scores.coins(sizes, k, measure).get("boost")
-        numbers[f"boost_{name}"] = _interval(effect, factor)
-    ratio = selected(experiment, coin="boost").ratio
-    return numbers | {"boost_ratio": float(ratio.iloc[0]) if len(ratio) else None}
+        rows = selected(effects, coin=coin, measure=measure)
+        rows = rows[(rows.shots > 0) == few]
+        numbers[name] = _interval(cell(rows, coin=coin), factor)
+    return numbers
 
 
 def released_values(operands: pd.DataFrame) -> dict[str, Any]:

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.corpora import equations
-from pythia_book.stats import LEVEL, Estimate, exact_share, mean_over, t_interval, wilson
+from pythia_book.stats import (
+    LEVEL,
+    Estimate,
+    difference,
+    exact_share,
+    mean_over,
+    t_interval,
+    wilson,
+)
 from pythia_book.studies.term_frequency.params import WORD_BINS
 from pythia_book.study import Measurements
 
@@ -139,7 +147,11 @@ class NumberScores:
         tenth, ranked by how often operands were read in sums up to `step`.
         """
         means = self.by_number(size, step, shots, measure)
-        return None if means is None else self._apart(means, step)
+        gap = None if means is None else self._apart(means, step)
+        if gap is not None and gap.low == gap.high:  # all right or all wrong, in both groups
+            top, bottom = (self.group(means, numbers) for numbers in tenths(self.in_sums(step)))
+            return difference(top, bottom)
+        return gap
 
     def gap_change(
         self, cells: tuple[tuple[str, int], tuple[str, int]], shots: int, measure: str
@@ -310,6 +322,25 @@ def experiment_table(
             rows.append({"coin": coin, "size": size, "shots": k, "measure": measure,
                          "ratio": ratio.get(coin), **e.interval(), "n": e.n_items})  # fmt: skip
     names = ["coin", "size", "shots", "measure", "ratio", "value", "low", "high", "n"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def effects_table(scores: NumberScores, sizes: Sequence[str], shots: int) -> pd.DataFrame:
+    """Return the table of the effects of the coins, averaged over `sizes`.
+
+    Columns: `measure`, `shots`, `coin`, `value`, `low`, `high` (a share of right answers, or nats),
+    `n` (number of pairs).
+    """
+    import pandas as pd
+
+    rows = [
+        {"measure": measure, "shots": k, "coin": coin, **e.interval(), "n": e.n_items}
+        for measure, k in dict.fromkeys(
+            (("exact", shots), ("logprob", shots), ("choice", 0), ("logprob", 0), ("margin", 0))
+        )
+        for coin, e in scores.coins(sizes, k, measure).items()
+    ]
+    names = ["measure", "shots", "coin", "value", "low", "high", "n"]
     return pd.DataFrame(rows, columns=names)
 
 

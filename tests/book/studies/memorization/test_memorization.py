@@ -227,6 +227,7 @@ def test_rows_of_few_planted_texts_are_counted() -> None:
     values = few.values
     assert values["planted_texts"] == 6 and values["planted_copies"] == "6 planted 64 times"
     assert values["planted_rows"] == values["memorized_standard"]
+    assert values["fewest_readings"] == 64
     (claim,) = [c for c in few.claims if "read more often" in c["claim"]]
     assert "with memorized rows in 6" in claim["ours"]["units"]
     wide, narrow = (
@@ -323,6 +324,10 @@ def test_a_suite_that_has_memorized_nothing(tmp_path, monkeypatch) -> None:
     for draw in DRAWINGS:
         assert "<svg" in getattr(figures, draw)(result).svg
     figures.tests_table(result)
+    assert [e["kind"] for e in result.measured.facts["examples"]][-1] == "typical, read once"
+    assert {"0", "1"} < set(result.tables["recited"].times) and "once" in repr(
+        figures.examples_table(result)
+    )
     assert sum(a.nbytes for a in result.measured.arrays.values()) < 1e6
     tables, _, _ = study.analyse(params, result.measured, result.released)
     for name, table in tables.items():

@@ -239,6 +239,13 @@ def test_groups_with_one_answer_have_an_exact_bound() -> None:
     assert tenths(tie)[0][:3] == [0, 1, 2]
 
 
+def test_a_gap_between_groups_that_are_all_wrong_has_a_bound() -> None:
+    measured = measurements(0.0)
+    measured.arrays["exact/600k/572/4"][:] = False
+    gap = NumberScores(measured).gap("600k", 572, 4, "exact")
+    assert gap is not None and gap.value == 0 and -0.1 < gap.low < 0 < gap.high < 0.1
+
+
 # --- gaps ------------------------------------------------------------------------------------
 
 
@@ -321,6 +328,14 @@ def test_counts_match_the_rows_that_were_read(smoke: Result) -> None:
         assert last.in_sums[number] == sum(t.count(f"What is {number} plus") for t in text)
     assert last.in_sums.sum() > 20
     assert (run.folder / "evaluations" / "terms.parquet").is_file()
+
+
+@pytest.mark.wheels
+def test_the_numbers_written_agree_with_the_answers_scored(smoke: Result) -> None:
+    arrays = smoke.measured.arrays
+    (name,) = [name for name in arrays if name.startswith("answer/7k")]
+    right = arrays[name] == arrays["first"].astype(int) + arrays["second"]
+    np.testing.assert_array_equal(right, arrays[name.replace("answer", "exact")])
 
 
 @pytest.mark.wheels
