@@ -247,7 +247,7 @@ class Scale:
 
 _GPU = Scale(
     "gpu",
-    "one large GPU: minutes per study",
+    "one large GPU: minutes per study (predicted)",
     steps=1001,
     batch_size=128,
     data=DataConfig("large", (*LARGE_DOMAINS, *PLANTED_DOMAINS), tokenizer="bpe-8192", seq_len=512),
@@ -282,7 +282,7 @@ SCALES = {
         replace(  # the same text and updates, so tokens and models are those of `gpu`
             _GPU,
             name="gpu-short",
-            machine="one large GPU: a quarter of an hour for all studies",
+            machine="one large GPU: a quarter of an hour for all studies (predicted)",
             sizes=("1.2m", "4.7m", "11m", "19m"),  # as many as fit; `budget` predicts the time
             based_on="gpu",
         ),

@@ -8,6 +8,7 @@ book have a table of their own, and so have premises and checks, folded at first
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +139,7 @@ def _facts(test: Row) -> list[str]:
     facts = []
     if test["value"] is not None:
         numbers = f"{test['value']:.6g}"
-        if test["low"] is not None and test["high"] is not None:
+        if all(test[end] is not None and math.isfinite(test[end]) for end in ("low", "high")):
             numbers += f" [{test['low']:.6g}, {test['high']:.6g}]"
         facts.append(f"{numbers} {test['unit']}".strip())
     if test["units"]:

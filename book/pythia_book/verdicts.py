@@ -316,7 +316,9 @@ def _why_open(test: Test, e: Estimate, n_tests: int) -> str:
         if distance.startswith("point") and effect > 100:
             needed = f"no possible effect would be detected {power}"
     if p_value(test) <= ALPHA:
-        why = "significant alone, but not after Holm's correction"
+        against = test.form != "within" and (e.value > test.bound) != (test.form == "above")
+        alone = "alone, it points against the statement" if against else "significant alone"
+        why = f"{alone}, but not after Holm's correction"
     return f"{why}; {needed}"
 
 

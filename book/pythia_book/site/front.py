@@ -245,7 +245,7 @@ def outcome(rows: Sequence[dict[str, Any]]) -> str:
         parts = (f"{counts[verdict]} {word}" for verdict, word in words.items() if counts[verdict])
         texts[side] = f"{sum(counts.values())} times on {{}} ({', '.join(parts)})"
     return (
-        f"We test {len({row['claim'] for row in rows})} statements of the paper and of related "
+        f"We examine {len({row['claim'] for row in rows})} statements of the paper and of related "
         f"work: {texts['released'].format('the released numbers')} and "
         f"{texts['ours'].format('our miniature')}."
     )

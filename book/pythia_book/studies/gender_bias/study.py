@@ -324,7 +324,7 @@ def values(
       occupations there.
     - `change_SCORE_ARM`: a score of SCORES, arm minus control, mean over sizes; in points or, for
       losses and margins, in nats.
-    - `tokens_changed_ARM`, `share_changed_ARM`: in one run of the largest size.
+    - `tokens_changed_ARM`, `share_changed_ARM`: means over the runs of the largest size.
     - `per_1000_ARM`: shift of the prior per 1,000 changed tokens, mean over sizes.
     - `detectable_unseen`, `detectable_planted`: see `claims.detectable`.
     - `crossed`: a text on what the swap leaves at one common learning rate.

@@ -38,8 +38,8 @@ PYTHIA = "section 3.2, Figure 3"
 DECLINE = "Biderman et al. 2023b, section 3, Figures 1 and 2"
 POINTS, ONE_RUN = "points", "one run each"
 SMALLER_FAMILY = (
-    "other claims lost their tests after the results were known; with those of the first record of "
-    "scale laptop, the corrected p was 0.053"
+    "other claims lost their tests after the results were known, which alone could make this one "
+    "significant; with those of the first record of scale laptop, the corrected p was 0.053"
 )
 
 

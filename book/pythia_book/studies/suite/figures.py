@@ -256,7 +256,7 @@ HEADINGS = {
     "checkpoints": "Checkpoints",
     "optimizer": "Optimizer states",
     "seeds": "Seeds",
-    "licence": "Licence",
+    "licence": "License",
 }
 
 
