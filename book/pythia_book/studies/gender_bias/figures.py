@@ -547,8 +547,8 @@ def arms_table(result: Result) -> Table:
             }
         )
     caption = (
-        "The arms. Tokens changed, and their share of the window: means over the runs of the largest "
-        "size."
+        "The arms. Tokens changed, and their share of the window: means over the runs of the "
+        "largest size."
     )
     return Table(pd.DataFrame(rows), caption)
 
