@@ -282,7 +282,8 @@ def gpu_kernels(result: Result) -> Table:
         )
     caption = (
         "Ratio: the time of torch.compile for the same formula over ours, forward and backward, "
-        f"both replayed from CUDA graphs; predicted: geometric mean over the sizes. Rule: {decided.loc['gelu_triton'].rule}; for the loss, "
+        "both replayed from CUDA graphs; predicted: geometric mean over the sizes. "
+        f"Rule: {decided.loc['gelu_triton'].rule}; for the loss, "
         f"{decided.loc['cross_entropy_triton'].rule}. {_measured(result)}"
     )
     return Table(_shown(rows, result, ["ratio, measured"]), caption)
