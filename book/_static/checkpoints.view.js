@@ -191,7 +191,7 @@ const pythiaView = (() => {
     const { timeline, manifest } = page, box = page.parts.trace, width = box.clientWidth;
     if (!width) return;
     const x = (index) => 8 + (width - 16) * index / (timeline.length - 1), y = (share) => 62 - 56 * share;
-    const svg = drawn("svg", { width, height: 68, "aria-hidden": "true" });
+    const svg = drawn("svg", { viewBox: `0 0 ${width} 68`, width, height: 68, "aria-hidden": "true" });
     for (const share of [0, 0.5, 1]) {
       svg.append(drawn("line", { x1: 8, x2: width - 8, y1: y(share), y2: y(share), class: "grid" }));
     }
