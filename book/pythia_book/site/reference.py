@@ -102,8 +102,7 @@ def api_text(module: str, names: Iterable[str]) -> str:
     Raises:
         ValueError: the module has no such object, or the object has no docstring.
     """
-    path = ROOT.joinpath(*module.split("."))
-    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    path = _source(module)
     body = ast.parse(path.read_text(encoding="utf-8")).body
     file = path.relative_to(ROOT).as_posix()
     texts = []
@@ -113,6 +112,12 @@ def api_text(module: str, names: Iterable[str]) -> str:
         node, doc = found
         texts.append(_object_text(module, file, node, name, doc))
     return "\n\n".join(texts)
+
+
+def _source(module: str) -> Path:
+    """Return the path of a module or package of the library."""
+    path = ROOT.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def _named(body: list[ast.stmt], name: str) -> tuple[ast.stmt, str] | None:
@@ -241,7 +246,7 @@ class Api(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         module = self.arguments[0]
         names = " ".join(self.content).split()
-        self.env.note_dependency(str(ROOT.joinpath(*module.split("."))) + ".py")
+        self.env.note_dependency(str(_source(module)))
         try:
             text = api_text(module, names)
         except (OSError, ValueError) as error:
