@@ -371,13 +371,10 @@ def prepare_tokens(data: DataConfig, progress: bool = True, staged: bool = False
     return tokens
 
 
-@contextlib.contextmanager
-def _stages(target: Path, progress: bool) -> Iterator[Stages]:
-    """Yield what runs the stages that make a folder in the cache, in a `with` block."""
+def _stages(target: Path, progress: bool) -> contextlib.AbstractContextManager[Stages]:
+    """Return what runs, in a `with` block, the stages that make a folder in the cache."""
     work = target.with_name(f"{WORK}{target.name}")
-    stages = Stages(work, partial(has_manifest, target), progress)
-    with stages.whole_work():
-        yield stages
+    return Stages(work, partial(has_manifest, target), progress).whole_work()
 
 
 def _build(folder: Path, make: Callable[[Path], dict[str, Any]]) -> None:

@@ -45,16 +45,19 @@ class Stages:
     progress: bool
 
     @contextmanager
-    def whole_work(self) -> Iterator[None]:
+    def whole_work(self) -> Iterator[Stages]:
         """Enclose all stages, in a `with` block; at its end, delete the work folder.
 
         If another process finishes the work meanwhile, it deletes the files; errors that follow are
         ignored.
+
+        Yields:
+            This object.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         folder = os.open(self.folder, os.O_RDONLY)
         try:
-            yield
+            yield self
         except CorpusChangedError:
             shutil.rmtree(self.folder, ignore_errors=True)  # the work is of no use any more
             raise
