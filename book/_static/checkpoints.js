@@ -34,19 +34,34 @@
     return step === undefined ? [] : armsAt(page, step).map((arm) => `${arm}-${step}`);
   };
 
-  /** Load the checkpoints before and after the one shown when nothing else is to be done. */
-  function loadNeighbours(page) {
-    const idle = window.requestIdleCallback || ((work) => setTimeout(work, 300));
-    const names = [1, -1].flatMap((by) => namesAt(page, page.state.index + by));
-    return new Promise((done) => idle(done)).then(() =>
-      Promise.all(names.map((name) => load(page, name).catch(() => {}))));
+  const promptNow = (page) => ({ text: page.state.prompt, ...read(page, page.state.prompt) });
+  const pause = () => new Promise((done) => setTimeout(done));
+  const idle = () => new Promise((done) =>
+    (window.requestIdleCallback ? requestIdleCallback(() => done()) : setTimeout(done, 300)));
+
+  /** Load checkpoints and compute what they expect, each in a task of its own: the page answers in between. */
+  async function prepare(page, names, turn, wait) {
+    for (const name of names) {
+      await load(page, name);
+      await wait();
+      if (turn !== page.turn) return;
+      pythiaView.expect(page, name, promptNow(page));
+    }
+  }
+
+  /** Prepare the checkpoints before and after the one shown when nothing else is to be done. */
+  async function prepareNeighbours(page, turn) {
+    for (const by of [1, -1]) {
+      await idle();
+      await prepare(page, namesAt(page, page.state.index + by), turn, idle).catch(() => {});
+    }
   }
 
   // --- showing ---------------------------------------------------------------------------------
 
   function draw(page) {
     const { parts, state, manifest } = page, step = stepNow(page);
-    const prompt = { text: state.prompt, ...read(page, state.prompt) };
+    const prompt = promptNow(page);
     const noun = nounIn(manifest, state.prompt), notes = [...prompt.notes];
     if (noun) {
       notes.unshift(`In the training text, ${percent(noun.share)} of the pronouns for ` +
@@ -68,7 +83,7 @@
       const words = pythiaView.summary(page, prompt);
       if (parts.status.textContent !== words) parts.status.textContent = words;
       redraw();
-      loadNeighbours(page).then(redraw);
+      prepareNeighbours(page, turn).then(redraw);
     }, 200);
   }
 
@@ -88,7 +103,8 @@
     }
     parts.arms.setAttribute("aria-busy", "true");
     parts.notes.textContent = "Loading the checkpoint \u2026";
-    return Promise.all(names.map((name) => load(page, name))).then(() => {
+    names.forEach((name) => load(page, name).catch(() => {})); // all at once
+    return prepare(page, names, turn, pause).then(() => {
       if (turn === page.turn) draw(page);
       return turn === page.turn;
     }, (error) => {

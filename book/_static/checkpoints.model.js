@@ -69,7 +69,8 @@ const pythiaModel = (() => {
   /** Weights by name, from base64: the float32 values in the order of the layout, then the int8 ones.
       A matrix has a float32 factor per row. */
   function weights(layout, base64) {
-    const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+    const text = atob(base64), bytes = new Uint8Array(text.length);
+    for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i); // Uint8Array.from takes 20 times as long
     const count = layout.reduce((sum, [, rows]) => sum + rows, 0);
     const floats = new Float32Array(bytes.buffer, 0, count);
     const whole = new Int8Array(bytes.buffer, 4 * count);
@@ -187,10 +188,14 @@ const pythiaModel = (() => {
   // --- sampling --------------------------------------------------------------------------------
 
   function softmax(values, temperature = 1) {
-    const most = values.reduce((a, b) => Math.max(a, b), -Infinity);
-    const powers = Float64Array.from(values, (value) => Math.exp((value - most) / temperature));
-    const total = powers.reduce((a, b) => a + b, 0);
-    return powers.map((power) => power / total);
+    const shares = new Float64Array(values.length);
+    let most = -Infinity, total = 0;
+    for (const value of values) if (value > most) most = value;
+    for (let i = 0; i < shares.length; i++) {
+      total += shares[i] = Math.exp((values[i] - most) / temperature);
+    }
+    for (let i = 0; i < shares.length; i++) shares[i] /= total;
+    return shares;
   }
 
   /** A generator of numbers in [0, 1), the same for the same seed (mulberry32). */
@@ -216,19 +221,18 @@ const pythiaModel = (() => {
     return last;
   }
 
-  /** Sample up to count tokens after a prompt, until the end of a document.
+  /** Yield up to count sampled tokens after a prompt, until the end of a document.
 
       The numbers depend on the seed alone, so that models differ only if their probabilities do. */
-  function sample(config, w, state, first, { count, temperature, seed, eod }) {
-    const random = uniforms(seed), found = [];
+  function* sample(config, w, state, first, { count, temperature, seed, eod }) {
+    const random = uniforms(seed);
     let values = first;
-    while (found.length < count) {
+    for (let n = 1; ; n++) {
       const id = choose(values, temperature, random());
-      found.push(id);
-      if (id === eod || state.length >= config.max_seq_len) break;
+      yield id;
+      if (n === count || id === eod || state.length >= config.max_seq_len) return;
       values = logits(config, w, state, [id]);
     }
-    return found;
   }
 
   return { tokenizer, weights, cache, logits, softmax, uniforms, choose, sample };

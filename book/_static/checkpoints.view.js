@@ -3,7 +3,7 @@
 "use strict";
 
 const pythiaView = (() => {
-  const TOP = 8, ROOM = 40;
+  const TOP = 8, ROOM = 40, SLICE = 5;
 
   // --- small helpers ---------------------------------------------------------------------------
 
@@ -80,15 +80,29 @@ const pythiaView = (() => {
   const shareOf = ({ feminine, masculine }) =>
     feminine + masculine > 0 ? feminine / (feminine + masculine) : 0.5;
 
-  /** A sampled continuation of the prompt, as text, and whether the document ends with it. */
-  function continuation(page, name, prompt) {
+  /** Replace an element with the prompt and a sampled continuation.
+
+      A few tokens at a time, so that the page answers in between; not at all if the element is gone. */
+  function complete(page, name, prompt, place) {
     const { config, eod } = page.manifest, { values, state } = expect(page, name, prompt);
-    state.length = prompt.ids.length; // of an earlier sample
-    const { temperature, seed } = page.state, count = prompt.room;
-    const options = { count, temperature, seed, eod };
-    const ids = pythiaModel.sample(config, page.weights.get(name), state, values, options);
-    const ended = ids[ids.length - 1] === eod;
-    return { text: page.tokenizer.decode(ids), ended };
+    const { temperature, seed } = page.state, ids = [];
+    const options = { count: prompt.room, temperature, seed, eod };
+    const tokens = pythiaModel.sample(config, page.weights.get(name), state, values, options);
+    const more = () => {
+      if (!place.isConnected) return;
+      if (!ids.length) state.length = prompt.ids.length; // of an earlier sample
+      for (let i = 0; i < SLICE; i++) {
+        const { value, done } = tokens.next();
+        if (done) {
+          const sampled = { text: page.tokenizer.decode(ids), ended: ids[ids.length - 1] === eod };
+          place.replaceWith(told(page, prompt, sampled));
+          return;
+        }
+        ids.push(value);
+      }
+      setTimeout(more);
+    };
+    setTimeout(more);
   }
 
   const stepNow = (page) => page.timeline[page.state.index];
@@ -169,9 +183,7 @@ const pythiaView = (() => {
     const left = make("div", "numbers"), right = make("div", "words");
     left.append(split(result, noun), bars(result));
     const sampled = right.appendChild(make("p", "told"));
-    setTimeout(() => { // one column after the other, so that the page answers in between
-      if (sampled.isConnected) sampled.replaceWith(told(page, prompt, continuation(page, name, prompt)));
-    });
+    complete(page, name, prompt, sampled);
     box.append(head, left, right);
     return box;
   }
@@ -259,7 +271,7 @@ const pythiaView = (() => {
   }
 
   return {
-    make, percent, read, nounIn, stepNow, armsAt, when, summary, accept, pageOf, column, trace, ticks, chips,
+    make, percent, read, expect, nounIn, stepNow, armsAt, when, summary, accept, pageOf, column, trace, ticks, chips,
   };
 })();
 

@@ -165,9 +165,9 @@ def test_a_cache_gives_the_same_as_a_new_reading(tiny: Checkpoints, tmp_path: Pa
           const w = page.weights(manifest.layout, weights), c = manifest.config, s = page.cache(c);
           const first = page.logits(c, w, s, [0, 5, 9]);
           const options = { count: 12, temperature: 1, seed: 3, eod: -1 };
-          const once = page.sample(c, w, s, first, options);
+          const once = [...page.sample(c, w, s, first, options)];
           s.length = 3; // the prompt alone
-          const again = page.sample(c, w, s, first, options);
+          const again = [...page.sample(c, w, s, first, options)];
           const all = page.logits(c, w, page.cache(c), [0, 5, 9, ...once.slice(0, 11)]);
           s.length = 3;
           const step = once.slice(0, 11).map((id) => page.logits(c, w, s, [id])).pop();
