@@ -175,7 +175,7 @@
     for (const arm of Object.keys(page.manifest.arms)) {
       key.append(make("span", arm, page.manifest.arms[arm].label), " ");
     }
-    key.append("(only loaded checkpoints are drawn; press Play to load all).");
+    key.append("(with a prompt of your own, only for loaded checkpoints; press Play to load all).");
     parts.notes = host.appendChild(make("p", "notes"));
     parts.arms = host.appendChild(make("div", "arms"));
     const foot = host.appendChild(make("div", "foot"));

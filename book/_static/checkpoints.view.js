@@ -198,9 +198,10 @@ const pythiaView = (() => {
     return element;
   }
 
-  /** The share of feminine pronouns over training, as far as checkpoints are loaded. */
+  /** The share of feminine pronouns over training: of suggested prompts, or as far as checkpoints are loaded. */
   function trace(page, prompt, noun) {
     const { timeline, manifest } = page, box = page.parts.trace, width = box.clientWidth;
+    const known = (manifest.shares || {})[prompt.text] || {}; // of suggested prompts
     if (!width) return;
     const x = (index) => 8 + (width - 16) * index / (timeline.length - 1), y = (share) => 62 - 56 * share;
     const svg = drawn("svg", { viewBox: `0 0 ${width} 68`, width, height: 68, "aria-hidden": "true" });
@@ -218,8 +219,9 @@ const pythiaView = (() => {
       const lines = [[]]; // a checkpoint that is not loaded is a gap
       timeline.forEach((step, index) => {
         const name = arm !== "control" && step === manifest.fork ? `control-${step}` : `${arm}-${step}`;
-        if (!page.weights.has(name)) return lines.push([]);
-        return lines[lines.length - 1].push([x(index), y(shareOf(expect(page, name, prompt)))]);
+        const share = page.weights.has(name) ? shareOf(expect(page, name, prompt)) : known[name];
+        if (share === undefined) return lines.push([]);
+        return lines[lines.length - 1].push([x(index), y(share)]);
       });
       for (const line of lines) {
         svg.append(drawn("polyline", { points: line.join(" "), class: `line ${arm}` }));

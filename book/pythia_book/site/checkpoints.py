@@ -16,7 +16,7 @@ import shutil
 import sys
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from docutils import nodes
@@ -39,8 +39,14 @@ from pythia_book.studies.gender_bias.params import ARMS, CONTROL, STUDY
 from pythia_core.errors import DataError
 from pythia_core.util.files import file_sha256
 
+if TYPE_CHECKING:
+    import torch
+    from tokenizers import Tokenizer
+
 PAGE = "checkpoints"
 FEMININE, MASCULINE = ("she", "her", "hers", "herself"), ("he", "his", "him", "himself")
+_SPACE = "\u0120"
+"""How the vocabulary writes a space."""
 WHAT = {
     CONTROL: "reads every sentence as it is.",
     "swap_21": "reads “she” for “he” and “her” for “his” in all texts.",
@@ -134,7 +140,8 @@ def write_scripts(checkpoints: Checkpoints, folder: Path) -> None:
     """Write the scripts with the manifest and the weights into an empty folder."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    text = json.dumps(manifest(checkpoints), separators=(",", ":"))
+    content = {**manifest(checkpoints), "shares": feminine_shares(checkpoints)}
+    text = json.dumps(content, separators=(",", ":"))
     (folder / "manifest.js").write_text(f"pythiaCheckpoint('manifest', {text});\n", "ascii")
     for name in checkpoints.names:
         weights = base64.b64encode(packed(checkpoints, name)).decode("ascii")
@@ -233,30 +240,59 @@ def static_table(checkpoints: Checkpoints) -> nodes.table:
 
 def predictions(checkpoints: Checkpoints, names: list[str]) -> list[list[list[tuple[str, float]]]]:
     """Return the likeliest tokens with their probabilities: by preset, checkpoint and rank."""
+    decode = _tokenizer(checkpoints).decode
+    tops = [probabilities(checkpoints, name).topk(N_TABLE) for name in names]
+    return [
+        [
+            [
+                (decode([int(i)], skip_special_tokens=False), float(p))
+                for p, i in zip(top.values[preset], top.indices[preset], strict=True)
+            ]
+            for top in tops
+        ]
+        for preset in range(len(PRESETS))
+    ]
+
+
+def feminine_shares(checkpoints: Checkpoints) -> dict[str, dict[str, float]]:
+    """Return the share of feminine pronouns among pronouns, by preset and checkpoint.
+
+    With them, the page draws the whole course of training before it has loaded every checkpoint.
+    """
+    number = _tokenizer(checkpoints).token_to_id
+    feminine, masculine = (
+        [i for word in words if (i := number(f"{_SPACE}{word}")) is not None]
+        for words in (FEMININE, MASCULINE)
+    )
+    shares: dict[str, dict[str, float]] = {prompt: {} for _, prompt in PRESETS}
+    for name in checkpoints.names:
+        p = probabilities(checkpoints, name)
+        she, he = p[:, feminine].sum(1), p[:, masculine].sum(1)
+        for (_, prompt), a, b in zip(PRESETS, she.tolist(), he.tolist(), strict=True):
+            if a + b > 0:
+                shares[prompt][name] = round(a / (a + b), 4)
+    return shares
+
+
+def probabilities(checkpoints: Checkpoints, name: str) -> torch.Tensor:
+    """Return the probabilities of the next token after each preset, shape (presets, vocabulary)."""
     import torch
+
+    model, tokenizer = checkpoints.model(name), _tokenizer(checkpoints)
+    rows = []
+    for _, prompt in PRESETS:
+        ids = [checkpoints.about["eod"], *tokenizer.encode(prompt, add_special_tokens=False).ids]
+        with torch.inference_mode():
+            rows.append(model(torch.tensor([ids]))[0, -1].softmax(-1))
+    return torch.stack(rows)
+
+
+def _tokenizer(checkpoints: Checkpoints) -> Tokenizer:
     from tokenizers import Tokenizer
 
     from pythia_core.data.tokenizer import disable_special_tokens
 
-    text = json.dumps(checkpoints.about["tokenizer"])
-    tokenizer = disable_special_tokens(Tokenizer.from_str(text))
-    result: list[list[list[tuple[str, float]]]] = [[] for _ in PRESETS]
-    for name in names:
-        model = checkpoints.model(name)
-        for cells, (_, prompt) in zip(result, PRESETS, strict=True):
-            ids = [
-                checkpoints.about["eod"],
-                *tokenizer.encode(prompt, add_special_tokens=False).ids,
-            ]
-            with torch.inference_mode():
-                top = model(torch.tensor([ids]))[0, -1].softmax(-1).topk(N_TABLE)
-            cells.append(
-                [
-                    (tokenizer.decode([int(i)], skip_special_tokens=False), float(p))
-                    for p, i in zip(top.values, top.indices, strict=True)
-                ]
-            )
-    return result
+    return disable_special_tokens(Tokenizer.from_str(json.dumps(checkpoints.about["tokenizer"])))
 
 
 def shown(token: str) -> str:

@@ -273,6 +273,32 @@ def test_a_run_without_a_file_takes_nothing_away(
     assert site.chosen()[0] is None
 
 
+def test_the_shares_of_suggested_prompts_are_those_that_the_page_computes(
+    recorded: Checkpoints, tmp_path: Path
+) -> None:
+    shares, name = site.feminine_shares(recorded), recorded.names[-1]
+    assert {len(steps) for steps in shares.values()} == {len(recorded.names)}
+    found = in_node_with_files(
+        tmp_path,
+        """{
+          const w = page.weights(manifest.layout, weights), c = manifest.config;
+          const tokens = manifest.tokens.split("\\n");
+          const t = page.tokenizer(tokens, manifest.merges.split("\\n"));
+          return manifest.presets.map(([, prompt]) => {
+            const ids = [manifest.eod, ...t.encode(prompt)];
+            const p = page.softmax(page.logits(c, w, page.cache(c), ids));
+            const [she, he] = manifest.pronouns.map((words) =>
+              words.reduce((sum, word) => sum + (p[tokens.indexOf("\u0120" + word)] || 0), 0));
+            return she / (she + he);
+          });
+        }""",
+        manifest=site.manifest(recorded),
+        weights=base64.b64encode(site.packed(recorded, name)).decode(),
+    )
+    assert [steps[name] for steps in shares.values()] == pytest.approx(found, abs=1e-3)
+    assert min(found) < 0.5 < max(found)
+
+
 def test_the_table_has_the_library_s_predictions(recorded: Checkpoints) -> None:
     total = recorded.about["total_steps"]
     cells = site.predictions(recorded, [f"{arm}-{total}" for arm in recorded.about["steps"]])
