@@ -65,14 +65,28 @@ function neighbour(points, current, key) {
   return nearest(same, current.x, current.y, Infinity) || next;
 }
 
+/** All points of a named series, in every panel: they are ringed, so that the eye finds it in a crowd. */
+function seriesOf(points, { name, colour }) {
+  return name ? points.filter((point) => point.name === name && point.colour === colour) : [];
+}
+
+/** Where all labelled panels share a label, the others have it too: it is drawn once for a column or a row. */
+function shareLabels(panels) {
+  for (const axis of ["x", "y"]) {
+    const labels = new Set(panels.map((panel) => panel[axis]).filter(Boolean));
+    if (labels.size === 1) for (const panel of panels) panel[axis] = [...labels][0];
+  }
+  return panels;
+}
+
 function readPanels(svg) {
-  return [...svg.querySelectorAll(".panel")].flatMap((element) => {
+  return shareLabels([...svg.querySelectorAll(".panel")].flatMap((element) => {
     try {
       return [JSON.parse(element.getAttribute("data-values"))];
     } catch {
       return [];
     }
-  });
+  }));
 }
 
 function setUp(figure) {
@@ -87,7 +101,7 @@ function setUp(figure) {
   said.setAttribute("role", "status");
   drawing.tabIndex = 0;
   drawing.setAttribute("aria-keyshortcuts", "ArrowRight ArrowLeft ArrowUp ArrowDown Escape");
-  let current = null, ring = null;
+  let current = null, rings = null;
 
   function layout() {
     const shown = layouts.find(({ svg }) => svg.getClientRects().length) || layouts[0];
@@ -97,7 +111,14 @@ function setUp(figure) {
   function hide() {
     current = null;
     tip.hidden = true;
-    if (ring) ring.remove();
+    if (rings) rings.remove();
+  }
+  function ringAt(point, r) {
+    const ring = document.createElementNS(SVG, "circle");
+    ring.setAttribute("r", r);
+    ring.setAttribute("cx", point.x);
+    ring.setAttribute("cy", point.y);
+    return ring;
   }
   function show(point, svg, speak) {
     current = point;
@@ -109,12 +130,11 @@ function setUp(figure) {
     }));
     tip.style.setProperty("--series", point.colour);
     tip.hidden = false;
-    ring = ring || document.createElementNS(SVG, "circle");
-    ring.setAttribute("class", "value-ring");
-    ring.setAttribute("r", "5");
-    ring.setAttribute("cx", point.x);
-    ring.setAttribute("cy", point.y);
-    svg.append(ring);
+    rings = rings || document.createElementNS(SVG, "g");
+    rings.setAttribute("class", "value-rings");
+    const series = seriesOf(layout().points, point);
+    rings.replaceChildren(...series.map((each) => ringAt(each, 2.2)), ringAt(point, 5));
+    svg.append(rings);
     const frame = figure.getBoundingClientRect(), box = svg.getBoundingClientRect();
     const scale = box.width / svg.viewBox.baseVal.width;
     const x = box.left - frame.left + point.x * scale, y = box.top - frame.top + point.y * scale;
@@ -171,6 +191,6 @@ if (typeof document !== "undefined") {
 }
 
 if (typeof module !== "undefined") {
-  module.exports = { numberText, pointsOf, linesOf, nearest, neighbour };
+  module.exports = { numberText, pointsOf, linesOf, nearest, neighbour, seriesOf, shareLabels };
 }
 })();

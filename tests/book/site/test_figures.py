@@ -190,6 +190,27 @@ def test_the_script_finds_the_nearest_point_and_walks_along_series() -> None:
     ]  # fmt: skip
 
 
+def test_the_series_of_a_point_is_found_in_every_panel() -> None:
+    count = in_node(
+        """(() => {
+          const points = page.pointsOf([panel, panel]);
+          const found = page.seriesOf(points, points[0]);
+          return [points.length, found.length, new Set(found.map(({ p }) => p)).size,
+            page.seriesOf(points, { ...points[0], name: "" }).length];
+        })()""",
+        panel=PANEL,
+    )
+    assert count == [8, 4, 2, 0]
+
+
+def test_a_label_that_is_drawn_once_counts_for_all_panels() -> None:
+    shared = in_node(
+        "[[['x', ''], ['', 'y']], [['a', 'y'], ['b', '']]].map((panels) =>"
+        " page.shareLabels(panels.map(([x, y]) => ({ x, y }))).map(({ x, y }) => [x, y]))"
+    )
+    assert shared == [[["x", "y"], ["x", "y"]], [["a", "y"], ["b", "y"]]]
+
+
 def test_the_script_says_what_a_point_shows() -> None:
     lines = in_node("page.pointsOf([panel]).map(page.linesOf)", panel=PANEL)
     assert lines[1] == {"title": "25k", "along": "step: 2", "value": "score: 0.25 [0.2, 0.3]"}
