@@ -215,7 +215,7 @@ QUOTED = (
     "size", "largest_size", "neighbour", "n_seeds", "n_apart", "n_largest", "loss_gap",
     "loss_sd_both", "loss_sd_pooled", "loss_sd_largest", "loss_sd_order", "loss_sd_weights",
     "loss_times_both", "last_word_times_both", "feminine_share_times_both",
-    "loss_differ_both", "feminine_share_differ_both",
+    "loss_differ_both", "feminine_share_differ_both", "association_differ_both",
     "loss_ratio_size", "sums_choice_ratio_size", "sums_exact_ratio_size",
     "loss_ratio_apart", "last_word_ratio_apart", "sums_logprob_ratio_apart",
     "training_loss_ratio_apart", "loss_ratio_added", "ratios", "ratios_off",
