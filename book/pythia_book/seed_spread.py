@@ -1,8 +1,9 @@
 """How much a measure varies between training seeds, for bands under the curves of single runs.
 
 The study of seeds trains two sizes several times. Its table `spreads` has the standard deviation of
-each measure over these seeds during training. Other studies take the table from the record of that
-study (`find`), keep it in their own record, and interpolate to their sizes and steps (`spread_at`).
+each measure over these seeds during training. Other studies take the spread of single runs
+(`of_single_runs`) from the record of that study (`find`), keep it in their own record, and
+interpolate to their sizes and steps (`spread_at`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 TABLE = "seed_spread"
 """The name of the table in the record of a study that draws bands."""
+POOLED = "pooled"
+"""In the table `spreads`: the spread of all groups of the smaller size, pooled."""
 COLUMNS = ["measure", "size", "step", "percent", "sd", "n"]
 SHARES = ("last_word", "memorized", "feminine_share", "sums_choice", "sums_exact")
 """The measures that are fractions of 1, so that a band ends at 0 and 1."""
@@ -42,18 +45,35 @@ def find(scale: str, redrawn: Path | None = None) -> pd.DataFrame:
     for folder in [root / "seeds" / scale for root in roots]:
         spreads = _read(folder, "spreads")
         if spreads is not None:
-            return where_both_vary(spreads)
+            return of_single_runs(spreads)
     own = None if redrawn is None else _read(redrawn, TABLE)
     return pd.DataFrame(columns=COLUMNS) if own is None else own
 
 
-def where_both_vary(spreads: pd.DataFrame) -> pd.DataFrame:
-    """Select the rows, with COLUMNS, of the runs of both sizes in which both seeds vary.
+def of_single_runs(spreads: pd.DataFrame) -> pd.DataFrame:
+    """Return, with COLUMNS, how much single runs of both sizes vary if both seeds do.
 
-    `spreads` is the table of the study of seeds with this name.
+    On average, a change of both seeds moves a result at least as far as a change of one. So if the
+    runs in which both vary have a smaller spread than all groups pooled, this is chance, and the
+    pooled spread is taken. Where the other groups were not measured, it is taken to be larger by
+    the same factor as at the end. `spreads` is the table of the study of seeds with this name.
     """
-    both = spreads[spreads.kind.isin(("both", "largest"))].dropna(subset=["sd"])
-    return both[COLUMNS].reset_index(drop=True)
+    import pandas as pd
+
+    curves = []
+    for _, rows in spreads.dropna(subset=["sd"]).groupby(["measure", "size"], sort=False):
+        pooled = rows[rows.kind == POOLED].set_index("step")[["sd", "n"]]
+        curve = rows[rows.kind.isin(("both", "largest"))].sort_values("step")
+        curve = curve.join(pooled.add_suffix("_pooled"), on="step")
+        if len(pooled) and len(curve):
+            last = curve.iloc[-1]
+            factor = last.sd_pooled / last.sd if last.sd else 1.0
+            curve = curve.fillna({"sd_pooled": factor * curve.sd, "n_pooled": last.n_pooled})
+            wider = curve.sd_pooled > curve.sd
+            curve["n"] = curve.n.mask(wider, curve.n_pooled).astype(int)
+            curve["sd"] = curve.sd.mask(wider, curve.sd_pooled)
+        curves.append(curve[COLUMNS])
+    return pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(columns=COLUMNS)
 
 
 def _read(folder: Path, name: str) -> pd.DataFrame | None:

@@ -609,8 +609,8 @@ def seed_note(result: Result, measure: str = "loss") -> str:
     if not seeds:
         return ""
     return (
-        "pale bands, smallest and largest size: \N{PLUS-MINUS SIGN} 2 sd over seeds of independent "
-        f"runs on the standard text ({seeds})"
+        "pale bands, smallest and largest size: \N{PLUS-MINUS SIGN} 2 sd over seeds, from runs on "
+        f"the standard text ({seeds})"
     )
 
 

@@ -78,6 +78,25 @@ def test_nothing_is_made_up_outside_the_measured_training() -> None:
     assert np.isnan(seed_spread.spread_at(table, "unknown", "25k", [50.0])).all()
 
 
+def test_a_small_spread_of_both_seeds_gives_way_to_the_pooled_one_and_a_large_one_stays() -> None:
+    """The pooled spread is known at the end only, and twice or half that of both seeds there."""
+    both = pd.concat([spreads(TWO), spreads(TWO, "last_word")], ignore_index=True)
+    pooled = both[(both["size"] == "25k") & (both.step == 572)].assign(kind="pooled", n=28)
+    pooled.sd = pooled.sd.mul(2).where(pooled.measure == "loss", pooled.sd / 2)
+    table = seed_spread.of_single_runs(pd.concat([both, pooled], ignore_index=True))
+    assert list(table) == seed_spread.COLUMNS
+    found = {
+        (measure, size): np.array(seed_spread.spread_at(table, measure, size, [50.0, 100.0]))
+        for measure in ("loss", "last_word")
+        for size in TWO
+    }
+    assert found["loss", "25k"] == pytest.approx([0.06, 0.04])  # twice, also before the end
+    assert found["last_word", "25k"] == pytest.approx([0.03, 0.02])
+    assert found["loss", "600k"] == pytest.approx([0.0075, 0.005])
+    assert seed_spread.source_text(table, "loss") == "28 of 25k and 3 of 600k"
+    assert seed_spread.source_text(table, "last_word") == "10 of 25k and 3 of 600k"
+
+
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty project, with an empty folder of results."""
@@ -151,8 +170,8 @@ def test_the_band_is_two_standard_deviations_either_way() -> None:
     assert (at_end.min(), at_end.max()) == pytest.approx((3.96, 4.04))
     assert np.ptp(large[large[:, 0] == 572][:, 1]) == pytest.approx(0.02)
     assert note == (
-        "pale bands, smallest and largest size: \N{PLUS-MINUS SIGN} 2 sd over seeds of independent "
-        "runs on the standard text (10 of 25k and 3 of 600k)"
+        "pale bands, smallest and largest size: \N{PLUS-MINUS SIGN} 2 sd over seeds, from runs on "
+        "the standard text (10 of 25k and 3 of 600k)"
     )
 
 

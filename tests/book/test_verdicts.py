@@ -178,6 +178,11 @@ def f_ratio(rng: np.random.Generator, sd: float, runs: int = 4, items: int = 50)
     return excess_over_item_noise(scores)
 
 
+def distance(rng: np.random.Generator) -> Estimate:
+    values = rng.normal(0, 1, 5)
+    return distance_in_sds(values, rng.normal(-2, 1), float(values.std(ddof=1)), 4)
+
+
 def log_ratio(rng: np.random.Generator) -> Estimate:
     ratio = spread_ratio(rng.normal(size=3), rng.normal(size=3))
     return ratio.mapped(math.log, math.exp)
@@ -190,7 +195,7 @@ def log_ratio(rng: np.random.Generator) -> Estimate:
         (30, lambda rng: exact_share(int(rng.binomial(30, 0.3)), 30).times(100)),
         (1, lambda rng: f_ratio(rng, 0)),
         (0, log_ratio),
-        (2, lambda rng: distance_in_sds(rng.normal(0, 1, 5), rng.normal(-2, 1))),
+        (2, distance),
     ],
 )
 @pytest.mark.parametrize("n_tests", [1, 5])

@@ -296,7 +296,7 @@ def verdicts(shifts: dict[str, float], params: Params | None = None) -> list[str
 
 def test_equal_arms_are_found_equal() -> None:
     assert verdicts({}) == [
-        "reproduced",
+        "not testable here",
         "not testable here",
         "holds",
         "does not hold",
@@ -307,10 +307,8 @@ def test_equal_arms_are_found_equal() -> None:
 
 def test_every_verdict_can_come_out_otherwise() -> None:
     better = verdicts(dict.fromkeys(ARMS, -0.1) | {BASELINE: 0.0, "no_rotary": 0.1})
-    assert better[0] == "contradicted"
     assert better[2:] == ["does not hold", "holds", "does not hold", "does not hold"]
-    worse = verdicts({"sequential": 0.1, "no_rotary": -0.1})
-    assert worse[0] == "reproduced" and worse[3] == "does not hold"
+    assert verdicts({"no_rotary": -0.1})[3] == "does not hold"
 
 
 def test_with_one_seed_or_without_an_arm_there_is_no_verdict() -> None:

@@ -144,6 +144,8 @@ def test_released_scores_at_step_0() -> None:
     assert set(table.index) >= {"70m", "12b"} and (table["equal"] <= table.scores).all()
     different = set(table.index[table["equal"] < table.scores])
     assert different == {"1b"}, "its standard run was in bf16"
+    assert ((table.largest > 0) == (table["equal"] < table.scores)).all()
+    assert table.largest["1b"] < 0.2  # logiqa: 2 of 651 items
 
 
 @pytest.mark.parametrize(

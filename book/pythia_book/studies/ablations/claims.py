@@ -53,6 +53,10 @@ def worth(factor: float, embeddings: bool = False) -> float:
 MARGIN = round(worth(GAIN), 3)
 """Losses that differ by less than this, in nats per token, count as equal."""
 NATS = "nats per token"
+DROWNED = (
+    "the whole difference that can be resolved arises in the first layer, from initial weights and "
+    "rates of models this narrow"
+)
 NARROW = (
     "in models this narrow the rule makes weights larger than GPT-NeoX's default does, in those "
     "of thousands of dimensions smaller"
@@ -79,10 +83,9 @@ def claims(params: Params, final: dict[tuple[str, str], Estimate | None]) -> lis
 
     return [
         Claim(
-            f"Parallel attention and MLP do no harm: without them, the loss is at most {MARGIN:g} "
-            "nats lower.",
+            "Parallel attention and MLP do no harm.",
             "sections 2.3 and 2.6",
-            rises(effect("sequential"), NATS, units, -MARGIN, by_size("sequential")),
+            untestable(DROWNED, effect("sequential"), NATS, units, by_size("sequential")),
             quote="because they improve training efficiency and do not harm performance [...] "
             "performance on-par with OPT despite the use of parallel attention + MLP sublayers at "
             "all model scales",

@@ -309,6 +309,10 @@ def values(
         "percent": float(repetition.percent["heavily repeated"]),
         "percent_as_in_the_pile": float(repetition.percent["copies as in the Pile"]),
         "percent_pile": float(repetition.percent["the Pile"]),
+        **{
+            f"percent_{recipe.split('-')[0]}": float(percent)
+            for recipe, percent in frames["recipes"][["recipe", "percent"]].itertuples(index=False)
+        },
         "pile_tokens_before": before / 1e9,
         "pile_tokens_after": after / 1e9,
         "percent_epochs": 100 * (1 - raw / effective),

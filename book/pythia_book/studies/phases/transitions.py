@@ -307,9 +307,13 @@ def values(models: Sequence[Model], facts: dict[str, Any]) -> dict[str, Any]:
             by_name["repeats_without_induction"] = [
                 m.without["induction"].repeats if m.finished else np.nan for m in same
             ]
-            for kind in KNOCKED_OUT[1:]:
+            for kind in KNOCKED_OUT:
                 name = kind.replace("-", "_").replace(" ", "_")
-                by_name[f"cost_{name}"] = [m.cost(kind) for m in same]
+                if kind != "intact":
+                    by_name[f"cost_{name}"] = [m.cost(kind) for m in same]
+                by_name[f"gain_{name}"] = [
+                    m.without[kind].gain if m.finished else np.nan for m in same
+                ]
         for name, each in by_name.items():
             numbers[f"{name}_{depth}"] = quoted(mean_over_known(each))
     return numbers

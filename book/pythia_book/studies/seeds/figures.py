@@ -10,7 +10,7 @@ from pythia_book import style, svg
 from pythia_book.published.figures import ABSENT
 from pythia_book.records import number_text
 from pythia_book.studies.seeds.params import BOTH, LARGEST, ORDER, WEIGHTS
-from pythia_book.studies.seeds.tables import ITEMS, MEASURES
+from pythia_book.studies.seeds.tables import ADDED, APART, ITEMS, MEASURES, SIZE
 from pythia_book.style import BLUE, MUTED, ORANGE, Drawing, Table, padded_limits, size_colour
 
 if TYPE_CHECKING:
@@ -189,18 +189,48 @@ def single_table(result: Result) -> Table:
             {
                 "Measure": f"{about.title}, {about.unit}",
                 "Size": row.size,
-                "Runs": row.n,
+                "Runs": int(end["n"]),
                 "Mean": number_text(about.factor * float(end["mean"])),
                 "SD over seeds [95 %]": style.interval(*sd),
                 "In units of the items' error [95 %]": style.interval(
                     row.value, row.low, row.high
                 ) if known else style.DASH,
+                "SD in bands": number_text(about.factor * row.sd),
                 "Two runs differ by at most": number_text(about.factor * row.differ),
             }
         )  # fmt: skip
     caption = (
-        "At the end of training. Last column: two single runs that differ in nothing but their "
-        "seeds are at most this far apart in 95 % of cases"
+        "At the end of training, both seeds varied. SD in bands: the pooled spread of all three "
+        "groups of the smaller size where that is larger. Last column: by this spread, two single "
+        "runs that differ in nothing but their seeds are at most this far apart in 95 % of cases"
+    )
+    return Table(pd.DataFrame(rows), caption)
+
+
+def ratios_table(result: Result) -> Table:
+    """Return the table of the ratios of standard deviations at the end of training."""
+    import pandas as pd
+
+    params = result.params
+    names = {
+        SIZE: f"{params.size} over {params.largest_size}",
+        APART: "Order over weights",
+        ADDED: "Both over order and weights added",
+    }
+    ends = style.rows_where(result.tables["ratios"], percent=100).set_index(["measure", "contrast"])
+    rows = [
+        {"Measure": about.title}
+        | {
+            name: style.interval(*ends.loc[(measure, contrast), ["value", "low", "high"]])
+            if (measure, contrast) in ends.index
+            else style.DASH
+            for contrast, name in names.items()
+        }
+        for measure, about in MEASURES.items()
+    ]
+    caption = (
+        "Ratios of standard deviations over seeds at the end of training, with 95 % intervals that "
+        "are not corrected for their number"
     )
     return Table(pd.DataFrame(rows), caption)
 

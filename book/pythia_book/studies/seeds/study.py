@@ -213,12 +213,12 @@ def _training_losses(run: Run, steps: list[int]) -> np.ndarray:
 
 QUOTED = (
     "size", "largest_size", "neighbour", "n_seeds", "n_apart", "n_largest", "loss_gap",
-    "loss_sd_both", "loss_sd_largest", "loss_sd_order", "loss_sd_weights",
-    "loss_mean_both", "loss_mean_order", "loss_mean_weights",
+    "loss_sd_both", "loss_sd_pooled", "loss_sd_largest", "loss_sd_order", "loss_sd_weights",
     "loss_times_both", "last_word_times_both", "feminine_share_times_both",
-    "loss_differ_both", "feminine_share_differ_both",
-    "loss_ratio_size", "feminine_share_ratio_size", "association_ratio_size",
-    "loss_ratio_apart", "feminine_share_ratio_apart", "memorized_ratio_apart", "loss_ratio_added",
+    "loss_differ_both", "feminine_share_differ_both", "association_differ_both",
+    "loss_ratio_size", "sums_choice_ratio_size", "sums_exact_ratio_size",
+    "loss_ratio_apart", "last_word_ratio_apart", "sums_logprob_ratio_apart",
+    "training_loss_ratio_apart", "loss_ratio_added", "ratios", "ratios_off",
     "sound_own_first", "sound_own_last", "sound_loss_first", "sound_descent",
     "decoupled_own_first", "decoupled_own_last", "decoupled_loss_first", "decoupled_descent",
 )  # fmt: skip
@@ -246,10 +246,12 @@ def values(params: Params, tables: dict[str, pd.DataFrame], other: float | None)
     end = tables["spreads"][tables["spreads"].percent == 100].dropna(subset=["sd"])
     for row in end.rename(columns={"sd": "value"}).itertuples():
         known[f"{row.measure}_sd_{row.kind}"] = ends(row, MEASURES[row.measure].factor)
-        known[f"{row.measure}_mean_{row.kind}"] = f"{MEASURES[row.measure].factor * row.mean:.3f}"
         if (row.kind, row.measure) == (BOTH, "loss") and other is not None:
             known["loss_gap"] = abs(row.mean - other)
-    for row in tables["ratios"][tables["ratios"].percent == 100].itertuples():
+    ratios = tables["ratios"][tables["ratios"].percent == 100]
+    off = (ratios.low > 1) | (ratios.high < 1)
+    known |= {"ratios": len(ratios), "ratios_off": int(off.sum())}
+    for row in ratios.itertuples():
         known[f"{row.measure}_ratio_{row.contrast}"] = ends(row)
     for row in tables["single"].itertuples():
         known[f"{row.measure}_differ_{row.kind}"] = MEASURES[row.measure].factor * row.differ

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pythia_book.seed_spread import POOLED, of_single_runs
 from pythia_book.stats import Estimate
 from pythia_book.studies.seeds import pairs
 from pythia_book.studies.seeds.params import BOTH, KINDS, LARGEST, ORDER, WEIGHTS, Cell, Params
@@ -110,11 +111,13 @@ def tables(scores: Scores) -> dict[str, pd.DataFrame]:
     `levels`: the score `value` of every run by `size`, `order_seed`, `weight_seed`, `measure`,
         `step` and `percent` (of training).
     `spreads`: `mean`, standard deviation `sd` with its interval `low` to `high`, and number `n`
-        of runs, by `kind` (one of KINDS), `size`, `measure`, `step` and `percent`.
+        of runs, by `kind` (one of KINDS, or POOLED for the groups of the smaller size together),
+        `size`, `measure`, `step` and `percent`.
     `ratios`: `value`, `low`, `high` of the ratios of standard deviations by `contrast` (APART, SIZE
         or ADDED), `measure`, `step` and `percent`.
     `single`: what the spread means for single runs at the end, by `measure` and `kind` (BOTH or
-        LARGEST): `differ`, the difference that two runs with different seeds exceed in one case of
+        LARGEST): `sd`, the spread in bands (see `seed_spread.of_single_runs`), from `n` runs;
+        `differ`, the difference that two runs with different seeds exceed in one case of
         twenty; `items`, the standard deviation of a run due to the choice of items; and the spread
         over seeds divided by `items`, `value` with its interval `low` to `high`.
     `pairs`: `value` of the arrays of `pairs.compare`, by `pair`, `quantity` and `step`.
@@ -126,14 +129,15 @@ def tables(scores: Scores) -> dict[str, pd.DataFrame]:
         "levels": ["size", "order_seed", "weight_seed", *keys, "value"],
         "spreads": ["kind", "size", *keys, "mean", "sd", "low", "high", "n"],
         "ratios": ["contrast", *keys, *interval],
-        "single": ["measure", "kind", "size", "differ", "items", *interval, "n"],
+        "single": ["measure", "kind", "size", "n", "sd", "differ", "items", *interval],
         "pairs": ["pair", "quantity", "step", "value"],
     }
+    spreads = pd.DataFrame(_spreads(scores), columns=columns["spreads"])
     rows = {
         "levels": _levels(scores),
-        "spreads": _spreads(scores),
+        "spreads": spreads,
         "ratios": _ratios(scores),
-        "single": _single(scores),
+        "single": _single(scores, spreads),
         "pairs": pairs.rows(scores.params, scores.measured),
     }
     return {name: pd.DataFrame(rows[name], columns=columns[name]) for name in columns}
@@ -159,17 +163,19 @@ def _levels(scores: Scores) -> list[dict[str, Any]]:
 
 def _spreads(scores: Scores) -> list[dict[str, Any]]:
     rows = []
-    for kind in KINDS:
-        size = scores.params.size_of(kind)
+    kinds = {kind: (kind,) for kind in KINDS} | {POOLED: (ORDER, WEIGHTS, BOTH)}
+    for kind, members in kinds.items():
+        size = scores.params.size_of(members[-1])
         for measure in MEASURES:
             for i, time in _times(scores):
-                values = scores.at(measure, kind, i)
-                if len(values) < 2:
+                groups = [scores.at(measure, member, i) for member in members]
+                if min(map(len, groups)) < 2:
                     continue
-                e = spread(values)
+                e = spread(*groups)
+                mean = np.mean([group.mean() for group in groups])
                 rows.append(
-                    {"kind": kind, "size": size, "measure": measure, **time, "n": len(values),
-                     "mean": values.mean(), "sd": e.value, "low": e.low, "high": e.high}
+                    {"kind": kind, "size": size, "measure": measure, **time, "n": e.n_seeds,
+                     "mean": mean, "sd": e.value, "low": e.low, "high": e.high}
                 )  # fmt: skip
     return rows
 
@@ -184,16 +190,18 @@ def _ratios(scores: Scores) -> list[dict[str, Any]]:
     ]
 
 
-def _single(scores: Scores) -> list[dict[str, Any]]:
+def _single(scores: Scores, spreads: pd.DataFrame) -> list[dict[str, Any]]:
     rows = []
+    ends = of_single_runs(spreads)
+    ends = ends[ends.percent == 100].set_index(["measure", "size"])
     for kind in (BOTH, LARGEST):
         size = scores.params.size_of(kind)
         for measure in MEASURES:
-            values = scores.at(measure, kind)
-            if len(values) < 2:
+            if len(scores.at(measure, kind)) < 2:
                 continue
-            row = {"measure": measure, "kind": kind, "size": size, "n": len(values)}
-            row |= {"differ": largest_difference(values), "items": math.nan}
+            end = ends.loc[(measure, size)]
+            row = {"measure": measure, "kind": kind, "size": size, "n": int(end.n), "sd": end.sd}
+            row |= {"differ": largest_difference(end.sd, int(end.n) - 1), "items": math.nan}
             items = scores.items(measure, kind)
             if items is not None:
                 excess = excess_over_item_noise(items)

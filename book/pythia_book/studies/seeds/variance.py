@@ -40,10 +40,15 @@ def _checked(values: np.ndarray, ndim: int, name: str) -> np.ndarray:
     return values - values.flat[0]
 
 
-def spread(values: np.ndarray) -> Estimate:
-    """Return the standard deviation of `values`, float[seeds], with its chi-square interval."""
-    shifted = _checked(values, 1, "values over seeds")
-    return _root(shifted.var(ddof=1), len(shifted) - 1, len(shifted))
+def spread(*groups: np.ndarray) -> Estimate:
+    """Return the standard deviation of a group, float[seeds], with its chi-square interval.
+
+    Of several groups, it is pooled: the root of the mean variance, weighted by degrees of freedom.
+    """
+    checked = [_checked(values, 1, "values over seeds") for values in groups]
+    df = sum(len(values) - 1 for values in checked)
+    squares = sum(float(values.var(ddof=1)) * (len(values) - 1) for values in checked)
+    return _root(squares / df, df, df + 1)
 
 
 def _root(mean_square: float, df: int, n: int, divisor: int = 1) -> Estimate:
@@ -103,16 +108,15 @@ def added_ratio(both: np.ndarray, order: np.ndarray, weights: np.ndarray) -> Est
     return _ratio(top / sum(parts), df, sum(parts) ** 2 / below, sum(map(len, groups)))
 
 
-def largest_difference(values: np.ndarray) -> float:
+def largest_difference(sd: float, df: int) -> float:
     """Return what two further runs with different seeds differ by at most, in 95 % of cases.
 
-    The difference of two runs, divided by the root of 2 and the standard deviation of `values`,
-    float[seeds], has Student's t distribution.
+    The difference of two runs, divided by the root of 2 and a standard deviation `sd` with `df`
+    degrees of freedom, has Student's t distribution.
     """
     from scipy.stats import t
 
-    n = len(_checked(values, 1, "values over seeds"))
-    return float(t.ppf(HIGH, n - 1) * math.sqrt(2) * np.std(values, ddof=1))
+    return float(t.ppf(HIGH, df) * math.sqrt(2) * sd)
 
 
 def excess_over_item_noise(values: np.ndarray) -> Estimate | None:
@@ -157,24 +161,25 @@ def items_error(values: np.ndarray) -> Estimate:
     return _root(_mean_squares(values)[2], (runs - 1) * (items - 1), runs, items)
 
 
-def distance_in_sds(values: np.ndarray, other: float) -> Estimate | None:
-    """Return the mean of values minus `other`, in standard deviations of the values.
+def distance_in_sds(values: np.ndarray, other: float, sd: float, df: int) -> Estimate | None:
+    """Return the mean of values minus `other`, in standard deviations over seeds.
 
-    The interval is exact, by the noncentral t. Return None if all values are equal. The value
-    `other` of another run is assumed to vary over seeds as much as `values`.
+    `sd` is the standard deviation, with `df` degrees of freedom. The interval is exact, by the
+    noncentral t. Return None if `sd` is 0. The value `other` of another run is assumed to vary over
+    seeds as much as `values`.
     """
     from scipy.optimize import brentq
     from scipy.stats import chi2, norm
 
     shifted = _checked(values, 1, "values over seeds")
-    n, sd = len(shifted), float(shifted.std(ddof=1))
+    n = len(shifted)
     if not sd:
         return None
     distance = float(values[0] + shifted.mean() - other) / sd
     unit = math.sqrt(1 + 1 / n)
     t = distance / unit
     # P(T < t) as a mean over quantiles of chi: scipy's nct gives NaN for some arguments needed.
-    chi = np.sqrt(chi2.ppf((np.arange(_QUANTILES) + 0.5) / _QUANTILES, n - 1) / (n - 1))
+    chi = np.sqrt(chi2.ppf((np.arange(_QUANTILES) + 0.5) / _QUANTILES, df) / df)
     bound = 9 + 5 * abs(t)
 
     def below(shift: float) -> float:
@@ -186,7 +191,7 @@ def distance_in_sds(values: np.ndarray, other: float) -> Estimate | None:
         return 2 * min(tail, 1 - tail)
 
     low, high = (brentq(lambda shift, q=q: below(shift) - q, -bound, bound) for q in (HIGH, LOW))
-    return Estimate(distance, low * unit, high * unit, 1, n, n - 1, p_value)
+    return Estimate(distance, low * unit, high * unit, 1, n, df, p_value)
 
 
 def agreement(states: np.ndarray) -> Estimate:

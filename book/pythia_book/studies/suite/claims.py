@@ -69,6 +69,11 @@ def claims(
     if step_0 is not None and len(step_0):
         agree = step_0["equal"] == step_0.scores
         note = f"{int(agree.sum())} of {len(step_0)} pairs agree in every released score"
+        note += "".join(
+            f"; those of {row.model} differ in {row.scores - row.equal} of {row.scores}, by at "
+            f"most {row.largest:.2f} standard errors"
+            for row in step_0[~agree].itertuples()
+        )
         twins = untestable("equal scores do not prove equal weights", note=note)
     epochs = {arm: numbers[f"epochs_{arm}"] for arm in DATA_ARMS}
     close = all(abs(epochs[arm] - wanted) < by for arm, (wanted, by) in EPOCHS.items())

@@ -183,7 +183,7 @@ def _sizes(frame: pd.DataFrame) -> pd.DataFrame:
             "non_embedding": "Parameters without embeddings",
             "total": "In all",
             "lr_max": "Peak LR",
-            "tokens_per_parameter": "Tokens per parameter",
+            "tokens_per_parameter": "Tokens per parameter (of all)",
             "loss_standard": "Final loss, standard",
             "loss_deduplicated": "Final loss, deduplicated",
         }

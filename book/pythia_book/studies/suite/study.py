@@ -103,22 +103,24 @@ def versions_table(published: Published) -> pd.DataFrame:
 def step_0_table(published: Published) -> pd.DataFrame:
     """Compare the released scores of twins (the models of one size on both texts) at step 0.
 
-    Columns: model, scores (how many scores were compared) and equal (how many of them are the same
-    for both twins). The table is empty if there are no released scores.
+    Columns: model, scores (how many scores were compared), equal (how many of them are the same for
+    both twins) and largest (the largest difference, in standard errors of the standard twin's
+    score). The table is empty if there are no released scores.
     """
     import pandas as pd
 
-    columns = ["model", "scores", "equal"]
+    columns = ["model", "scores", "equal", "largest"]
     raw = published.released_benchmarks
     if raw is None or raw.empty:
         return pd.DataFrame(columns=columns)
     first = raw[raw.step == 0].assign(deduped=lambda f: f.deduped.astype(bool))
-    wide = first.pivot_table(
-        index=["model", "shots", "task", "metric"], columns="deduped", values="value"
-    ).reindex(columns=[False, True])
-    wide = wide.dropna()
-    same = (wide[False] == wide[True]).groupby(level="model", sort=False)
-    return same.agg(scores="size", equal="sum").reset_index()[columns]
+    keys = ["model", "shots", "task", "metric"]
+    twins = first[~first.deduped].merge(first[first.deduped], on=keys).dropna(subset="value_y")
+    apart = (twins.value_x - twins.value_y).abs()
+    twins = twins.assign(same=apart == 0, errors=(apart / twins.stderr_x).where(apart > 0, 0))
+    by_model = twins.groupby("model", sort=False)
+    found = by_model.agg(scores=("same", "size"), equal=("same", "sum"), largest=("errors", "max"))
+    return found.reset_index()[columns]
 
 
 def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
@@ -163,7 +165,7 @@ def models_table(measured: Measurements) -> pd.DataFrame:
     for size, shape in measured.facts["models"].items():
         tokens = shape["steps"] * shape["batch_tokens"]
         row = {"size": size, **{k: v for k, v in shape.items() if k != "steps"}}
-        row |= {"tokens": tokens, "tokens_per_parameter": tokens / shape["non_embedding"]}
+        row |= {"tokens": tokens, "tokens_per_parameter": tokens / shape["total"]}
         for arm in DATA_ARMS:
             losses = measured.get("loss", size, arm)
             if losses is not None:
@@ -187,7 +189,7 @@ def official_table() -> pd.DataFrame:
              "heads": model.n_heads, "head_dim": model.head_dim,
              "non_embedding": model.n_params_non_embedding, "total": model.n_params,
              "lr_max": size.lr_max, "batch_tokens": batch_tokens, "tokens": tokens,
-             "tokens_per_parameter": tokens / model.n_params_non_embedding}
+             "tokens_per_parameter": tokens / model.n_params}
         )  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -269,6 +271,10 @@ def values(params: Params, facts: dict[str, Any], tables: Tables) -> dict[str, A
     numbers |= {"reread_first": 100 * again.iloc[0], "reread_last": 100 * again.iloc[-1]}
     slopes = tables["associations"]
     slopes = slopes[(slopes.group == INVENTED) & (slopes.frames == UNSEEN)]
+    for arm, rows in slopes.dropna(subset=["value"]).groupby("arm"):
+        steepest = rows.loc[rows.value.idxmax()]
+        numbers[f"steepest_size_{arm}"] = steepest["size"]
+        numbers[f"steepest_{arm}"] = {key: steepest[key] for key in ("value", "low", "high")}
     for row in slopes[slopes["size"] == sizes[-1]].itertuples():
         numbers[f"slope_{row.arm}"] = {"value": row.value, "low": row.low, "high": row.high}
     planted = tables["planted"]

@@ -172,7 +172,7 @@ def test_missing_measurements_leave_claims_untested() -> None:
 def test_without_runs_of_the_largest_size_there_is_one_spread() -> None:
     params = Params("smoke")
     tables, values, _ = seeds.analyse(params, planted(params), {})
-    assert set(tables["spreads"].kind) == {ORDER, WEIGHTS, BOTH}
+    assert set(tables["spreads"].kind) == {ORDER, WEIGHTS, BOTH, seed_spread.POOLED}
     assert values["loss_sd_largest"] is None and values["loss_ratio_size"] is None
     assert verdicts(params, planted(params))["size"] == "not testable here"
     result = Result("seeds", params, tables, values, [], planted(params), {}, 0.0)
@@ -183,7 +183,7 @@ def test_without_runs_of_the_largest_size_there_is_one_spread() -> None:
 def test_other_studies_read_the_spread_of_both_sizes() -> None:
     params = Params("smoke", **FEW)
     tables, _, _ = seeds.analyse(params, planted(params), {})
-    spread = seed_spread.where_both_vary(tables["spreads"])
+    spread = seed_spread.of_single_runs(tables["spreads"])
     assert tuple(spread["size"].unique()) == params.size_list
     assert seed_spread.spread_at(spread, "loss", params.size_list[1], [100.0])[0] > 0
     assert set(seed_spread.SHARES) == {m for m, about in MEASURES.items() if about.factor == 100}
@@ -275,7 +275,7 @@ def test_runs_share_weights_and_batches_and_a_lost_checkpoint_is_a_gap(
     again = seeds.run(params, progress=False)
     assert again.values["gaps"] > 0
     ends = again.tables["spreads"].query("percent == 100 and measure == 'loss'").set_index("kind").n
-    assert ends.to_dict() == {ORDER: 2, WEIGHTS: 3, BOTH: 3, LARGEST: 2}
+    assert ends.to_dict() == {ORDER: 2, WEIGHTS: 3, BOTH: 3, LARGEST: 2, seed_spread.POOLED: 6}
     for name in names:
         assert "<svg" in getattr(figures, name)(again).svg
 

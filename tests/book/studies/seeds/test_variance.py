@@ -68,7 +68,7 @@ def test_equal_runs_have_no_spread_and_give_no_ratio() -> None:
     assert spread_ratio(np.full(3, 0.1), np.array([1, 2, 4.0])).value == 0
     with pytest.raises(DataError, match="nothing can be divided"):
         spread_ratio(np.array([1, 2, 4.0]), np.full(3, 0.1))
-    assert distance_in_sds(np.full(3, 0.1), 0.2) is None
+    assert distance_in_sds(np.full(3, 0.1), 0.2, 0.0, 2) is None
 
 
 def test_intervals_over_seeds_cover_the_truth() -> None:
@@ -77,10 +77,17 @@ def test_intervals_over_seeds_cover_the_truth() -> None:
     assert 0.92 < coverage([spread(d) for d in draws], 0.3) < 0.975
 
 
+def test_pooling_groups_takes_no_account_of_their_means_and_covers_the_truth() -> None:
+    draws = 0.3 * np.random.default_rng(7).normal(size=(600, 3, 4)) + np.arange(3)[:, None]
+    found = [spread(*d) for d in draws]
+    assert 0.92 < coverage(found, 0.3) < 0.975
+    assert found[0].df == 9 and found[0].value < spread(draws[0].ravel()).value
+
+
 @pytest.mark.parametrize("n", [3, 10])
 def test_two_further_runs_differ_by_at_most_what_is_said(n: int) -> None:
     draws = np.random.default_rng(5).normal(size=(2000, n + 2))
-    within = [abs(d[-1] - d[-2]) <= largest_difference(d[:n]) for d in draws]
+    within = [abs(d[-1] - d[-2]) <= largest_difference(d[:n].std(ddof=1), n - 1) for d in draws]
     assert 0.935 < np.mean(within) < 0.965
 
 
@@ -88,7 +95,10 @@ def test_two_further_runs_differ_by_at_most_what_is_said(n: int) -> None:
 def test_a_distance_in_standard_deviations_is_covered(n: int, distance: float) -> None:
     rng = np.random.default_rng(2)
     draws = 0.2 * rng.normal(size=(250, n + 1))
-    found = [distance_in_sds(d[:n] + 0.2 * distance, d[n]) for d in draws]
+    found = [
+        distance_in_sds(d[:n] + 0.2 * distance, d[n], float(d[:n].std(ddof=1)), n - 1)
+        for d in draws
+    ]
     assert 0.91 < coverage(found, distance) < 0.985
 
 
