@@ -149,7 +149,8 @@ class Plan:
                 f"disk: about {self.disk / 1e9:.1f} GB for optimizer states and for {self.saved} "
                 "checkpoints per arm",
                 f"training: {self.flops:.2g} FLOP of matrix products, {self.seconds / 3600:.2g} h "
-                f"on one {GPU} at an assumed {H100_UTILISATION:.0%} of {H100_PEAK / 1e12:.0f} TFLOP/s",
+                f"on one {GPU} at an assumed {H100_UTILISATION:.0%} of "
+                f"{H100_PEAK / 1e12:.0f} TFLOP/s",
                 f"this plan is for one GPU; {self._processes}to split every batch over N GPUs, run "
                 "torchrun --nproc-per-node N -m pythia_core continue ...",
             ]
