@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import math
 import re
 import shutil
 import sys
@@ -314,6 +315,7 @@ def facts(checkpoints: Checkpoints) -> dict[str, str]:
     """Return the texts that the page's prose uses as `{{ checkpoints_NAME }}`, by NAME."""
     about, config = checkpoints.about, checkpoints.config
     error, runs = about["error"], [{"precision": about["precision"]}]
+    scripts = sum(4 * math.ceil(len(packed(checkpoints, name)) / 3) for name in checkpoints.names)
     commit = about["commit"] or {}
     return {
         "size": about["size"],
@@ -327,6 +329,7 @@ def facts(checkpoints: Checkpoints) -> dict[str, str]:
         "fork_share": f"{100 * about['fork'] / about['total_steps']:.0f} %",
         "count": number_text(len(checkpoints.names)),
         "megabytes": f"{sum(a.nbytes for a in checkpoints.tensors.values()) / 1e6:.1f} MB",
+        "download": f"{scripts / 1e6:.1f} MB",  # base64: four characters for three bytes
         "machine": device_text({"device": about["device"], "runs": runs}, trained=True),
         "trained": duration_text(sum(about["seconds"].values())),
         "scale": about["scale"],

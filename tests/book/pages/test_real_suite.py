@@ -58,7 +58,9 @@ def test_commands_download_the_sum_of_their_parts() -> None:
     assert (frame.memory[frame.fetched > 0] > 0).all() and (frame.seconds >= 0).all()
     (fork,) = (row for row in frame.itertuples() if row.Index.startswith("continue "))
     assert fork.fetched == 2 * 70_426_624 + 2 * 10_000 * 1024 * 2049 * 2
-    assert fork.seconds == pytest.approx(2 * 6 * 70_426_624 * 10_000 * 2**21 / (0.4 * 989e12))
+    # matrices and unembedding; scores of attention, causal
+    per_token = 6 * (6 * 12 * 512**2 + 50_304 * 512) + 6 * 6 * 512 * 2049
+    assert fork.seconds == pytest.approx(2 * per_token * 10_000 * 2**21 / (0.4 * 989e12))
     (every,) = (row for row in frame.itertuples() if "--steps all" in row.Index)
     assert every.fetched == 154 * 2 * 70_426_624
     assert real_suite.commands().frame.iloc[0].tolist()[1:] == ["hashes only", "little", "seconds"]

@@ -23,6 +23,7 @@ from pythia_book.released.continuation.plan import make_plan
 from pythia_book.released.continuation.run import Continuation, Rewarm, find_or_continue
 from pythia_book.released.continuation.start import published_train
 from pythia_book.released.pile import RELEASED
+from pythia_book.released.recipe import estimates
 
 from pythia_core import hf
 from pythia_core.__main__ import main
@@ -402,7 +403,8 @@ def test_the_paper_is_planned_before_anything_is_fetched(
     hub = "EleutherAI/pythia-70m-deduped"
     plan = make_plan(hub, None, None, 133_000, 10_000, TokenFileData("pile-deduped"), True)
     assert plan.tokens == 10_000 * 2_097_152 and plan.arms == 2
-    assert plan.flops == pytest.approx(6 * 70_426_624 * plan.tokens * 2)
+    whole = estimates().set_index("size").h100_hours["70m"]  # of the recipe, for 143,000 updates
+    assert plan.seconds / 3600 == pytest.approx(whole * 2 * 10_000 / 143_000)
     assert plan.row_bytes == 2 * 10_000 * 4_196_352 and plan.is_large
     text = "\n".join(plan.lines)
     assert "41,943" not in text and "20,971,520,000 tokens per arm" in text

@@ -354,6 +354,14 @@ def test_every_number_in_the_prose_is_given(recorded: Checkpoints) -> None:
     assert texts["parameters"] == "25,472"
 
 
+def test_the_page_says_how_much_a_browser_loads(recorded: Checkpoints, tmp_path: Path) -> None:
+    site.write_scripts(recorded, tmp_path / "scripts")
+    weights = [p for p in (tmp_path / "scripts").iterdir() if p.name != "manifest.js"]
+    assert len(weights) == len(recorded.names)
+    size = sum(path.stat().st_size for path in weights)
+    assert site.facts(recorded)["download"] == f"{size / 1e6:.1f} MB"
+
+
 def test_the_page_is_the_first_chapter_and_its_scripts_load_on_it_alone() -> None:
     from pythia_book.site import assets
 

@@ -364,22 +364,24 @@ def verdicts(rows: list[dict]) -> list[str]:
 
 def test_claims_can_hold_and_fail() -> None:
     rows = judged(HURTING)
-    assert [row["kind"] for row in rows] == (["claim"] * 4 + ["hypothesis"] * 3 + ["premise"] * 3)
+    assert [row["kind"] for row in rows] == (["claim"] * 5 + ["hypothesis"] * 3 + ["premise"] * 3)
     found = verdicts(rows)
-    assert found[:2] == ["not testable here", "contradicted"]
-    assert "was set when 2.2 % at 85k (one seed) was known" in rows[0]["ours"]["reason"]
-    assert found[4:6] == ["holds"] * 2, "the penalty, and the larger size first"
-    assert found[7:] == ["holds"] * 3
-    for row, tokens in zip(rows, ("131,072", "32,768"), strict=False):
+    assert found[:3] == ["not testable here", "not testable here", "contradicted"]
+    assert rows[0]["claim"].startswith("Two") and 0 < rows[0]["ours"]["value"]
+    assert rows[0]["ours"]["value"] < rows[1]["ours"]["value"], "four epochs cost more than two"
+    assert "was set when 2.2 % at 85k (one seed) was known" in rows[1]["ours"]["reason"]
+    assert found[5:7] == ["holds"] * 2, "the penalty, and the larger size first"
+    assert found[8:] == ["holds"] * 3
+    for row, tokens in zip(rows, ("262,144", "131,072", "32,768"), strict=False):
         words = f"tested at up to 674,000 parameters, on {tokens} different tokens"
         assert words in row["ours"]["note"]
     found = verdicts(judged(AS_FRESH))
-    assert found[:2] == ["not testable here", "reproduced"]
-    assert found[2] == "not testable here", "the law does not decay"
-    assert found[8] in ("not resolved", "does not hold"), "the rise"
-    assert found[7] != "holds"
+    assert found[:3] == ["not testable here", "not testable here", "reproduced"]
+    assert found[3] == "not testable here", "the law does not decay"
+    assert found[9] in ("not resolved", "does not hold"), "the rise"
+    assert found[8] != "holds"
     decaying = verdicts(judged(DECAYING))
-    assert decaying[3] == "reproduced" and decaying[9] == "holds"
+    assert decaying[4] == "reproduced" and decaying[10] == "holds"
 
 
 @pytest.mark.parametrize(("gain", "verdict"), [(0.2, "holds"), (-0.2, "does not hold")])
@@ -389,7 +391,7 @@ def test_planned_stops_can_be_better_or_worse(gain: float, verdict: str) -> None
         for epochs in (1, 2, 4, 8):
             measured.arrays[name_of("loss", size, 16, epochs)] -= gain
     rows = judge(claims.claims(Losses(PARAMS, measured), Laws(0, 0, 0)))
-    assert "planned to stop early" in rows[6]["claim"] and verdicts(rows)[6] == verdict
+    assert "planned to stop early" in rows[7]["claim"] and verdicts(rows)[7] == verdict
 
 
 def test_one_seed_has_no_intervals_and_missing_runs_are_gaps() -> None:
@@ -444,7 +446,7 @@ def test_runs_share_weights_and_rows_and_gaps_are_shown(tmp_path, monkeypatch) -
     assert result.values["excess_2"]["value"] == pytest.approx(change.mean())
     assert (losses.curve("7k", 2)[:, :8] == losses.curve("7k", 1)[:, :8]).all()
     assert result.values["gaps"] == 0 and result.values["runs"] == 6
-    assert result.claims[0]["ours"]["value"] is None  # no arm of four epochs
+    assert result.claims[1]["ours"]["value"] is None  # no arm of four epochs
 
     records.save_record(result, tmp_path / "record")
     with monkeypatch.context() as patch:

@@ -1,7 +1,7 @@
 """Estimates what a continuation needs and costs, before anything is downloaded or trained.
 
-FLOP are counted as 6 * parameters * tokens, embeddings included. The speed of training is assumed,
-not measured.
+FLOP are those of the matrix products, as on the page on the recipe. The speed of training is
+assumed, not measured.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pythia_core.errors import ConfigError, DataError
 from pythia_core.hf import local_folder
 from pythia_core.suite import OFFICIAL_SIZES
 from pythia_core.training.memory import smallest_world, state_bytes
+from pythia_core.training.metrics import flops_per_token
 from pythia_core.training.retention import checkpoint_bytes, saved_state_bytes
 from pythia_core.training.schedule import checkpoint_steps
 
@@ -71,8 +72,10 @@ class Plan:
 
     @property
     def flops(self) -> float:
-        """FLOP of all arms; 0 if the model is unknown."""
-        return 6.0 * self.model.n_params * self.tokens * self.arms if self.model else 0.0
+        """FLOP of the matrix products of all arms; 0 if the model is unknown."""
+        if not self.model:
+            return 0.0
+        return flops_per_token(self.model, self.seq_len) * self.tokens * self.arms
 
     @property
     def seconds(self) -> float:
@@ -145,8 +148,9 @@ class Plan:
                 f"of {self.model.n_params:,} parameters, plus activations",
                 f"disk: about {self.disk / 1e9:.1f} GB for optimizer states and for {self.saved} "
                 "checkpoints per arm",
-                f"training: 6 N D = {self.flops:.2g} FLOP, {self.seconds / 3600:.2g} h on one "
-                f"{GPU} at an assumed {H100_UTILISATION:.0%} of {H100_PEAK / 1e12:.0f} TFLOP/s",
+                f"training: {self.flops:.2g} FLOP of matrix products, {self.seconds / 3600:.2g} h "
+                f"on one {GPU} at an assumed {H100_UTILISATION:.0%} of "
+                f"{H100_PEAK / 1e12:.0f} TFLOP/s",
                 f"this plan is for one GPU; {self._processes}to split every batch over N GPUs, run "
                 "torchrun --nproc-per-node N -m pythia_core continue ...",
             ]

@@ -9,6 +9,7 @@ import numpy as np
 from pythia_book import style, svg
 from pythia_book.published.tables import MODELS
 from pythia_book.records import number_text
+from pythia_book.studies.memorization.order_tests import MIN_EVENTS
 from pythia_book.studies.memorization.params import INTERVAL
 from pythia_book.studies.memorization.traces import FOLLOWED
 from pythia_book.style import BLUE, GREEN, ORANGE, Drawing, Table
@@ -65,6 +66,7 @@ TRACE_NAMES = {
     "second_half": "the same, only rows read in the second half",
     "floor_trend": "the same, only rows read at the minimum rate",
     "placebo": "before reading, rows read at the minimum rate",
+    "canary_before": "canaries read once, before reading",
     "canary": "canaries read once, at the end",
     "canary_dose": "canaries, change per doubling of readings",
     "canary_floor": "canaries, change per tenth at the minimum rate",
@@ -409,13 +411,19 @@ def tests_table(result: Result) -> Table:
         rows.append({
             "Text": r.arm, "Rows read once": number_text(int(r.rows)),
             "Memorized": number_text(int(r.events)),
-            "Test": f"{r.test}, {r.window} rows" if r.window else r.test,
+            "Test": (f"{r.test}, {r.window} rows" if r.window else r.test) if tested else "none",
             "Effect [95 %]": style.interval(r.value, r.low, r.high) if effect else "",
-            "p": f"{r.p:.3f}" if tested else r.status,
+            "p": f"{r.p:.3f}" if tested else "",
             "p (Holm)": f"{r.holm:.3f}" if tested else "",
         })  # fmt: skip
-    note = "Trend: % change of the rate per tenth of training; dispersion: 1 is binomial"
-    columns = ["Text", "Rows read once", "Memorized", "Test", "Effect [95 %]", "p", "p (Holm)"]
+    note = (
+        f"Does it matter when {result.params.size_list[-1]} reads a row? Tests on the rows read "
+        f"once, if at least {MIN_EVENTS} of them are memorized"
+    )
+    columns = ["Text", "Rows read once", "Memorized", "Test"]
+    if (result.tables["tests"].status == "tested").any():
+        columns += ["Effect [95 %]", "p", "p (Holm)"]
+        note += ". Trend: % change of the rate per tenth of training; dispersion: 1 is binomial"
     return Table(pd.DataFrame(rows, columns=columns), note)
 
 

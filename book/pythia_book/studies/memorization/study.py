@@ -259,7 +259,8 @@ def trace_values(params: Params, runs: dict[tuple[str, int], traces.Traces]) -> 
         "fewest_events": MIN_EVENTS,
     }
     for measure in (
-        "residual", "trend", "first_half", "second_half", "floor_trend", "order", "placebo"
+        "residual", "trend", "first_half", "second_half", "floor_trend", "order", "placebo",
+        "canary", "canary_before",
     ):  # fmt: skip
         if e := traces.over_seeds(params, runs, measure):
             numbers[f"{measure}_seeds"] = e.interval()
@@ -282,7 +283,7 @@ def trace_values(params: Params, runs: dict[tuple[str, int], traces.Traces]) -> 
         "order_floor": run.order("floor"),
         "rate_slope": run.rate_slope,
         "canary": run.canary,
-        "canary_before": run.by_age(*traces.AGES["before"]),
+        "canary_before": run.canary_before,
         "canary_dose": run.canary_dose,
         "dose_most": run.by_dose(*[*traces.DOSES.values()][-1]),
         "pretrend": pooled,

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pythia_book.stats import Estimate
 from pythia_book.studies.memorization.params import TREND, Params
 from pythia_book.studies.memorization.sizes import confounded, size_trend
-from pythia_book.studies.memorization.traces import AGES, Traces, agreement, further, over_seeds
+from pythia_book.studies.memorization.traces import Traces, agreement, further, over_seeds
 from pythia_book.verdicts import Claim, Test, falls, rises, untestable, within
 
 LESCI = "Lesci et al. 2024, abstract"
@@ -230,7 +230,7 @@ def _premises(
         _, p, e = run.pretrends
         note = f"parallel trends; joint test of all cohorts: p = {p:.2f}"
         rows = within(e, NATS, _units(run, e), PRETREND, note)
-        before = run.by_age(*AGES["before"])
+        before = run.canary_before
         canaries = untestable(ADDED, before, NATS, _units(run, before, "canaries"))
     placebo = over_seeds(params, runs, "placebo")
     tests = [

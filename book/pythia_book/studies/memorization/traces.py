@@ -46,7 +46,8 @@ POSITIONS = 6
 FOLLOWED = 4
 """How many cohorts, the earliest ones, are followed over several ages."""
 MEASURES = ("first", "persistent", "retained", "residual", "trend", "first_half", "second_half",
-            "floor_trend", "placebo", "canary", "canary_dose", "canary_floor")  # fmt: skip
+            "floor_trend", "placebo", "canary_before", "canary", "canary_dose",
+            "canary_floor")  # fmt: skip
 """What is estimated for every run (see `Traces`)."""
 COLUMNS: dict[str, list[str]] = {
     "profiles": ["size", "cohort", "step", "percent", "age", "n", *INTERVAL],
@@ -75,6 +76,9 @@ class Traces:
       the minimum learning rate.
     - placebo: how much further the loss of rows read at the minimum learning rate falls before they
       are read than that of rows never read.
+    - canary_before: `canary` at all checkpoints before the reading, where there is no trace yet.
+      All seeds plant the same canaries, and compare them with the same ones planted nowhere: how
+      hard these strings happen to be is in the mean over seeds, but not in its interval.
     - canary: the mean trace at the end of canaries read once.
     - canary_dose: how the trace of canaries changes per doubling of the readings. Canaries that are
       read more often were also read more recently, so dose and recency go together.
@@ -262,6 +266,10 @@ class Traces:
     def _at_end(self, chosen: np.ndarray) -> np.ndarray:
         """Return weights for minus the loss of some canaries at the end."""
         return self.canaries.fall(None, self.last, len(chosen))
+
+    @property
+    def canary_before(self) -> Estimate:
+        return self.by_age(*AGES["before"])
 
     @property
     def canary(self) -> Estimate:

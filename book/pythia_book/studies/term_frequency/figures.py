@@ -283,7 +283,7 @@ def effects_table(result: Result) -> Table:
         rows.append(row)
     note = (
         "Chosen number minus the other of its pair, at the end of training, mean over "
-        f"{result.values['coin_sizes']} [95 % over pairs]"
+        f"{result.values['coin_sizes']}, one run of each [95 % over pairs of numbers]"
     )
     return Table(pd.DataFrame(rows).fillna("not measured"), note)
 
@@ -301,5 +301,8 @@ def gaps_table(result: Result) -> Table:
             name = {"choice": "choice of four", "exact": "written"}[r.measure]
             row[f"{name}, {r.shots}-shot"] = interval(100 * r.value, 100 * r.low, 100 * r.high)
         rows.append(row)
-    note = "Most minus least frequent tenth of the first operands, at the end, points [95 %]"
+    note = (
+        "Most minus least frequent tenth of the first operands, at the end, one run of each size, "
+        "points [95 % over numbers]"
+    )
     return Table(pd.DataFrame(rows).fillna("not measured"), note)

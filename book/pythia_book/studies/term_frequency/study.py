@@ -18,7 +18,7 @@ from pythia_book.conduct import conduct
 from pythia_book.corpora import equations
 from pythia_book.corpora.miniature import number_counts
 from pythia_book.published.tables import arithmetic_table
-from pythia_book.stats import Estimate
+from pythia_book.stats import Estimate, difference
 from pythia_book.studies.term_frequency import claims as c
 from pythia_book.studies.term_frequency.examples import (
     AnswerMeasurement,
@@ -305,7 +305,27 @@ def values(params: Params, scores: NumberScores, tables: dict[str, pd.DataFrame]
                 "answers_correlation": round(row.correlation, 2),
             }
     numbers["coin_sizes"] = ", ".join(c.larger_half(params.size_list))
-    return numbers | _coin_values(scores, tables)
+    numbers["curve_last"] = [*tables["curves"].numbers][-1] if len(tables["curves"]) else None
+    return numbers | _coin_values(scores, tables) | _word_values(params, tables["definitions"])
+
+
+def _word_values(params: Params, table: pd.DataFrame) -> dict[str, Any]:
+    """Return numbers on definitions that were read, and on those that were not (suffix `_unread`).
+
+    `words_most`: how many words are in the most frequent bin;
+    `words_gap`: how much more often the largest model picks these than the rarest words, in points;
+    `words_below`: of how many of the `n_sizes` sizes this is negative.
+    """
+    numbers: dict[str, Any] = {"n_sizes": len(params.size_list)}
+    for suffix, read in (("", True), ("_unread", False)):
+        ends = [c.word_ends(selected(table, size=s, read=read)) for s in params.size_list]
+        known = [(least, most) for least, most in filter(None, ends)]
+        if known:
+            gap = difference(*known[-1][::-1])
+            numbers[f"words_most{suffix}"] = known[-1][1].n_items
+            numbers[f"words_gap{suffix}"] = _interval(gap, 100)
+            numbers[f"words_below{suffix}"] = sum(m.value < least.value for least, m in known)
+    return numbers
 
 
 def _coin_values(scores: NumberScores, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def test_long_training_needs_confirmation(capsys: pytest.CaptureFixture) -> None
     hub = ["continue", "EleutherAI/pythia-70m-deduped", "--revision", "step133000", "--steps"]
     assert main([*hub, "10000", "--swap", SWAP, "--data", "pile-deduped"]) == 1
     said = capsys.readouterr()
-    assert "pass --yes" in said.err and "6 N D = 1.8e+19 FLOP" in said.out
+    assert "pass --yes" in said.err and "1.3e+19 FLOP of matrix products" in said.out
     assert main([*hub, "10000"]) == 1
     assert "pass --data pile-deduped" in capsys.readouterr().err
 

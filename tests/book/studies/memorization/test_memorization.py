@@ -304,7 +304,8 @@ def test_figures_draw_what_there_is() -> None:
         drawing = getattr(figures, draw)(result)
         assert drawing.svg == getattr(figures, draw)(result).svg
     assert "12b 1.00 % memorized" in figures.released(result).description
-    assert "tested" not in repr(figures.tests_table(result))
+    tested = figures.tests_table(result)
+    assert "trend" in {*tested.frame.Test} and "p" in tested.frame and "binomial" in tested.caption
 
 
 @pytest.mark.wheels
@@ -323,7 +324,8 @@ def test_a_suite_that_has_memorized_nothing(tmp_path, monkeypatch) -> None:
     assert {c["ours"]["verdict"] for c in verbatim} == {verdicts.NOT_TESTABLE}
     for draw in DRAWINGS:
         assert "<svg" in getattr(figures, draw)(result).svg
-    figures.tests_table(result)
+    untested = figures.tests_table(result)
+    assert {*untested.frame.Test} == {"none"} and "p" not in untested.frame
     assert [e["kind"] for e in result.measured.facts["examples"]][-1] == "typical, read once"
     assert {"0", "1"} < set(result.tables["recited"].times) and "once" in repr(
         figures.examples_table(result)

@@ -109,8 +109,9 @@ def test_planted_traces_are_estimated_and_judged() -> None:
     assert largest.by_dose(*traces.DOSES["3+"]).value == pytest.approx(0.6, abs=0.05)
     assert largest.by_dose(1, 1).n_items == largest.canary.n_items < 200  # none read too late
     assert largest.by_age(0, 15).low < 0.2 < largest.by_age(0, 15).high
-    before = largest.by_age(*traces.AGES["before"])
+    before = largest.canary_before
     assert before.low < 0 < before.high < 0.05
+    assert abs(traces.over_seeds(PARAMS, runs, "canary_before").value) < 0.05
     _, p, before = largest.pretrends
     assert p > 0.01 and abs(before.value) < 0.02
     assert traces.over_seeds(PARAMS, runs, "residual").n_items == 3  # without the default seed

@@ -99,15 +99,16 @@ def verdicts(rows: list[dict], start: str, side: str = "ours") -> list[str]:
 
 def test_planted_effects_of_frequency_are_found() -> None:
     rows = judged(measurements(0.2, words=0.1))
-    gaps = [row["ours"] for row in rows if row["claim"].startswith(("Sums are", "The right sum"))]
+    one_run = ("Sums are", "The right sum", "Given a definition")
+    gaps = [row["ours"] for row in rows if row["claim"].startswith(one_run)]
     *widens, wider = (row["ours"] for row in rows if row["claim"].startswith("The gap"))
+    assert len(gaps) == 4 and widens
     for gap in (*gaps, *widens):
-        assert gap["low"] > 0 and "20 numbers" in gap["units"]
-        assert gap["verdict"] == "not testable here" and "one run" in gap["reason"]
-    assert wider["value"] > 0 and wider["units"] == "4 sizes, one run each"  # all heads alike
+        assert gap["low"] > 0 and gap["units"].endswith("; one run of 600k")
+        assert gap["verdict"] == "not testable here" and "trained once" in gap["reason"]
+    assert wider["value"] > 0 and wider["units"] == "4 sizes; one run of each"  # all heads alike
     assert verdicts(rows, "The right answer is") == ["reproduced"] * 4
     assert verdicts(rows, "Under the placebo")[1] == "holds"
-    assert verdicts(rows, "Given a definition") == ["holds"] * 2
     assert set(verdicts(rows, "The gap", "released")) == {"not testable here"}
 
 
@@ -115,16 +116,11 @@ def test_effects_of_the_other_sign_contradict() -> None:
     rows = judged(measurements(-0.2, words=-0.1))
     assert verdicts(rows, "The gap between frequent and rare operands is") == ["contradicted"]
     assert verdicts(rows, "The right answer is") == ["contradicted"] * 4
-    assert verdicts(rows, "Given a definition") == ["does not hold"] * 2
 
 
 def test_without_an_effect_nothing_is_resolved() -> None:
     rows = judged(measurements(0.0))
-    for start in (
-        "The gap between frequent and rare operands is",
-        "The right answer is",
-        "Given a definition",
-    ):
+    for start in ("The gap between frequent and rare operands is", "The right answer is"):
         assert set(verdicts(rows, start)) == {"not resolved"}, start
 
 
@@ -150,12 +146,22 @@ def test_the_margin_is_that_over_the_mean_of_the_wrong_answers() -> None:
     assert [*few] == ["exact", "logprob"]
 
 
-def test_a_model_that_guesses_gets_no_verdict_on_words() -> None:
+def test_the_page_says_how_much_less_often_frequent_words_are_found() -> None:
+    measured = measurements(0.0, words=-0.1)
+    _, values, claims = study.analyse(PARAMS, measured, {})
+    assert values["words_below"] == values["words_below_unread"] == values["n_sizes"] == 4
+    row = next(r["ours"] for r in judge(claims) if r["claim"].startswith("Given a definition"))
+    assert values["words_gap"] == {end: row[end] for end in ("value", "low", "high")}
+    assert f"{values['words_most']} frequent words" in row["units"]
+
+
+def test_a_model_that_guesses_is_said_to_guess_at_words() -> None:
     measured = measurements(0.2)
     for size in PARAMS.size_list:
         right = measured.arrays[f"definition/{size}/572"]
         right[:] = np.random.default_rng(1).random(len(right)) < 0.25
-    assert set(verdicts(judged(measured), "Given a definition")) == {"not testable here"}
+    rows = [row["ours"] for row in judged(measured) if row["claim"].startswith("Given a def")]
+    assert {row["reason"] for row in rows} == {"the model guesses"}
     measured.arrays["definition_read"] = np.zeros(0, bool)  # no dictionary in the corpus
     measured.arrays["word_read/572"] = np.zeros(0, np.int32)
     for size in PARAMS.size_list:
