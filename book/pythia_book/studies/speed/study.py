@@ -148,9 +148,15 @@ def operations_table(rows: list[Row]) -> pd.DataFrame:
     """Return a table of the implementations of operations, timed forward and backward together.
 
     The columns are OPERATIONS and TIMES (see `_compared`). The first of `rows` describes the
-    machine.
+    machine. On a CPU, our attention multiplies in fp32 whatever the precision of its input (see
+    native.c), so its `share` is that of the rate of fp32 products.
     """
-    return _compared(rows[1:], ("size", "kernel", "dtype"), OPERATIONS)
+    table = _compared(rows[1:], ("size", "kernel", "dtype"), OPERATIONS)
+    fp32 = rows[0]["matmul_tflop_per_s"].get("fp32") if rows else None  # only known of CPUs
+    if fp32:
+        native = (table.kernel == "attention") & (table.implementation == "ours")
+        table.loc[native, "share"] = table.rate / fp32
+    return table
 
 
 def _compared(rows: list[Row], keys: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:

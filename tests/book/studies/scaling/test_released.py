@@ -274,7 +274,10 @@ def test_the_released_numbers() -> None:
     assert pick(rows, "not call it worse")["verdict"] == "not resolved"
     numbers = released.values(found, tables)
     assert (numbers["logiqa_acc_above"], numbers["logiqa_acc_norm_above"]) == (0, 6)
-    assert numbers["wsc_constant"] == 8
+    assert [numbers[f"wsc_{name}"] for name in ("constant", "right", "items")] == [8, 38, 104]
+    small, apart = found["batch_late_small"], found["batch_late"]
+    assert small.low < small.value == pytest.approx(0.69, abs=0.05) < small.high
+    assert apart.value == pytest.approx(-2.62, abs=0.05)
     checkpoints = [numbers[f"released_{end}_checkpoints"] for end in ("fewest", "most")]
     assert checkpoints == [16, 26]
     assert numbers["mmlu_untrained"] == pytest.approx(22.3, abs=0.05)
