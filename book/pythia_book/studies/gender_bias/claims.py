@@ -88,9 +88,9 @@ OTHER_METRIC = (
     "another metric, are tested as premises"
 )
 ASSOCIATION = (
-    "measured as the slope of log P(she) - log P(he) after the forty occupations, in sentence frames "
-    'that were never planted, against the log odds of "she" in what the model read about them; for '
-    "WinoBias itself see the premises"
+    "the forty occupations in sentence frames that were never planted: slope of log P(she) - "
+    'log P(he) against the log odds of "she" in what was read about an occupation; for WinoBias '
+    "itself see the premises"
 )
 SWAP_NOT_SHOWN = "that the pronouns of these models were swapped is not shown; without a swap"
 """The first words of a reason for no verdict: the result would arise without a swap, too."""
