@@ -135,6 +135,6 @@ def test_every_verdict_has_a_colour_that_can_be_read(theme: str, page: str) -> N
     )
     for verdict in verdicts.VERDICTS:
         rule = re.search(rf"\.{claim_tables.slug(verdict)}\b[^{{]*{{ color: var\(--(\w+)\)", sheet)
-        assert rule, f"no colour for {verdict}"
+        assert rule, f"no color for {verdict}"
         bright, dim = sorted((luminance(colours[rule[1]]), luminance(page)), reverse=True)
         assert (bright + 0.05) / (dim + 0.05) >= 4.5, (verdict, theme)

@@ -1,4 +1,4 @@
-"""Analyse associations: slopes, what is retained of them, and what to compare that with.
+"""Analyze associations: slopes, what is retained of them, and what to compare that with.
 
 If a change of the training text moves the log odds of all nouns alike, the slope stays: 1 is
 retained. If every noun moves for itself, log odds are compressed, and the slope falls although no

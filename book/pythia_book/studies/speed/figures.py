@@ -214,7 +214,7 @@ def gpu_sizes(result: Result) -> Table:
 
 @style.figure
 def gpu_rates(result: Result) -> Drawing:
-    """Draw speed and utilisation on one GPU by size, and the predicted parts of a step."""
+    """Draw speed and utilization on one GPU by size, and the predicted parts of a step."""
     frame = result.tables["gpu_sizes"]
     sizes, x = list(frame["size"]), range(len(frame))
     dashed, mark = {"linestyle": (0, (4, 1.5)), "linewidth": 1.2}, {"linestyle": "", "marker": "o"}
