@@ -90,6 +90,11 @@ def test_details_are_one_click_behind_and_checks_apart() -> None:
     assert "\n(verdicts)=\n## How verdicts are given\n" in label
 
 
+def test_the_rule_of_intervals_is_said_only_where_one_is_judged() -> None:
+    exact = [row for row in CLAIMS if row["kind"] == "check"]
+    assert html.escape(claim_tables.RULE) not in claim_tables.claims_html(exact, "A note.")
+
+
 def test_every_text_is_escaped() -> None:
     test = dict.fromkeys(CLAIMS[0]["ours"], HOSTILE) | {"value": 1.0, "low": 0.0, "high": 2.0}
     test |= {"p": 0.5, "bound": None, "form": None}
