@@ -213,7 +213,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The settings of the optimisation. The defaults are those of Pythia's configs."""
+    """The settings of the optimization. The defaults are those of Pythia's configs."""
 
     steps: int
     batch_size: int

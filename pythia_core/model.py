@@ -233,7 +233,7 @@ def init_deviations(rule: str, d: int, n_layers: int) -> tuple[float, float]:
 
 
 def pythia_init(config: ModelConfig) -> Initialiser:
-    """Return the initialiser for the rule `config.init`.
+    """Return the initializer for the rule `config.init`.
 
     Every rule sets biases to 0, LayerNorm weights to 1, and matrices to normal values of mean 0.
     The output maps (attention output, MLP down) have another standard deviation than the other
@@ -265,7 +265,7 @@ class GPTNeoX(nn.Module):
 
     Args:
         ops: the model's operations (pythia_core.kernels).
-        init: the initialiser; default: `pythia_init(config)`.
+        init: the initializer; default: `pythia_init(config)`.
     """
 
     def __init__(
@@ -286,7 +286,7 @@ class GPTNeoX(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Initialise all parameters from one seed, in the order of `named_parameters`."""
+        """Initialize all parameters from one seed, in the order of `named_parameters`."""
         generator = torch.Generator().manual_seed(seed)
         for name, p in self.named_parameters():
             self.init(name, p, generator)

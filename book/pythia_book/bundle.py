@@ -4,7 +4,7 @@ The archive contains the code, prepared tokens, evaluation items, released numbe
 sha256 of every file, and `run.sh` (bundle_run.sh), which checks the hashes and runs the studies.
 The same files always give the same archive: names are sorted, times and owners are omitted. Corpora
 made from the user's own files are not packed, because no scale uses them. Do not publish the
-archive: its texts and the released numbers have licences of their own.
+archive: its texts and the released numbers have licenses of their own.
 """
 
 from __future__ import annotations

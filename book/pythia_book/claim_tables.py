@@ -22,6 +22,7 @@ Row = dict[str, Any]
 """A claim as a record stores it (pythia_book.verdicts.judge)."""
 
 RULE = "Every verdict from a 95 % interval follows one rule, with Holm's correction."
+"""Said below tables with such a verdict."""
 RULE_LINK = "How verdicts are given"
 HEADER = ("Claim", "Released models", "Our miniature", "Verdict")
 WHOSE = {"released": "released models", "ours": "our miniature"}
@@ -77,7 +78,9 @@ def claims_html(claims: Sequence[Row], note: str = "", link: str = "") -> str:
         table = _table(others, "Premise or check")
         text += f'<details class="claims-of"><summary>{counted(others)}</summary>{table}</details>'
     rule = f' <a href="{_text(link)}">{RULE_LINK}</a>' if link else ""
-    words = _text(" ".join(filter(None, (note, RULE))))
+    tests = [row[side] for row in claims for side in SIDES if row[side]]
+    corrected = any(test["p"] is not None for test in tests)
+    words = _text(" ".join(filter(None, (note, RULE if corrected else ""))))
     return f'<div>{text}<p class="verdict-rule">{words}{rule}</p></div>'
 
 

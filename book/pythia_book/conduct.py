@@ -1,4 +1,4 @@
-"""Conducts a study: obtains its measurements and analyses them.
+"""Conducts a study: obtains its measurements and analyzes them.
 
 `measure` trains or finds models and returns `Measurements`. `analyse` turns measurements and
 released numbers into tables, values and claims, and needs no model. A record contains both inputs
@@ -27,7 +27,7 @@ def conduct(
     published: Published | None = None,
     seed_bands: bool = False,
 ) -> Result:
-    """Measure a study (in a redraw, read the recorded measurements), analyse it, judge its claims.
+    """Measure a study (in a redraw, read the recorded measurements), analyze it, judge its claims.
 
     Args:
         params: the parameters of the study, a dataclass.

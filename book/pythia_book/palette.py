@@ -1,8 +1,8 @@
-"""Defines the colours of all figures, and computes their variants for dark pages.
+"""Defines the colors of all figures, and computes their variants for dark pages.
 
-Every data colour has a contrast of at least 3:1 with the page, and every text 4.5:1, on light and
-on dark pages. Sizes get darker to lighter colours from a path through all hues, so that neighbours
-differ in hue and lightness, also for colour-blind readers. Colours are computed in OKLCH, where
+Every data color has a contrast of at least 3:1 with the page, and every text 4.5:1, on light and
+on dark pages. Sizes get darker to lighter colors from a path through all hues, so that neighbors
+differ in hue and lightness, also for color-blind readers. Colors are computed in OKLCH, where
 equal steps look equally large.
 """
 
@@ -20,7 +20,7 @@ GRID = "#e3e3e3"
 WHITE = "#ffffff"
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#00875f"
 PINK, SKY, GOLD, BROWN = "#b5538c", "#2f8fc9", "#a67c00", "#7a5f2a"
-"""Colours for anything but model sizes; colour-blind readers can tell them apart."""
+"""Colors for anything but model sizes; color-blind readers can tell them apart."""
 PALE = "#d4d4d4"
 """Fills an area that is not about data, or the rest of a whole."""
 DARK_PAGE = "#121212"
@@ -31,7 +31,7 @@ THEME = {
     GRID: "var(--figure-grid)",
     WHITE: "var(--pst-color-background)",
 }
-"""Maps the colours of text, grid and paper to what the site's theme has for them."""
+"""Maps the colors of text, grid and paper to what the site's theme has for them."""
 GRAPHIC, TEXT = 3.0, 4.5
 """Smallest contrast of graphics and of text, by the accessibility guidelines (WCAG 2.2)."""
 
@@ -41,7 +41,7 @@ _PALE_LIGHTNESS, _PALE_CHROMA = 0.80, 0.05
 
 
 def size_colour(size: str) -> str:
-    """Return the colour of a model size. Smaller sizes are darker.
+    """Return the color of a model size. Smaller sizes are darker.
 
     Raises:
         ConfigError: the size is unknown.
@@ -54,26 +54,26 @@ def size_colour(size: str) -> str:
 
 @functools.cache
 def shade(position: float) -> str:
-    """Return the colour at a position in [0, 1] of the path from dark violet to light blue."""
+    """Return the color at a position in [0, 1] of the path from dark violet to light blue."""
     lightness = _DARKEST + (_LIGHTEST - _DARKEST) * position
     return _from_lch(lightness, _CHROMA, _FIRST_HUE + _HUES * position)
 
 
 def contrast(one: str, other: str) -> float:
-    """Return the contrast ratio of two colours "#rrggbb", from 1 to 21."""
+    """Return the contrast ratio of two colors "#rrggbb", from 1 to 21."""
     low, high = sorted(luminance(colour) for colour in (one, other))
     return (high + 0.05) / (low + 0.05)
 
 
 def luminance(colour: str) -> float:
-    """Return the relative luminance of a colour "#rrggbb", from 0 (black) to 1 (white)."""
+    """Return the relative luminance of a color "#rrggbb", from 0 (black) to 1 (white)."""
     red, green, blue = _linear(colour)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 @functools.cache
 def text_colour(colour: str) -> str:
-    """Return the colour, darkened until text in it can be read on a light page."""
+    """Return the color, darkened until text in it can be read on a light page."""
     lightness, chroma, hue = _to_lch(colour)
     while contrast(colour, WHITE) < TEXT:
         lightness -= 0.01
@@ -83,9 +83,9 @@ def text_colour(colour: str) -> str:
 
 @functools.cache
 def dark_variant(colour: str, text: bool = False) -> str:
-    """Return the colour of the same hue for a dark page.
+    """Return the color of the same hue for a dark page.
 
-    Darker colours stay darker than lighter ones, and pale areas stay close to the background.
+    Darker colors stay darker than lighter ones, and pale areas stay close to the background.
     """
     lightness, chroma, hue = _to_lch(colour)
     paper = _to_lch(DARK_PAGE)[0]
@@ -142,7 +142,7 @@ def _to_lch(colour: str) -> tuple[float, float, float]:
 
 
 def _from_lch(lightness: float, chroma: float, hue: float) -> str:
-    """Return the colour as "#rrggbb"; the chroma is lowered until a screen can show the colour."""
+    """Return the color as "#rrggbb"; the chroma is lowered until a screen can show the color."""
     angle = math.radians(hue)
     while True:
         lab = (lightness, chroma * math.cos(angle), chroma * math.sin(angle))

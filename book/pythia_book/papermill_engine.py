@@ -58,7 +58,7 @@ OPTIONS = {
 """Maps the names of each papermill option to its number of values."""
 
 KERNEL_ARGUMENTS = ["--log-level=CRITICAL", "--InteractiveShell.xmode=Plain"]
-"""Arguments that silence the kernel's log and turn off colours in tracebacks. Colouring a traceback
+"""Arguments that silence the kernel's log and turn off colors in tracebacks. Coloring a traceback
 can take ten seconds, which would delay a stop."""
 
 _SHORT = reprlib.Repr()

@@ -138,12 +138,23 @@ def fill_block(path: Path, name: str, content: str) -> None:
 COSTS_FILE = "book/recorded/costs.csv"
 COSTS_BLOCK = "costs"
 """The block of the README with the same rows."""
-COSTS = ("study", "scale", "machine", "notebook", "training, one thread", "memory", "disk")
-"""Columns of the cost table. The duration "notebook" excludes training done before."""
+COSTS = (
+    "study",
+    "scale",
+    "machine",
+    "notebook",
+    "training, one thread",
+    "memory",
+    "disk",
+    "record",
+)
+"""Columns of the cost table. The duration "notebook" excludes training done before; "record" is
+CURRENT or EARLIER."""
+CURRENT, EARLIER = "current", "earlier"
 
 
 def costs_of(record: dict[str, Any]) -> tuple[str, ...]:
-    """Return a record's row of the cost table."""
+    """Return a committed record's row of the cost table."""
     return (
         record["study"],
         record["scale"],
@@ -152,6 +163,7 @@ def costs_of(record: dict[str, Any]) -> tuple[str, ...]:
         duration_text(record.get("training_s") or 0),
         f"{(record.get('peak_memory_mb') or 0) / 1000:.1f} GB",
         f"{record.get('disk_mb') or 0} MB",
+        CURRENT,
     )
 
 
@@ -176,7 +188,7 @@ def all_costs(root: Path) -> list[tuple[str, ...]]:
             f"README.md: {'; '.join(map(', '.join, differing[:3]))} "
             f"{'is' if len(differing) == 1 else 'are'} only in one of them; restore both with git"
         )
-    return sorted({*kept, *recorded.values()})
+    return sorted({*((*row[:-1], EARLIER) for row in kept), *recorded.values()})
 
 
 def _cost_key(row: tuple[str, ...]) -> tuple[str, ...]:

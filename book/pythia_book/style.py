@@ -1,6 +1,6 @@
 """Defines the common look of all figures of the book: style, layouts, SVG output and tables.
 
-Each model size has one colour in all figures (pythia_book.palette). Each arm of an intervention has
+Each model size has one color in all figures (pythia_book.palette). Each arm of an intervention has
 one line style and marker. Drawings are made without pyplot, hence without global state. The same
 numbers give the same bytes of SVG.
 
@@ -624,7 +624,7 @@ def size_curves(
     labelled: bool = False,
     **line: Any,
 ) -> None:
-    """Plot one `curve` per model size, in the colour of the size (column `size`).
+    """Plot one `curve` per model size, in the color of the size (column `size`).
 
     Args:
         banded: sizes drawn with intervals (many bands would hide each other); None: all sizes.
@@ -649,7 +649,7 @@ def end_labels(ax: Axes, labels: Iterable[tuple[str, float, float, str]]) -> Non
     Labels that would overlap are moved apart, and a thin line connects each to its curve.
 
     Args:
-        labels: (text, x and y of the end of the curve, colour of the curve).
+        labels: (text, x and y of the end of the curve, color of the curve).
     """
     labels = [label for label in labels if math.isfinite(label[2])]
     for text, _, y, colour in labels:  # the layout makes room for them
@@ -689,7 +689,7 @@ def _spread(ax: Axes, labels: list[tuple[str, float, float, str]]) -> None:
 def spread(heights: list[float], least: float) -> list[float]:
     """Return sorted heights that are at least `least` apart, each near its old place.
 
-    Overlapping labels form groups, which stay centred on the mean of their old heights.
+    Overlapping labels form groups, which stay centered on the mean of their old heights.
     """
     groups: list[list[float]] = []
     for height in heights:
@@ -717,7 +717,7 @@ def line(
     factor: float = 100,
     dense: bool = False,
 ) -> None:
-    """Plot a `curve` in the colour of the model size and the line style of the arm.
+    """Plot a `curve` in the color of the model size and the line style of the arm.
 
     Args:
         arm: the control or an intervention, a key of ARM_STYLES.
@@ -773,7 +773,7 @@ def size_points(
 
     Args:
         frame: has the columns `size`, `value`, `low`, `high`, and the column named by `column`.
-        marks: maps each value of `column` to its `mark`. Filled markers get the colour of the size.
+        marks: maps each value of `column` to its `mark`. Filled markers get the color of the size.
         names: maps values of `column` to their names on hover.
     """
     sizes = list(sizes)
@@ -852,7 +852,7 @@ def mark(marker: str, hollow: bool = False) -> dict[str, Any]:
 
 
 def size_legend(where: Axes | Figure, sizes: Iterable[str], **options: Any) -> None:
-    """Add a legend with the colours of model sizes."""
+    """Add a legend with the colors of model sizes."""
     lines = {size: {"color": size_colour(size), "linewidth": 3} for size in sizes}
     legend(where, lines, handlelength=1.4, columnspacing=1.2, **options)
 

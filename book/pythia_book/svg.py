@@ -71,7 +71,7 @@ _NAMES: weakref.WeakKeyDictionary[Axes, str] = weakref.WeakKeyDictionary()
 
 
 def name_values(ax: Axes, label: str) -> None:
-    """Give the values of a panel a name, where its y axis is labelled in another panel."""
+    """Give the values of a panel a name, where its y axis is labeled in another panel."""
     _NAMES[ax] = label
 
 
@@ -81,7 +81,7 @@ def name_values(ax: Axes, label: str) -> None:
 def panel_values(figure: Figure) -> list[dict[str, Any]]:
     """Return the values of each panel that has axes, after the layout is final.
 
-    Each panel has its `title`, the labels `x` and `y`, and `series`: [name, colour, flat, points].
+    Each panel has its `title`, the labels `x` and `y`, and `series`: [name, color, flat, points].
     A point is [left, top, x, value] or [left, top, x, value, low, high], where x is a number or the
     name of a category, and `flat` swaps the axes. Coordinates are those of the file.
     """
@@ -139,7 +139,7 @@ def _series_of(ax: Axes) -> Iterator[list[Any]]:
 
 
 def _merged(rows: Iterable[list[Any]]) -> list[list[Any]]:
-    """Join series of the same name and colour, e.g. single points."""
+    """Join series of the same name and color, e.g. single points."""
     merged: dict[tuple[Any, ...], list[Any]] = {}
     for row in rows:
         merged.setdefault(tuple(row[:3]), [*row[:3], []])[3] += row[3]
@@ -152,7 +152,7 @@ def _label(about: Series, artist: Any) -> str:
 
 
 def _row(ax: Axes, about: Series, name: str, colour: str, points: Any) -> list[Any]:
-    """Return [name, colour, flat, points] of one series."""
+    """Return [name, color, flat, points] of one series."""
     across, up = categories(ax.xaxis), categories(ax.yaxis)
     flat = bool(up and not across) if about.flat is None else about.flat
     whole = [

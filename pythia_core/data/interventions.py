@@ -365,7 +365,7 @@ def _replace_text(
     """Return the changes of "replace_text" in the rows [first, last).
 
     The n-th place to change in the stream of documents gets the n-th token of the other text, so
-    that neighbours stay neighbours, and a place that is read twice gets one token.
+    that neighbors stay neighbors, and a place that is read twice gets one token.
     """
     parts = []
     for start, windows, valid in _windows(data, intervention.domains, first, last, 0, chunk):

@@ -13,7 +13,7 @@ The id of a document is shard << 32 | its number in the shard, so ids are in the
 the corpus. Nothing in the definition of pythia_core.data.dedup needs all text at once:
 
 - *Identical texts* have equal hashes, so each part of all hashes can be searched on its own.
-- *Candidate pairs* are neighbours in the list of all documents with the same band, in the order of
+- *Candidate pairs* are neighbors in the list of all documents with the same band, in the order of
   the corpus. datatrove merges the sorted signatures of the shards in this order. Copies of a text
   do not take part: only the one that is kept has a signature.
 - *Verification* compares documents only within a group that candidate pairs connect.

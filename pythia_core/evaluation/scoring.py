@@ -7,7 +7,7 @@ models:
 - A text without context is scored after one end-of-document token.
 - A continuation is "greedy" if each of its tokens is the most likely one.
 
-Requests are tokenised and packed into batches (`pack`) only once, for all checkpoints. Logits are
+Requests are tokenized and packed into batches (`pack`) only once, for all checkpoints. Logits are
 computed in fp32, and only at positions that predict a token of a continuation.
 """
 

@@ -120,7 +120,7 @@ def _native_loss_and_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the result of `_loss_and_gradients` with the C functions of native.c.
 
-    The exponentials of the logits overwrite the logits, but are not normalised. Instead, each row
+    The exponentials of the logits overwrite the logits, but are not normalized. Instead, each row
     of `hidden` and of its gradient is divided by the row's sum of exponentials. So exponentials are
     computed only once. The terms of the targets are added separately, in fp32.
     """

@@ -1,7 +1,7 @@
 """Triton kernels for the two LayerNorms of a parallel block.
 
 The forward kernel also adds the branches of the previous block to the residual stream. Statistics
-are computed in fp32: first the mean, then the mean of centred squares.
+are computed in fp32: first the mean, then the mean of centered squares.
 
 The backward kernel rounds a product before adding to it (no fused multiply-add), because with
 recomputation, torch adds the gradient of the sum outside the kernel, and the bits must be equal.
@@ -93,7 +93,7 @@ def _read_part(
     z_ptr, dy1_ptr, dy2_ptr, weight1_ptr, weight2_ptr, mean, rstd, row, n, d, first,
     dweight1, dbias1, dweight2, dbias2, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Return normalised rows, the gradients of these rows, and updated parameter gradients."""
+    """Return normalized rows, the gradients of these rows, and updated parameter gradients."""
     lane = first + tl.arange(0, LANES)
     inside = lane < d
     mask = (row < n)[:, None] & inside[None, :]
@@ -234,7 +234,7 @@ def pair_backward(
     """Return the gradients of `pair_forward`.
 
     Args:
-        z: the tensor that was normalised: x plus the branches, if any.
+        z: the tensor that was normalized: x plus the branches, if any.
         dz: gradient of the sum; None without branches.
         dy1, dy2: gradients of the results of the two LayerNorms.
 

@@ -1,7 +1,7 @@
 """Define when checkpoints are saved, and the learning rate, as pure functions of the step.
 
 The sources are `learning_rates.py` of GPT-NeoX v1.0 and Pythia's configs. The released models did
-*not* use the textbook cosine, which ends at the minimum learning rate. Their cosine falls towards
+*not* use the textbook cosine, which ends at the minimum learning rate. Their cosine falls toward
 zero, but the learning rate stays at the minimum from update 115,139 of 143,000 on. Updates are
 counted from 0. Update 0 has learning rate 0, so the weights of steps 0 and 1 are equal.
 """

@@ -1,7 +1,7 @@
 """Train a run, in one loop that can be read from top to bottom (`train`).
 
 Batches, learning rates and saved steps are pure functions of the step, and nothing is random after
-initialisation. So the state of training is only the weights, Adam's moments, the step and, in fp16,
+initialization. So the state of training is only the weights, Adam's moments, the step and, in fp16,
 the loss scale. A resumed run gives the same bits as an uninterrupted one on the same kind of
 machine with the same versions of libraries.
 

@@ -42,7 +42,7 @@ from pythia_core.util.machine import training_numerics
 
 Replay = Callable[[], object]
 WARM_UP = 3
-"""Passes before recording, which do lazy initialisation and autotuning."""
+"""Passes before recording, which do lazy initialization and autotuning."""
 
 
 class MicroStep:
@@ -109,7 +109,7 @@ class MicroStep:
 
 
 def capture_cuda(function: Replay) -> Replay:
-    """Record `function`, which must not synchronise, as a CUDA graph; return the graph's replay.
+    """Record `function`, which must not synchronize, as a CUDA graph; return the graph's replay.
 
     Raises:
         TrainingError: the function cannot be recorded. torch's allocator may then be unusable.

@@ -108,7 +108,7 @@ def on_slurm(arguments: Sequence[str], count: int, folder: Path, slurm: Slurm) -
     Raises:
         ConfigError: this machine has no sbatch, or Slurm refuses the job.
         MissingDependencyError: submitit is not installed.
-        PythiaError: all jobs have failed or were cancelled; the message has the ends of their logs.
+        PythiaError: all jobs have failed or were canceled; the message has the ends of their logs.
     """
     if shutil.which("sbatch") is None:
         raise ConfigError(
@@ -148,7 +148,7 @@ def on_slurm(arguments: Sequence[str], count: int, folder: Path, slurm: Slurm) -
         )
     except BaseException:
         subprocess.run(["scancel", number], check=False)
-        print_line(f"job {number} was cancelled; its work is saved")
+        print_line(f"job {number} was canceled; its work is saved")
         raise
     failed = [job.job_id for job in jobs if not job.paths.result_pickle.exists()]
     _report_failed({f"Slurm job {job}": logs[job] for job in failed}, count)

@@ -127,7 +127,7 @@ def names(site: Path) -> list[str]:
 
 
 def faults(seen: tools.Visit) -> list[str]:
-    """What is wrong with a page, in each window and each set of colours."""
+    """What is wrong with a page, in each window and each set of colors."""
     found = seen.page.evaluate(STRUCTURE)
     found += tools.axe(seen.page, without=SLOW_RULES)
     seen.page.evaluate(UNFOLD)

@@ -90,6 +90,11 @@ def test_details_are_one_click_behind_and_checks_apart() -> None:
     assert "\n(verdicts)=\n## How verdicts are given\n" in label
 
 
+def test_the_rule_of_intervals_is_said_only_where_one_is_judged() -> None:
+    exact = [row for row in CLAIMS if row["kind"] == "check"]
+    assert html.escape(claim_tables.RULE) not in claim_tables.claims_html(exact, "A note.")
+
+
 def test_every_text_is_escaped() -> None:
     test = dict.fromkeys(CLAIMS[0]["ours"], HOSTILE) | {"value": 1.0, "low": 0.0, "high": 2.0}
     test |= {"p": 0.5, "bound": None, "form": None}
@@ -135,6 +140,6 @@ def test_every_verdict_has_a_colour_that_can_be_read(theme: str, page: str) -> N
     )
     for verdict in verdicts.VERDICTS:
         rule = re.search(rf"\.{claim_tables.slug(verdict)}\b[^{{]*{{ color: var\(--(\w+)\)", sheet)
-        assert rule, f"no colour for {verdict}"
+        assert rule, f"no color for {verdict}"
         bright, dim = sorted((luminance(colours[rule[1]]), luminance(page)), reverse=True)
         assert (bright + 0.05) / (dim + 0.05) >= 4.5, (verdict, theme)

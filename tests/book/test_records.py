@@ -804,6 +804,7 @@ def test_costs_on_another_machine_are_kept(
 ) -> None:
     record_on(project, monkeypatch, "one, 1 thread", "one, 2 threads", "another | one")
     assert [row[2] for row in recording.all_costs(project)] == ["another | one", "one, 2 threads"]
+    assert [row[-1] for row in recording.all_costs(project)] == ["current", "earlier"]
     readme = (project / "README.md").read_text()
     assert readme.count("| tiny |") == 2 and r"| another \| one |" in readme
 
@@ -827,7 +828,7 @@ def test_costs_cut_anywhere_or_changed_are_refused(costs: Path, project: Path) -
         b"\xff\xfe" + good: "cannot be read: 'utf-8'",
         good.replace(b"study,", b"studies,"): "line 1: expected",
         good.replace(b"z, 1 thread", b"y, 1 thread"): r"(?s)README.*z, 1 thread",
-        good.replace(b" MB\n", b" MB,x\n", 1): "line 2: expected a value for each of",
+        good.replace(b",earlier\n", b",earlier,x\n", 1): "line 2: expected a value for each of",
         good.replace(b"tiny", b"", 1): "line 2: expected a value for each of",
         good.replace(b'"a|b', b'x"a|b'): "line 2",
     }

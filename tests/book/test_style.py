@@ -1,4 +1,4 @@
-"""Figures: same numbers, same bytes; a size keeps its colour; missing numbers are explained."""
+"""Figures: same numbers, same bytes; a size keeps its color; missing numbers are explained."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_size_has_one_colour_and_ladders_are_ordered():
         assert len(set(colours)) == len(colours)
         for on_page in (colours, [palette.dark_variant(colour) for colour in colours]):
             shades = [palette.luminance(colour) for colour in on_page]
-            assert shades == sorted(shades)  # also told apart without any colour vision
+            assert shades == sorted(shades)  # also told apart without any color vision
             assert least_distance(on_page) > 0.03
     with pytest.raises(ConfigError, match="unknown size"):
         style.size_colour("9q")
@@ -139,7 +139,7 @@ SEEN_BY = {  # Machado et al. 2009, in linear light
 
 
 def least_distance(colours: list[str]) -> float:
-    """Return the least OKLab distance of two colours, by readers with any colour vision."""
+    """Return the least OKLab distance of two colors, by readers with any color vision."""
     distances = []
     for matrix in SEEN_BY.values():
         seen = [

@@ -1,4 +1,4 @@
-"""The model equals transformers' GPT-NeoX; sizes and initialisation are the official ones."""
+"""The model equals transformers' GPT-NeoX; sizes and initialization are the official ones."""
 
 from __future__ import annotations
 

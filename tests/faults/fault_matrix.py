@@ -159,7 +159,7 @@ MATRIX = {
         core/data/test_sharded.py test_processes_share_the_tasks
         book/test_papermill_runs.py test_two_runs_at_once_are_kept_apart
     """,
-    "a process of torchrun dies, a Slurm job is cancelled, requeued or out of time: E or R": """
+    "a process of torchrun dies, a Slurm job is canceled, requeued or out of time: E or R": """
         core/training/test_distributed.py
             test_a_killed_process_or_a_stop_ends_all_and_training_resumes
         core/util/test_launch.py test_a_requeued_job_goes_on

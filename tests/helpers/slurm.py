@@ -145,8 +145,8 @@ def two_nodes(folder: Path, cpus: int = 1, kill_wait: int = 2) -> Iterator[dict[
     """Start a controller and the nodes n1 and n2, and yield the environment for sbatch and so on.
 
     Logs, state and slurm.conf go to `folder`. Each node has `cpus` CPUs, and no GPU. A
-    cancelled job has `kill_wait` seconds between SIGTERM and SIGKILL. At the end, jobs are
-    cancelled and the daemons stopped. Raises RuntimeError, with the daemons' logs, if the nodes
+    canceled job has `kill_wait` seconds between SIGTERM and SIGKILL. At the end, jobs are
+    canceled and the daemons stopped. Raises RuntimeError, with the daemons' logs, if the nodes
     are not idle within `START_SECONDS`.
     """
     tree = fetch()

@@ -157,7 +157,7 @@ class Implementation:
         return 0 if self.mode == "graph" else self.activation_bytes(model, tokens)
 
     def make(self, config: RunConfig, device: torch.device) -> Step:
-        """Initialise a model; return a function that makes one update of the model."""
+        """Initialize a model; return a function that makes one update of the model."""
         train = replace(config.train, precision=self.precision)
         config = replace(config, train=train)
         if self.family == "ours":
@@ -246,7 +246,7 @@ def implementations_on_cpu(
 
 
 def _init(name: str, p: Tensor, _: torch.Generator) -> None:
-    """Initialise a parameter on its own device, because a CPU would take too long for 2.8b."""
+    """Initialize a parameter on its own device, because a CPU would take too long for 2.8b."""
     if is_decayed(name):
         p.normal_(0.0, 0.02)
     else:
@@ -353,7 +353,7 @@ MIN_UPDATES = {"cpu": {1: 2}, "cuda": {1: 3, ACCUMULATE: 1}}
 """Minimum updates per round, by their number of micro-batches. ROUNDS rounds have at least 20 timed
 updates on a CPU, and 33 timed micro-batches on a GPU."""
 START_SECONDS = 6.0
-"""Seconds to initialise a model on a GPU and to warm up [guess]."""
+"""Seconds to initialize a model on a GPU and to warm up [guess]."""
 COMPILE_SECONDS_PER_LAYER, FORMULA_SECONDS = 3.5, 20.0
 """Seconds that torch.compile takes for a layer of a model, and for the formulas [guesses]."""
 ASSUMED_FLOP_PER_S = 4e14

@@ -66,7 +66,7 @@ def natural_counts(texts: Iterable[str]) -> dict[int, int]:
 def pairs(natural: Mapping[int, int], coin: str = "boost") -> list[tuple[int, int]]:
     """Pair first operands of similar frequency, and let a coin choose one number of each pair.
 
-    The numbers of a pair are neighbours when all first operands are ranked by frequency. The number
+    The numbers of a pair are neighbors when all first operands are ranked by frequency. The number
     that the coin "boost" chooses is planted BOOST times as often as without this coin. The coin
     "placebo" has no effect on the corpus. The coins are uncorrelated: of the first two pairs, the
     coins choose the same number in one pair, and different numbers in the other pair. The same is

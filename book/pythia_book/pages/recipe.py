@@ -200,7 +200,7 @@ PARTS = {
     "activations": ("activations", PINK),
     "reserve": ("reserve", PALE),
 }
-"""For each part of `cluster.Layout.memory_parts`, its name and colour."""
+"""For each part of `cluster.Layout.memory_parts`, its name and color."""
 
 
 def script_data(name: str) -> dict[str, Any]:
@@ -249,7 +249,7 @@ def script_data(name: str) -> dict[str, Any]:
 
 
 def _marks(*kinds: tuple[str, str, str]) -> dict[str, dict[str, Any]]:
-    """Return the lines of a legend from (marker, face colour, label)."""
+    """Return the lines of a legend from (marker, face color, label)."""
     return {
         label: {"linestyle": "", "marker": marker, "markerfacecolor": face}
         for marker, face, label in kinds
@@ -441,7 +441,7 @@ def _part(parts: pd.DataFrame, name: str, title: str) -> tuple[str, str, str, in
 
 
 def _lane(ax: Axes, at: _Places, x: float, boxes: list[tuple[str, str, str, int]]) -> None:
-    """Draw a column of boxes, centred at `x`, with labelled arrows from each box to the next.
+    """Draw a column of boxes, centered at `x`, with labeled arrows from each box to the next.
 
     A box is (title, detail, kind, output width), where `kind` is a key of _FILL.
     """

@@ -48,7 +48,7 @@ PRECISIONS = {
     "fp32, bf16": ("angle in fp32, then bf16", BLUE, (0, (3, 1.5))),
     "fp32, fp16": ("angle in fp32, then fp16", ORANGE, (0, (3, 1.5))),
 }
-"""Label, colour and line style of each way to compute cos and sin."""
+"""Label, color and line style of each way to compute cos and sin."""
 
 
 # --- numbers ---------------------------------------------------------------------------------
@@ -187,9 +187,9 @@ def _answers() -> dict[str, str]:
 
 
 def hue(pair: int, pairs: int) -> str:
-    """Return the colour of a rotary pair as "#rrggbb": warm for fast pairs, cold for slow pairs.
+    """Return the color of a rotary pair as "#rrggbb": warm for fast pairs, cold for slow pairs.
 
-    The page's script uses the same colours.
+    The page's script uses the same colors.
     """
     return hls_colour(25 - 170 * pair / max(pairs - 1, 1), 0.47, 0.65)
 

@@ -1,6 +1,6 @@
 """Draws the released benchmark results.
 
-Each official size has its own colour. Dashed lines are deduplicated models or, in the figure of
+Each official size has its own color. Dashed lines are deduplicated models or, in the figure of
 batch sizes, smaller batches.
 """
 
@@ -38,7 +38,7 @@ FAMILIES = {
 
 
 def model_legend(figure: Figure, models: tuple[str, ...] = MODELS, arms: bool = True) -> None:
-    """Add a legend: the colour of each model size and, with `arms`, the line style of each text."""
+    """Add a legend: the color of each model size and, with `arms`, the line style of each text."""
     lines = {model: {"color": size_colour(model), "linewidth": 3} for model in models}
     if arms:
         lines |= {"standard": {"linestyle": "-"}, "deduplicated": {"linestyle": DASHED}}

@@ -44,7 +44,7 @@ five-shot rows, the score on WSC is exactly that of always giving the more frequ
 """
 SAME = 1.0
 """Accuracies that differ by less than SAME points count as equal. At the end of training, zero-shot
-means over the seven tasks and both texts differ by at least 1.3 points between neighbouring sizes.
+means over the seven tasks and both texts differ by at least 1.3 points between neighboring sizes.
 For other accuracies, the limit is a convention.
 """
 CONVENTION = (

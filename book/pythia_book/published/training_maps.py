@@ -2,11 +2,11 @@
 
 PolyPythias (van der Wal et al. 2025) assigns a state to every checkpoint by a hidden Markov model
 of weight statistics. All maps are in EleutherAI/pythia, polypythias/data/training_maps.tsv. The
-code beside that file explains `state`, `score` (a standardised accuracy) and `group`: the outlier
+code beside that file explains `state`, `score` (a standardized accuracy) and `group`: the outlier
 seeds 3 and 4, or the remaining eight seeds.
 
 The file names neither model size nor tasks. But the scores of seed 0 equal the zero-shot accuracies
-of the standard 410M model on four tasks, standardised and averaged (`score_410m`). One hidden
+of the standard 410M model on four tasks, standardized and averaged (`score_410m`). One hidden
 Markov model may have been fitted per group, so states are compared only within a group.
 """
 
@@ -57,7 +57,7 @@ def training_maps(published: Published) -> pd.DataFrame:
 
 
 def _score_410m(published: Published) -> pd.Series:
-    """Standardise the accuracies on SCORE_TASKS over steps; return the mean over tasks by step."""
+    """Standardize the accuracies on SCORE_TASKS over steps; return the mean over tasks by step."""
     rows = published.benchmarks
     rows = rows[(rows.model == "410m") & ~rows.deduped & (rows.shots == 0)]
     rows = rows[(rows.metric == "acc") & rows.task.isin(SCORE_TASKS)]

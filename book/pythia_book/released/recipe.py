@@ -31,7 +31,7 @@ H100_UTILISATION = 0.40
 22 to 26 % of the peak of their A100s, according to the GPU-hours in the paper.
 """
 A100_WATT = 400
-"""Power limit of an A100 SXM board. Below: the power usage effectiveness of the data centre."""
+"""Power limit of an A100 SXM board. Below: the power usage effectiveness of the data center."""
 PUE = 1.1
 
 

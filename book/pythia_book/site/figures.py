@@ -1,7 +1,7 @@
-"""Puts figures into pages as inline SVG, with both layouts, theme colours and values on hover.
+"""Puts figures into pages as inline SVG, with both layouts, theme colors and values on hover.
 
 `inline_figure` turns the outputs of a Drawing into HTML. Notebooks may come from anyone, so only
-listed elements and attributes are kept. Colours become CSS variables, with a variant for dark
+listed elements and attributes are kept. Colors become CSS variables, with a variant for dark
 pages. `_static/figures.css` and `_static/figures.js` do the rest.
 """
 
@@ -54,7 +54,7 @@ def sanitised(text: str, prefix: str, colours: dict[str, None]) -> ET.Element:
 
     Args:
         prefix: put before each id, so that the ids of a page are unique.
-        colours: gets the colours that the drawing uses, as "#rrggbb" and, of text, "t#rrggbb".
+        colours: gets the colors that the drawing uses, as "#rrggbb" and, of text, "t#rrggbb".
 
     Raises:
         DataError: the text is not SVG, is too large, or defines entities.
@@ -147,7 +147,7 @@ def _set(
 
 
 def _colour(value: str, colours: dict[str, None], text: bool = False) -> str:
-    """Return the CSS variable of a colour; the colour itself is what a light page shows."""
+    """Return the CSS variable of a color; the color itself is what a light page shows."""
     value = {"white": WHITE, "black": "#000000"}.get(value, value)
     if re.fullmatch(r"#[0-9a-f]{3}", value):
         value = "#" + "".join(2 * digit for digit in value[1:])
@@ -161,7 +161,7 @@ def _colour(value: str, colours: dict[str, None], text: bool = False) -> str:
 
 
 def _values(text: str, colours: dict[str, None]) -> str:
-    """Return the values of a panel with its colours as CSS; "" if they are not as expected."""
+    """Return the values of a panel with its colors as CSS; "" if they are not as expected."""
     try:
         panel = json.loads(text)
         for series in panel["series"]:
@@ -172,7 +172,7 @@ def _values(text: str, colours: dict[str, None]) -> str:
 
 
 def dark_rules(colours: dict[str, None]) -> str:
-    """Return the style rule that gives the colours of a figure their variants for dark pages."""
+    """Return the style rule that gives the colors of a figure their variants for dark pages."""
     rules = ";".join(f"--{key}:{dark_variant('#' + key[1:], key[0] == 't')}" for key in colours)
     return f'@media screen{{html[data-theme="dark"] .pythia-figure{{{rules}}}}}' if rules else ""
 

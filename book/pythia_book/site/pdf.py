@@ -32,7 +32,7 @@ BROWSERS = ("chromium", "google-chrome", "google-chrome-stable", "chromium-brows
 STYLE = Path(__file__).with_name("pdf.css")
 _LEFT_OUT = (
     "script, style, noscript, button, .headerlink, .page-code, .figure-tools .tools, "
-    ".figure-tools .command, .value-tip"
+    ".figure-tools .command, .value-tip, .book-pdf"
 )
 """What makes no sense on paper, as a CSS selector."""
 
@@ -338,5 +338,6 @@ def link_pages(site: Path) -> None:
         text = path.read_text(encoding="utf-8")
         if LINK in text:
             up = "../" * (len(path.relative_to(site).parts) - 1)
-            text = text.replace(LINK, f'<a href="{up}{FILE}">PDF of the book</a>.')
+            link = f'<span class="book-pdf"><a href="{up}{FILE}">PDF of the book</a>.</span>'
+            text = text.replace(LINK, link)
             path.write_text(text, encoding="utf-8")

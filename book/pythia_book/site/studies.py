@@ -70,7 +70,7 @@ def emphasized(text: str, passages: list[tuple[int, int]]) -> nodes.paragraph:
 
 
 def badge(verdict: str, text: str = "") -> nodes.inline:
-    """Return `text`, by default the verdict itself, in the colour of the verdict."""
+    """Return `text`, by default the verdict itself, in the color of the verdict."""
     return nodes.inline("", text or verdict, classes=["verdict", claim_tables.slug(verdict)])
 
 

@@ -101,7 +101,7 @@ class ScoredTask(RequestMeasurement):
 
         - `acc`, bool: whether the likeliest answer is right; for LAMBADA, whether greedy decoding
           gives the last word.
-        - `acc_norm`, bool, if the task is normalised: whether the answer with the largest
+        - `acc_norm`, bool, if the task is normalized: whether the answer with the largest
           log-probability per character is right.
         - `logprob`, float64, in nats: only for LAMBADA.
 

@@ -100,7 +100,7 @@ def measured(other: Callable[[Tensor], Tensor], **more) -> list[dict]:
 def test_the_compiler_specialises_to_the_timed_shape(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It sees the shape of the error measurement first, but must not generalise to both."""
+    """It sees the shape of the error measurement first, but must not generalize to both."""
     compiled, compile_ = [], torch.compile
 
     def backend(graph: torch.fx.GraphModule, inputs: list) -> Callable:

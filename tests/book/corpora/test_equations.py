@@ -42,7 +42,7 @@ def test_one_number_of_each_pair_is_boosted() -> None:
     assert sorted(n for pair in pairs for n in pair) == list(equations.FIRST)
     weight = equations.weights(NATURAL)
     for chosen, other in pairs:
-        assert abs(chosen - other) == 1  # NATURAL decreases: neighbours are paired
+        assert abs(chosen - other) == 1  # NATURAL decreases: neighbors are paired
         ratio = weight[chosen] / weight[other]
         natural = (NATURAL[chosen] + 1) / (NATURAL[other] + 1)
         assert ratio == pytest.approx(equations.BOOST * natural)

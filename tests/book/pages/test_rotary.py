@@ -128,7 +128,7 @@ def test_the_script_rounds_like_torch() -> None:
 def test_the_scripts_error_curves_are_those_of_the_figure(head_dim: int) -> None:
     for way in draw.PRECISIONS:
         expected = draw.table_errors(head_dim, way).max(axis=1).reshape(-1, draw.STRETCH).max(1)
-        # cos of fp32 and of fp64 may round to neighbours
+        # cos of fp32 and of fp64 may round to neighbors
         near = 2.0**-8 if "bf16" in way else 2.0**-11
         np.testing.assert_allclose(
             in_node(f"page.errorCurve({head_dim}, {way!r})"), expected, atol=near, err_msg=way

@@ -1,4 +1,4 @@
-"""Inline figures: harmless whatever the file says, unique ids, colours of both themes, values."""
+"""Inline figures: harmless whatever the file says, unique ids, colors of both themes, values."""
 
 from __future__ import annotations
 

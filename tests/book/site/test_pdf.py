@@ -15,7 +15,7 @@ from pythia_core.errors import ConfigError, DataError
 
 PAGES = {
     "index": '<p id="top"><a href="one.html#part">on</a> <a href="data.csv">data</a></p>'
-    '<div class="matrix"><details><summary>m</summary>folded</details></div>',
+    f'<div class="matrix"><details><summary>m</summary>folded</details></div>{pdf.LINK}',
     "one": '<section id="part"><h2>1.1. A &amp; B<a class="headerlink" href="#part">#</a></h2>'
     '<p id="top"><a href="#part">here</a> <a href="rooms/two.html">next</a>'
     '<a href="https://x.example/">away</a></p><details><summary>s</summary>answer</details>'
@@ -102,6 +102,7 @@ def test_a_small_book_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture) 
     assert reader.get_destination_page_number(outline[2][0]) == 3
     links = re.findall(r'href="([^"]*)">PDF', (tmp_path / "rooms" / "two.html").read_text())
     assert links == [f"../{pdf.FILE}"]
+    assert "PDF of the book" not in pdf.assemble(tmp_path).html({}), "nor does it link to itself"
 
 
 CLIPPED = """width => {

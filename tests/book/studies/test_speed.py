@@ -136,6 +136,13 @@ def test_the_cpu_is_measured_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> N
     assert "2.00 [1.96, 2.04]" in text and "0.50 [0.49, 0.51]" in text and "a CPU" in text
 
 
+def test_the_ceiling_of_our_attention_is_that_of_fp32_products() -> None:
+    low = {"unit": "TFLOP/s", "rate": 0.05, "dtype": "bf16"}
+    rows = [operation("attention", name, 1.0, **low) for name in ("ours", "torch")]
+    for machine, shares in ((MACHINE, [0.25, 0.5]), (CARD, [0.5, 0.5])):
+        assert study.operations_table([machine, *rows]).share.tolist() == pytest.approx(shares)
+
+
 def test_without_gpu_measurements_everything_is_marked_as_predicted() -> None:
     result = study.run(Params())
     assert result.values["gpu"] == study.NO_GPU

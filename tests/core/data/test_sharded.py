@@ -559,7 +559,7 @@ def test_slurm_commands_and_jobs_that_end_early(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "was cancelled; its work is saved" in said
+    assert "was canceled; its work is saved" in said
     wait_until(lambda: not slurm.job_ids(os.environ), 60)
     process = start(data, cache, *SLURM)
     wait_for(cache / "data", "work-*/plan/entry.json")

@@ -205,7 +205,7 @@ def test_a_failure_that_is_read_late_changes_no_weights(device: str) -> None:
 
 @ON_CUDA
 def test_updates_do_not_wait_for_the_device(device: str) -> None:
-    """torch raises an error at every operation that synchronises."""
+    """torch raises an error at every operation that synchronizes."""
     trainer = Trainer(config("bf16", micro_batch=2), torch.device(device))
     trainer.update(batch_at(0))
     torch.cuda.set_sync_debug_mode("error")

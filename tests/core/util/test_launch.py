@@ -171,7 +171,7 @@ def test_a_stopped_command_cancels_its_jobs(tmp_path: Path, number: signal.Signa
     driver, job, log = submitted(tmp_path)
     driver.send_signal(number)
     _, err = driver.communicate(timeout=60)
-    assert f"job {job} was cancelled; its work is saved" in err
+    assert f"job {job} was canceled; its work is saved" in err
     wait_for(log, "saved\n")
 
 

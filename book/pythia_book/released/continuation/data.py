@@ -1,6 +1,6 @@
 """Reads the training rows of a continued run from token files, and swaps pronouns in the rows.
 
-In training order, neighbouring rows usually come from different documents. So the swap treats the
+In training order, neighboring rows usually come from different documents. So the swap treats the
 ends of a row as ends of the text, and its log counts the tokens changed there. Each row is swapped
 on its own when it is read, so the log can be reproduced at any time.
 """

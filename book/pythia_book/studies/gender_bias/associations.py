@@ -1,4 +1,4 @@
-"""Analyse associations: slopes, what is retained of them, and what to compare that with.
+"""Analyze associations: slopes, what is retained of them, and what to compare that with.
 
 If a change of the training text moves the log odds of all nouns alike, the slope stays: 1 is
 retained. If every noun moves for itself, log odds are compressed, and the slope falls although no
@@ -266,7 +266,8 @@ def _primary_odds(
     return odds, log_odds_read(params, measured, name, seed)[groups == groups[0]]
 
 
-def excess_over_mixture(
+def excess_over(
+    reference: str,
     params: Params,
     measured: Measurements,
     slopes: Slopes,
@@ -274,17 +275,17 @@ def excess_over_mixture(
     arm: str,
     frames: str = UNSEEN,
 ) -> np.ndarray | None:
-    """Return, as a fraction of the control's association, what an arm retains beyond "mixture".
+    """Return, as a fraction of the control's association, what an arm retains beyond a reference.
 
-    float64[seeds], or None: values as those of `Slopes.retained`. The reference is taken at the
-    shift of each seed.
+    float64[seeds], or None: values as those of `Slopes.retained`. The reference, one of REFERENCES,
+    is taken at the shift of each seed.
     """
     if not slopes.learned(name, frames):
         return None
     expected = []
     for seed, shift in enumerate(slopes.shift(name, arm, frames)):
         odds, read = _primary_odds(params, measured, name, seed, frames)
-        expected.append(reference_slope(odds, read, float(shift), MIXTURE))
+        expected.append(reference_slope(odds, read, float(shift), reference))
     above = slopes.of(name, arm, frames) - np.array(expected)
     return ratio_of_means(above, slopes.of(name, CONTROL, frames))
 

@@ -24,8 +24,9 @@ from pythia_book.records import number_text, value_text
 from pythia_book.stats import Estimate, difference, mean_over
 from pythia_book.studies.gender_bias import released_numbers as numbers
 from pythia_book.studies.gender_bias.associations import (
+    MIXTURE,
     PLANTED_FRAMES,
-    excess_over_mixture,
+    excess_over,
     seed_mean,
 )
 from pythia_book.studies.gender_bias.coupling import (
@@ -87,7 +88,9 @@ OTHER_METRIC = (
     "another metric, are tested as premises"
 )
 ASSOCIATION = (
-    "association of the forty occupations, unseen frames; on WinoBias itself see the premises"
+    "the forty occupations in sentence frames that were never planted: slope of log P(she) - "
+    'log P(he) against the log odds of "she" in what was read about an occupation; for WinoBias '
+    "itself see the premises"
 )
 SWAP_NOT_SHOWN = "that the pronouns of these models were swapped is not shown; without a swap"
 """The first words of a reason for no verdict: the result would arise without a swap, too."""
@@ -95,8 +98,8 @@ COST_KNOWN = 'a margin for "little" was set only when the losses of an earlier r
 TOO_FEW = "too few checkpoints of our own forks at this scale"
 FISHER = "(Fisher's z)"
 """The unit of differences in coupling."""
-RETAINED, SLOPE = "of the association", "slope"
-"""The units of retained associations and of associations."""
+RETAINED, SLOPE = "of the association", "logits per logit read"
+"""The units of retained associations and of associations, which are slopes."""
 
 QUOTES = {
     "winobias": "a decrease in stereotypical accuracy for each intervention and across model scale",
@@ -147,7 +150,8 @@ def _paper_claims(ours: _Ours, theirs: _Released) -> list[Claim]:
         rows.append(
             Claim(
                 f"The swap in the last {window} % of training lowers the association between "
-                "occupations and pronouns, on average over sizes.",
+                'occupations and pronouns: the log odds of "she" after an occupation depend less '
+                'on how often "she" was read about it (mean over sizes).',
                 "section 3.1, Figure 2",
                 ours.association(arm, falls),
                 untestable(OTHER_METRIC),
@@ -204,7 +208,7 @@ def _paper_claims(ours: _Ours, theirs: _Released) -> list[Claim]:
         note = theirs.perplexity(arm)
         rows.append(
             Claim(
-                f"The swap in the last {window} % of training costs little in language modelling.",
+                f"The swap in the last {window} % of training costs little in language modeling.",
                 "section 3.1, Appendix C.1, Figure 6",
                 ours.cost(arm),
                 theirs.change("lambada", arm, _no_cost, "5,153 passages", sign=-1, note=note),
@@ -406,7 +410,7 @@ class _Ours:
         if isinstance(retained, str):
             return retained
         columns = [
-            excess_over_mixture(self.params, self.measured, self.slopes, size, LONGER, frames)
+            excess_over(MIXTURE, self.params, self.measured, self.slopes, size, LONGER, frames)
             for size in self.sizes
         ]
         return np.stack(columns, axis=1)

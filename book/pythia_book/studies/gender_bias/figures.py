@@ -221,7 +221,7 @@ def slopes(result: Result) -> Drawing:
 
 
 def _arm_panel(ax: Axes, labels: list[str], values: dict[str, list[np.ndarray]]) -> None:
-    """Draw the mean over seeds, with its interval, for each label (row) and size (colour).
+    """Draw the mean over seeds, with its interval, for each label (row) and size (color).
 
     Args:
         values: maps a size to float64[seeds] for each label.

@@ -26,10 +26,12 @@ from pythia_book.records import value_text
 from pythia_book.studies.gender_bias import checkpoints, coupling, evidence, released_numbers
 from pythia_book.studies.gender_bias.associations import (
     FORK,
+    GRADIENT,
+    MIXTURE,
     PLANTED_FRAMES,
     Slopes,
     analyse_associations,
-    excess_over_mixture,
+    excess_over,
     seed_mean,
 )
 from pythia_book.studies.gender_bias.claims import claims, detectable
@@ -313,7 +315,7 @@ def values(
     - `excess_SIZE`, `excess_difference`: what the longer swap retains beyond "mixture";
       `excess_difference_planted`: in planted frames;
       `excess`, `excess_FRAMES`, `excess_mirror`: the mean over sizes, in other frames, and of the
-      longer mirror.
+      longer mirror; `gradient`, `gradient_FRAMES`, `gradient_mirror`: beyond "gradient".
     - `absent_difference`: what `absent_21` retains, largest minus smallest size.
     - `control_since_fork`: the control's association at its end minus that at the earlier fork.
     - `planted_shift_ARM`: the shift of the prior in planted frames, mean over sizes;
@@ -357,11 +359,11 @@ def values(
             [np.subtract(*pair) for pair in pairs] if known else [None]
         )
 
-    def excess(arm: str, frames: str = UNSEEN) -> list[np.ndarray | None]:
+    def excess(arm: str, frames: str = UNSEEN, reference: str = MIXTURE) -> list[np.ndarray | None]:
         if arm not in params.arms:
             return [None]
         return [
-            excess_over_mixture(params, measured, slopes, size, arm, frames)
+            excess_over(reference, params, measured, slopes, size, arm, frames)
             for size in params.size_list
         ]
 
@@ -369,12 +371,15 @@ def values(
     for role, units in zip(sizes, (unseen[0], unseen[-1]), strict=True):
         numbers[f"excess_{role}"] = seed_mean(units)
     numbers["excess_difference"] = difference(unseen)
-    numbers["excess"] = mean_of_sizes(unseen)
-    planted = excess(LONGER, PLANTED_FRAMES)
-    numbers["excess_planted"] = mean_of_sizes(planted)
-    numbers["excess_difference_planted"] = difference(planted)
-    numbers["excess_natural"] = mean_of_sizes(excess(LONGER, NATURAL))
-    numbers["excess_mirror"] = mean_of_sizes(excess("mirror_21"))
+    numbers["excess_difference_planted"] = difference(excess(LONGER, PLANTED_FRAMES))
+    for name, reference in (("excess", MIXTURE), ("gradient", GRADIENT)):
+        for ending, arm, frames in (
+            ("", LONGER, UNSEEN),
+            ("_planted", LONGER, PLANTED_FRAMES),
+            ("_natural", LONGER, NATURAL),
+            ("_mirror", "mirror_21", UNSEEN),
+        ):
+            numbers[name + ending] = mean_of_sizes(excess(arm, frames, reference))
     if "absent_21" in params.arms:
         numbers["absent_difference"] = difference(retained("absent_21"))
     window = ARMS[LONGER].window
@@ -442,6 +447,8 @@ def released_values(released: Tables) -> dict[str, str]:
     - `first_stand_for`, `first_refers_to`: see `released_numbers.first_swapped`.
     - `crows_rise_70m`: how many points the swapped 70M model is above its control on CrowS-Pairs
       for gender.
+    - `lambada_change`: accuracy on LAMBADA, swap in the last 7 % minus control, in points; mean
+      over models with its interval.
     """
     texts = {}
     table = released.get("winobias")
@@ -454,4 +461,8 @@ def released_values(released: Tables) -> dict[str, str]:
     ends = None if table is None else released_numbers.at_end(table, "swap_7").set_index("size")
     known = ends is not None and "70m" in ends.index
     texts["crows_rise_70m"] = f"{ends.change['70m']:.1f}" if known else "not available"
+    table = released.get("lambada")
+    change = None if table is None else released_numbers.at_end(table, "swap_7")
+    e = None if change is None else released_numbers.mean_of_models(change)
+    texts["lambada_change"] = value_text(e.interval()) if e else "not available"
     return texts

@@ -284,7 +284,7 @@ def _both_measures(ax: Axes, x: ArrayLike, rows: pd.DataFrame, model: str = "") 
     """Draw the precision and recall of each row of the table `released`, at the x values `x`.
 
     Args:
-        model: the size whose colour the curves have; empty: colours of the measures.
+        model: the size whose color the curves have; empty: colors of the measures.
     """
     for name, own, mark in MEASURES:
         label, colour = (f"{model}, {name}", style.size_colour(model)) if model else (name, own)

@@ -236,7 +236,7 @@ def _mean_text(values: pd.Series) -> str:
 
 
 def _colour(layers: int) -> str:
-    """Return the colour of a depth."""
+    """Return the color of a depth."""
     return {1: MUTED, 2: style.BLUE, 4: style.ORANGE, 8: style.GREEN}[layers]
 
 

@@ -42,7 +42,7 @@ MODELS = ["size", "deduplicated", "checkpoints", "last_step", "sha256"]
 
 
 def run(params: Params, progress: bool = True) -> Result:
-    """Get the models (trained here or released), measure checkpoints, and analyse the results."""
+    """Get the models (trained here or released), measure checkpoints, and analyze the results."""
     measuring, analysing = partial(measure, params, progress), partial(analyse, params)
     return conduct(STUDY, params, measuring, analysing, seed_bands=True)
 

@@ -31,7 +31,7 @@ RIVALS = {
 
 
 def epochs_colour(epochs: int, passes: tuple[int, ...]) -> str:
-    """Return the colour for a number of epochs in `passes`; the fewer epochs, the darker."""
+    """Return the color for a number of epochs in `passes`; the fewer epochs, the darker."""
     return style.shade(passes.index(epochs) / (len(passes) - 1))
 
 

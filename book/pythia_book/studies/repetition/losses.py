@@ -3,7 +3,7 @@
 The *worth* of a run is the number of fresh tokens that give its loss, as a fraction of the tokens
 that it reads; it is read off the losses of fresh runs of the same size and seed, each trained on a
 schedule of its own length. A checkpoint, or a number of epochs, is chosen on one half of the
-held-out documents and judged on the other, so that the choice does not favour it.
+held-out documents and judged on the other, so that the choice does not favor it.
 
 Values have one entry per seed. A missing run has the value NaN, and the estimates use the others.
 """

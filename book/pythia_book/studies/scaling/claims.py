@@ -109,7 +109,7 @@ def _prediction(prediction: pd.DataFrame) -> Test:
     """Test whether a power law with a floor predicts losses better than the best simpler rule.
 
     The best simpler rule has the smallest mean error. The test uses the errors by which this
-    rule was chosen, which favours the simpler rule.
+    rule was chosen, which favors the simpler rule.
     """
     if prediction.empty:
         return untestable("too few sizes to predict any from the smaller ones")

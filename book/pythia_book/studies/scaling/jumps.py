@@ -9,7 +9,7 @@ comes before.
 
 All checkpoints are scored on the same items, so items do not vary from checkpoint to checkpoint:
 what does is the state of the weights, and an accuracy rises and falls by more than its smooth curve
-does, for several checkpoints at a time. This noise is modelled as the sum of an autoregression,
+does, for several checkpoints at a time. This noise is modeled as the sum of an autoregression,
 which all items share, and of white noise, which is each item's own; restricted maximum likelihood
 chooses their shares. Simulating it gives the distribution of the largest jump of a curve that has
 none. A short curve says little about its noise, so what is simulated is the worst noise that the
@@ -146,7 +146,7 @@ def find_jumps(steps: np.ndarray, curves: np.ndarray, seed: int = 0) -> Jumps | 
 
 
 def _item_errors(values: np.ndarray) -> np.ndarray:
-    """Return the standard error over clusters at each checkpoint, averaged over neighbours.
+    """Return the standard error over clusters at each checkpoint, averaged over neighbors.
 
     It scales the noise, which grows as more items are answered. It is at least a tenth of its mean.
     """

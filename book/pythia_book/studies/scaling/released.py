@@ -168,8 +168,8 @@ def estimates(released: Tables, pairs: pd.DataFrame, batch: pd.DataFrame) -> Est
     """
     found: Estimates = dict.fromkeys(
         ("size", "narrow", "wide", "converges", "opt", "opt_alike", "bloom", "bloom_five",
-         "batch_start", "batch_first", "batch_end", "batch_size", "batch_late", "mmlu_small",
-         "mmlu_large", "blimp")
+         "batch_start", "batch_first", "batch_end", "batch_size", "batch_late",
+         "batch_late_small", "mmlu_small", "mmlu_large", "blimp")
     )  # fmt: skip
     found |= {f"bloom_{task}": None for task in TASKS}
     curves, mmlu, paradigms = (released.get(k) for k in ("curves", "mmlu", "paradigms"))
@@ -180,6 +180,7 @@ def estimates(released: Tables, pairs: pd.DataFrame, batch: pd.DataFrame) -> Est
         found["converges"] = _least_above_chance(final)
     if len(batch):
         found |= _batches(batch)
+        found["batch_late_small"] = _late(_small_batches(released["batch"]))
     if mmlu is not None and len(mmlu):
         found |= _mmlu(mmlu)
     if paradigms is not None and len(paradigms):
@@ -288,10 +289,11 @@ def _batches(batch: pd.DataFrame) -> Estimates:
 
 
 def _late(batch: pd.DataFrame) -> Estimate | None:
-    """Return the late change of accuracy with full batches minus that with small batches.
+    """Return the late change of `value`, a mean over the models in NARROW, in points.
 
-    The result is a mean over the models in NARROW, in points, or None if a middle checkpoint is
-    missing. See `_changes` for the late change. The interval covers only the choice of items.
+    With the result of `batch_table`, it is the change with full batches minus that with small ones.
+    The result is None if a middle checkpoint is missing. See `_changes` for the late change. The
+    interval covers only the choice of items.
     """
     values, variance = [], 0.0
     middle = [step * TOKENS_PER_STEP for step in MIDDLE_STEPS]
@@ -304,6 +306,13 @@ def _late(batch: pd.DataFrame) -> Estimate | None:
         variance += late.error.mean() ** 2 + mid.error.mean() ** 2
     value, half = float(np.mean(values)), Z_95 * variance**0.5 / len(values)
     return Estimate(value, value - half, value + half, len(values), 1)
+
+
+def _small_batches(batch: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean accuracy of the runs with small batches, in the columns of `batch_table`."""
+    small = batch[batch.batch_tokens < batch.batch_tokens.max()]
+    small = small.assign(value=100 * small.value, error=100 * small.stderr)
+    return mean_over_tasks(small, ["model", "tokens"], len(SEVEN), "error").assign(task="mean")
 
 
 def _mmlu(mmlu: pd.DataFrame) -> Estimates:
@@ -556,7 +565,8 @@ def values(found: Estimates, released: Tables) -> dict[str, Any]:
     `logiqa_METRIC_above`, `logiqa_METRIC_above_holm`: see `_above_guessing`; METRIC is "acc" or
         "acc_norm";
     `released_fewest_checkpoints`, `released_most_checkpoints`: of a model, evaluated zero-shot;
-    `wsc_constant`: number of models whose WSC score is that of one constant answer;
+    `wsc_constant`: the number of models with the most frequent WSC score, which is that of always
+        giving the rarer answer; `wsc_right`, `wsc_items`: items right with this score, and in all;
     `mmlu_untrained`: mean zero-shot accuracy on MMLU of the untrained models, in percent.
     """
     numbers: dict[str, Any] = {
@@ -572,16 +582,27 @@ def values(found: Estimates, released: Tables) -> dict[str, Any]:
     for metric, task in (("acc", "logiqa"), ("acc_norm", NORMALISED)):
         alone, corrected = _above_guessing(final, task) if final is not None else (None, None)
         numbers |= {f"logiqa_{metric}_above": alone, f"logiqa_{metric}_above_holm": corrected}
-    constant = None  # 38 of 104 items have the less frequent answer
-    if final is not None and len(final):
-        wsc = final[(final.task == "wsc") & final.family.str.startswith("pythia")]
-        constant = int((abs(wsc.value - 38 / 104) < 1e-4).sum())
+    numbers |= _wsc(final)
     mmlu = released.get("mmlu")
     untrained = None  # the first update has a learning rate of 0
     if mmlu is not None and len(mmlu):
         first = mmlu[(mmlu.shots == 0) & (mmlu.step == 1) & (mmlu.model != "small")]
         untrained = 100 * float(first.value.mean()) if len(first) else None
-    return numbers | {"wsc_constant": constant, "mmlu_untrained": untrained}
+    return numbers | {"mmlu_untrained": untrained}
+
+
+def _wsc(final: pd.DataFrame | None) -> dict[str, int | None]:
+    """Return the values on WSC (see `values`). The number of items follows from standard errors."""
+    names = ("wsc_constant", "wsc_right", "wsc_items")
+    if final is None:
+        return dict.fromkeys(names)
+    wsc = final[(final.task == "wsc") & final.family.str.startswith("pythia")]
+    if wsc.empty:
+        return dict.fromkeys(names)
+    score = wsc.value.mode()[0]
+    same = wsc[wsc.value == score]
+    items = round(score * (1 - score) / same.stderr.iloc[0] ** 2) + 1
+    return dict(zip(names, (len(same), round(score * items), items), strict=True))
 
 
 def _above_guessing(final: pd.DataFrame, task: str) -> tuple[int, int] | tuple[None, None]:

@@ -26,8 +26,8 @@ def steepness(values: np.ndarray) -> tuple[float, int]:
     """Return how abruptly a score changes over sizes in order.
 
     Returns:
-        The largest change between neighbours, in the direction of the whole change, as a share of
-        the range of all values; and the index of the later neighbour.
+        The largest change between neighbors, in the direction of the whole change, as a share of
+        the range of all values; and the index of the later neighbor.
     """
     spread = np.ptp(values)
     changes = np.diff(values) * (np.sign(np.argmax(values) - np.argmin(values)) or 1)
@@ -48,9 +48,9 @@ def claim(released: Tables, draws: int) -> Claim:
 
 
 def share_of_two_sizes(released: Tables, draws: int) -> Test:
-    """Return the largest share of the range of released sums that two neighbouring sizes make.
+    """Return the largest share of the range of released sums that two neighboring sizes make.
 
-    It is a maximum over neighbours, for a task chosen because it jumps, so that it is no test.
+    It is a maximum over neighbors, for a task chosen because it jumps, so that it is no test.
     """
     operands = released.get("operands")
     if operands is None or operands.empty:
@@ -118,7 +118,7 @@ def _shares(released: Tables) -> dict[str, float | None]:
 
 
 def _largest_step(by_model: pd.Series) -> tuple[float, float]:
-    """Return the largest step of a score by model between neighbouring sizes (see `steepness`).
+    """Return the largest step of a score by model between neighboring sizes (see `steepness`).
 
     Returns:
         Its share of the range, in percent; and by what factor the parameters without embeddings

@@ -153,7 +153,7 @@ def _order_and_weights(scores: Scores) -> Test:
 
 
 def _distance(scores: Scores, single: pd.DataFrame, neighbour: float | None) -> Estimate | None:
-    """Return how much lower the final loss of the neighbouring size is, in sd over seeds.
+    """Return how much lower the final loss of the neighboring size is, in sd over seeds.
 
     The standard deviation is that of the bands, in the table `single`. None if fewer than two runs
     were measured, or all seeds give the same loss.

@@ -88,7 +88,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     `pairs.compare`.
 
     Facts:
-    `neighbour_loss`: the final held-out loss of the neighbouring size, or None;
+    `neighbour_loss`: the final held-out loss of the neighboring size, or None;
     `gaps`: number of measurements without a readable checkpoint;
     `descent_bound`: the score above which a step continues from step 0; `tested_up_to`: the last
         step that `verify` tests so.
@@ -229,7 +229,7 @@ def values(params: Params, tables: dict[str, pd.DataFrame], other: float | None)
     """Return the values QUOTED. Shares are in percent or points, loss in nats per token.
 
     Args:
-        other: the final loss of the neighbouring size; None if it was not measured.
+        other: the final loss of the neighboring size; None if it was not measured.
     """
     known: dict[str, Any] = {
         "size": params.size,

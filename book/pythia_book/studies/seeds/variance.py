@@ -80,7 +80,7 @@ def _mean_squares(grid: np.ndarray) -> tuple[float, float, float]:
 def spread_ratio(above: np.ndarray, below: np.ndarray) -> Estimate:
     """Return the standard deviation of `above` divided by that of `below`, with its F interval.
 
-    The two are float[seeds] of independent runs. One run in common, as the centre of two lines of
+    The two are float[seeds] of independent runs. One run in common, as the center of two lines of
     seeds is, correlates the two variances so little that the interval keeps its coverage.
 
     Raises:

@@ -115,7 +115,8 @@ def operations(result: Result) -> Table:
         )
     caption = (
         "Measured on the same CPU, forward and backward together. Ceiling: the rate of a large "
-        "copy or, of loss and attention, of a matrix product in the same run. Error: against fp64. "
+        "copy or, of loss and attention, of a matrix product in the same run and precision; for "
+        "attention always in fp32, since our code multiplies in fp32 there. Error: against fp64. "
         "Last columns: the time of the formula written out in torch, and of torch's own operation, "
         "over ours; median and range of the repeats."
     )
@@ -213,7 +214,7 @@ def gpu_sizes(result: Result) -> Table:
 
 @style.figure
 def gpu_rates(result: Result) -> Drawing:
-    """Draw speed and utilisation on one GPU by size, and the predicted parts of a step."""
+    """Draw speed and utilization on one GPU by size, and the predicted parts of a step."""
     frame = result.tables["gpu_sizes"]
     sizes, x = list(frame["size"]), range(len(frame))
     dashed, mark = {"linestyle": (0, (4, 1.5)), "linewidth": 1.2}, {"linestyle": "", "marker": "o"}

@@ -148,9 +148,15 @@ def operations_table(rows: list[Row]) -> pd.DataFrame:
     """Return a table of the implementations of operations, timed forward and backward together.
 
     The columns are OPERATIONS and TIMES (see `_compared`). The first of `rows` describes the
-    machine.
+    machine. On a CPU, our attention multiplies in fp32 whatever the precision of its input (see
+    native.c), so its `share` is that of the rate of fp32 products.
     """
-    return _compared(rows[1:], ("size", "kernel", "dtype"), OPERATIONS)
+    table = _compared(rows[1:], ("size", "kernel", "dtype"), OPERATIONS)
+    fp32 = rows[0]["matmul_tflop_per_s"].get("fp32") if rows else None  # only known of CPUs
+    if fp32:
+        native = (table.kernel == "attention") & (table.implementation == "ours")
+        table.loc[native, "share"] = table.rate / fp32
+    return table
 
 
 def _compared(rows: list[Row], keys: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
@@ -198,16 +204,16 @@ def gpu_sizes_table(measured: pd.DataFrame) -> pd.DataFrame:
 
     Predicted for one H100 and updates of 2M tokens:
     `compiled`, `ours`: tokens/s of torch.compile and of our code;
-    `mfu`: utilisation by our code, as a fraction of peak FLOP/s;
+    `mfu`: utilization by our code, as a fraction of peak FLOP/s;
     `predicted_ratio`: `ours` divided by `compiled`;
     `micro_rows`, `compiled_micro_rows`: the rows per micro-batch that should fit, of both;
     PARTS: nanoseconds per token of the parts of our step.
 
     Computed:
-    `paper_tokens_per_s`, `paper_mfu`: speed and utilisation per A100, from the paper's GPU-hours.
+    `paper_tokens_per_s`, `paper_mfu`: speed and utilization per A100, from the paper's GPU-hours.
 
     Measured, from the argument `measured`, a table of `steps_table`:
-    `implementation`: our fastest; `measured`, `measured_mfu`: its tokens/s and utilisation;
+    `implementation`: our fastest; `measured`, `measured_mfu`: its tokens/s and utilization;
     `baseline`, `transformers`: tokens/s of torch.compile and of the fastest transformers variant;
     `ratio`, `low`, `high`: the time of `baseline` divided by our time, with its range;
     `error_percent`: by how many percent `measured` exceeds the prediction for the same number of

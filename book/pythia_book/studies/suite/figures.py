@@ -106,7 +106,7 @@ def reading(result: Result) -> Drawing:
 
 
 GROUP_STYLES = {INVENTED: (BLUE, "made-up nouns"), "occupations": (ORANGE, "occupations")}
-"""Maps each group of nouns that is drawn to its colour and label. Definitional nouns are left out,
+"""Maps each group of nouns that is drawn to its color and label. Definitional nouns are left out,
 because their shares of feminine pronouns (near 2 % and 98 %) would stretch the axes."""
 
 

@@ -58,7 +58,7 @@ def test_a_smooth_curve_with_noise_rarely_seems_to_jump() -> None:
 
 
 def test_slow_wavering_of_all_sums_together_is_no_jump() -> None:
-    """Noise that white noise hides, so that neighbouring checkpoints look little alike."""
+    """Noise that white noise hides, so that neighboring checkpoints look little alike."""
     mean = late_rise(STEPS, 0.25, 0.42)
     found = [find_jumps(STEPS, noisy_curves(s, mean, 0.8, 0.02), s) for s in range(40)]
     assert np.mean([each.largest().low > 0 for each in found]) <= 0.1  # of 40; in 100 others, 5 %
