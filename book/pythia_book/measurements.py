@@ -249,8 +249,8 @@ def is_measured(run: Run, step: int, measurements: Sequence[Measurement]) -> boo
 def _cached(run: Run, step: int, measurement: Measurement) -> Arrays | None:
     """Read the cached result of a measurement on one checkpoint; None if there is none."""
     key = _key(run, step, measurement)
-    found = (load_cached(file, key) for file in _files(run, step, measurement))
-    return next((arrays for arrays in found if arrays is not None), None)
+    cached = (load_cached(file, key) for file in _files(run, step, measurement))
+    return next((arrays for arrays in cached if arrays is not None), None)
 
 
 def _new_file(run: Run, step: int, measurement: Measurement) -> Path:

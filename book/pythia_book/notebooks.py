@@ -101,10 +101,10 @@ def read_notebook(path: Path) -> Notebook:
 def conflict(path: Path) -> str:
     """Return "unresolved merge conflict" if the file has the markers of a conflict, else ""."""
     try:
-        found = re.search(rb"^(<<<<<<<|>>>>>>>) ", path.read_bytes(), flags=re.MULTILINE)
+        marker = re.search(rb"^(<<<<<<<|>>>>>>>) ", path.read_bytes(), flags=re.MULTILINE)
     except OSError:
         return ""
-    return "unresolved merge conflict" if found else ""
+    return "unresolved merge conflict" if marker else ""
 
 
 def write_notebook(notebook: Notebook, path: Path) -> None:

@@ -258,12 +258,12 @@ def keep_unfinished(notebook: Any, target: Path) -> Path:
     path = notebooks.unfinished_path(target)
     notebooks.write_notebook(notebook, path)
     if notebooks.has_errors(notebook):
-        what = "The run did not finish"
+        outcome = "The run did not finish"
     elif notebooks.STAMP in notebook.metadata:
-        what = "The run was not recorded"
+        outcome = "The run was not recorded"
     else:
-        what = "The notebook was not run to its end"
-    print(f"{what}; the notebook is in {os.path.relpath(path)}", file=sys.stderr, flush=True)
+        outcome = "The notebook was not run to its end"
+    print(f"{outcome}; the notebook is in {os.path.relpath(path)}", file=sys.stderr, flush=True)
     return path
 
 

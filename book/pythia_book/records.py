@@ -447,10 +447,10 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Read the arrays of an .npz file; raise DataError if that is impossible."""
     try:
         with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as arrays:
-            found = dict(arrays)
-        if others := [name for name, array in found.items() if not isinstance(array, np.ndarray)]:
+            loaded = dict(arrays)
+        if others := [name for name, array in loaded.items() if not isinstance(array, np.ndarray)]:
             raise ValueError(f"{others[0]} is not an array")
-        return found
+        return loaded
     except Exception as error:  # zipfile, zlib, numpy and Python's parser each have their own
         raise DataError(f"{path} cannot be read: {error}; run the study again") from error
 
@@ -532,9 +532,9 @@ def is_current(folder: Path, stamp: dict[str, Any]) -> bool:
     """Return whether a folder has a complete record whose notebook has this stamp."""
     if not folder.is_dir() or check_whole(folder):
         return False
-    found = read_notebook(folder / NOTEBOOK).metadata[STAMP]
+    full_stamp = read_notebook(folder / NOTEBOOK).metadata[STAMP]
     later = ("record", "cells")  # added to the stamp when the run has ended
-    return {k: value for k, value in found.items() if k not in later} == stamp
+    return {k: value for k, value in full_stamp.items() if k not in later} == stamp
 
 
 def read_record(path: Path) -> dict[str, Any]:

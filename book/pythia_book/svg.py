@@ -85,13 +85,13 @@ def panel_values(figure: Figure) -> list[dict[str, Any]]:
     A point is [left, top, x, value] or [left, top, x, value, low, high], where x is a number or the
     name of a category, and `flat` swaps the axes. Coordinates are those of the file.
     """
-    found = []
+    panels = []
     for ax in figure.axes:
         if not ax.axison:
             continue
         series = _merged(row for row in _series_of(ax) if row[3])
         if series:
-            found.append(
+            panels.append(
                 {
                     "title": _one_line(ax.get_title(loc="left")),
                     "x": _one_line(ax.get_xlabel()),
@@ -99,7 +99,7 @@ def panel_values(figure: Figure) -> list[dict[str, Any]]:
                     "series": series,
                 }
             )
-    return found
+    return panels
 
 
 def _series_of(ax: Axes) -> Iterator[list[Any]]:

@@ -64,8 +64,10 @@ def check_worker_options(args: argparse.Namespace) -> bool:
         raise ConfigError(f"--gpus {gpus} and --cpus {args.cpus} were both given; choose one")
     if args.on == "slurm" and not (gpus or args.cpus):
         raise ConfigError(f"--on slurm needs {count}, the number of workers")
-    if args.on == "local" and gpus and gpus > (found := len(visible_devices())):
-        raise ConfigError(f"--gpus {gpus}: this machine has {found} GPUs; use fewer, or --cpus N")
+    if args.on == "local" and gpus and gpus > (available := len(visible_devices())):
+        raise ConfigError(
+            f"--gpus {gpus}: this machine has {available} GPUs; use fewer, or --cpus N"
+        )
     return args.on is not None
 
 

@@ -144,8 +144,8 @@ def list_files(corpus: str) -> list[TextFile]:
     others = [file.name for file in files if not _NAME.fullmatch(file.name.rpartition("/")[2])]
     listing = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
     if not matches:
-        found = f", but it has {listing}" if others else ""
-        raise DataError(f"corpus {corpus!r} has no file that ends with {READ}{found}")
+        instead = f", but it has {listing}" if others else ""
+        raise DataError(f"corpus {corpus!r} has no file that ends with {READ}{instead}")
     if others:
         warnings.warn(
             f"these files of the corpus {corpus!r} are not read: {listing}. Only files that end "
@@ -181,14 +181,14 @@ def _remote_files(corpus: str) -> list[TextFile]:
         from fsspec.core import url_to_fs
 
         system, root = url_to_fs(corpus)
-        found = system.find(root, detail=True)
+        entries = system.find(root, detail=True)
     except (ImportError, ValueError) as error:  # no package for, or no such, protocol
         raise MissingDependencyError(f"corpus {corpus!r} cannot be read: {error}") from error
     except Exception as error:  # each storage has its own
         raise _unreachable(corpus, error) from error
     root = root.rstrip("/")
     files = []
-    for path, info in found.items():
+    for path, info in entries.items():
         name = path.removeprefix(root).lstrip("/") or path.rpartition("/")[2]
         if not any(part.startswith(".") for part in name.split("/")):
             version = {key: info[key] for key in _VERSION if info.get(key)} or info

@@ -133,16 +133,16 @@ def check_against_state(folder: Path, at_most: int | None = None) -> dict[str, s
     if "log" in meta:
         check_log(folder / "metrics.jsonl", states[-1], meta["log"])
     steps = [step for step in saved_steps(folder / "checkpoints") if step <= states[-1]]
-    found = {str(s): manifest_hash(step_folder(folder / "checkpoints", s)) for s in steps}
-    known = meta.get("checkpoints", found)
-    for step in sorted(found.keys() | known.keys(), key=int):
-        if found.get(step) != known.get(step):
+    present = {str(s): manifest_hash(step_folder(folder / "checkpoints", s)) for s in steps}
+    recorded = meta.get("checkpoints", present)
+    for step in sorted(present.keys() | recorded.keys(), key=int):
+        if present.get(step) != recorded.get(step):
             raise CheckpointError(
                 f"step {step} in {folder / 'checkpoints'} is not the one that training saved: the "
                 f"state of step {states[-1]} has another hash of its manifest, or none, or the "
                 f"checkpoint is missing. {RESTORE_ADVICE}"
             )
-    return found
+    return present
 
 
 def check_run_files(folder: Path) -> bool:

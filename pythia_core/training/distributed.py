@@ -207,8 +207,8 @@ class World:
         places = self.gather((str(folder), marker.exists()))
         if self.is_rank_zero:
             marker.unlink()
-        for rank, (place, found) in enumerate(places):
-            if not found:
+        for rank, (place, sees_marker) in enumerate(places):
+            if not sees_marker:
                 raise TrainingError(
                     f"the {self.size} processes do not share a results folder: the folder {place} "
                     f"of process {rank} is not {places[0][0]} of process 0. Set PYTHIA_RESULTS to "
@@ -235,8 +235,8 @@ class World:
 
     def _died(self, error: RuntimeError) -> ProcessDied:
         """Return the error about a process that died, or that did not answer in time."""
-        told = filter(None, map(_told, range(self.size)))
-        reason = next(told, str(error).splitlines()[0][:200])
+        messages = filter(None, map(_told, range(self.size)))
+        reason = next(messages, str(error).splitlines()[0][:200])
         return ProcessDied(
             f"one of the {self.size} processes that train together died, or did not answer "
             f"in time ({reason}). End all processes, and run the "

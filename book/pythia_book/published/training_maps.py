@@ -70,8 +70,8 @@ def _content(path: Path | None) -> bytes | None:
     if path is None:
         return None
     if path.is_file():
-        found = files_of(path, lambda name: name.endswith(_FILE))
-        return next((content for _, content in found), None)
+        files = files_of(path, lambda name: name.endswith(_FILE))
+        return next((content for _, content in files), None)
     for file in (path / _FLAT, path / _FILE, path.parent / _FILE):
         if file.is_file():
             return file.read_bytes()

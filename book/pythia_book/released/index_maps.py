@@ -226,8 +226,8 @@ def open_maps(stem: Path, seq_len: int) -> MappedRows:
     for folder in (stem.parent, stem.parent.parent):
         index, whole = folder / f"{base}.idx", folder / f"{base}.bin"
         tokens = [whole] if whole.is_file() else find_shards(folder / base)
-        found = {index.name: index.is_file(), whole.name: bool(tokens)}
-        missing = [name for name, here in found.items() if not here]
+        exists = {index.name: index.is_file(), whole.name: bool(tokens)}
+        missing = [name for name, here in exists.items() if not here]
         if not missing:
             return MappedRows(
                 list(LocalFile(stem.with_name(f"{stem.name}_{part}.npy")) for part in PARTS),

@@ -223,9 +223,9 @@ def static_table(checkpoints: Checkpoints) -> nodes.table:
     columns += [
         (f"{arm}-{total}", f"{arm.partition('_')[0]}, update {total}") for arm in about["steps"]
     ]
-    found = predictions(checkpoints, [name for name, _ in columns])
+    likeliest = predictions(checkpoints, [name for name, _ in columns])
     rows: list[list[nodes.Node | str]] = []
-    for preset, cells in zip(PRESETS, found, strict=True):
+    for preset, cells in zip(PRESETS, likeliest, strict=True):
         texts = ["; ".join(f"{shown(token)} {percent(p)}" for token, p in cell) for cell in cells]
         rows.append([preset[1], *texts])
     return table(["Prompt", *(title for _, title in columns)], rows, "pythia-table")
@@ -299,8 +299,8 @@ def facts(checkpoints: Checkpoints) -> dict[str, str]:
         "runs": ", ".join(run["id"] for run in about["runs"].values()),
         "prompts": number_text(error["prompts"]),
         **{
-            f"{what}_{kind}": f"{error[f'{what}_{kind}']:.1g}"
-            for what in ("logits", "probabilities")
+            f"{quantity}_{kind}": f"{error[f'{quantity}_{kind}']:.1g}"
+            for quantity in ("logits", "probabilities")
             for kind in ("max", "mean")
         },
     }

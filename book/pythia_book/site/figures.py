@@ -101,9 +101,9 @@ def _copy(element: ET.Element, prefix: str, colours: dict[str, None]) -> ET.Elem
         key = key.rpartition("}")[2]
         if key == "style":
             for declaration in value.split(";"):
-                part, _, what = declaration.partition(":")
+                part, _, setting = declaration.partition(":")
                 if part.strip() in STYLES:
-                    _set(clean, part.strip(), what.strip(), prefix, colours, of_text)
+                    _set(clean, part.strip(), setting.strip(), prefix, colours, of_text)
         elif key in ATTRIBUTES:
             _set(clean, key, value, prefix, colours, of_text)
     if of_text:

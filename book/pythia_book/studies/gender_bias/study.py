@@ -95,7 +95,7 @@ def run(
         params,
         partial(measure, params, progress, items, find_or_train),
         partial(analyse, params),
-        lambda found: released_numbers.select(found) | coupling.released(found),
+        lambda results: released_numbers.select(results) | coupling.released(results),
         published,
     )
 

@@ -103,8 +103,8 @@ def _shares(released: Tables) -> dict[str, float | None]:
         if lambada is not None and len(lambada):
             last = lambada[lambada.step == OFFICIAL_STEPS]
             every = last.groupby("model")[["value", "nats"]].mean()
-            asked = every[every.index.isin(sums.model)]
-            scores |= {"lambada": asked.value, "lambada_nats": asked.nats,
+            tested = every[every.index.isin(sums.model)]
+            scores |= {"lambada": tested.value, "lambada_nats": tested.nats,
                        "lambada_all": every.value, "lambada_nats_all": every.nats}  # fmt: skip
     numbers["released_sums_least"] = min(shares, default=None)
     numbers["released_sums_most"] = max(shares, default=None)

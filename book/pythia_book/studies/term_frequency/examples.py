@@ -65,8 +65,8 @@ class AnswerMeasurement:
 
 def number(text: str) -> int:
     """Return the number that a line of text consists of, or NO_NUMBER."""
-    found = _NUMBER.fullmatch(text)
-    return int(found[1]) if found else NO_NUMBER
+    match = _NUMBER.fullmatch(text)
+    return int(match[1]) if match else NO_NUMBER
 
 
 def examples_table(scores: NumberScores, size: str, shots: int) -> pd.DataFrame:
