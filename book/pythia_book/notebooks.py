@@ -212,7 +212,7 @@ def _is_utf8(text: str) -> bool:
 def parse_parameters(words: list[str], accepted: dict[str, Parameter]) -> dict[str, Any]:
     """Parse words NAME=VALUE; a value that is not a Python literal is a string.
 
-    The value of a parameter of type `str` is always a string: "0,1" is no pair of numbers there.
+    The value of a parameter of type `str` stays a string: "0,1" is not read as a pair of numbers.
 
     Args:
         accepted: the notebook's parameters (`parameters_of`).

@@ -205,7 +205,7 @@ def _check_output(target: Path | None, written: str, base: Path) -> None:
         written: papermill's output path, relative to `base`.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: one of them cannot be written.
     """
     if target:
         check_results(target.parent.parent)

@@ -1,8 +1,8 @@
 """Estimates what the studies still have to train, and how long that takes.
 
-The time to train is that of the models that are missing, at the speed at which this machine has
-trained others. If it has trained none, the speed is that of a recorded run. The time to measure and
-draw is that of the last run here, or else of the recorded one, times the ratio of the numbers of
+Training time is estimated for the missing models only, at the speed at which this machine has
+trained others; if it has trained none, at the speed of a recorded run. The time for measuring and
+drawing is taken from the last run here, or else from the recorded run, and scaled by the number of
 models.
 """
 
@@ -171,7 +171,7 @@ def _estimate(
     finished: Finished | None,
     alone: bool,
 ) -> tuple[float | None, str]:
-    """Return the rough seconds of a run (None: unknown); their source, if it is not `record`.
+    """Return the rough seconds of a run (None: unknown), and their source unless it is `record`.
 
     Args:
         alone: whether the time in `record` includes the training of its models.
@@ -199,7 +199,7 @@ def _estimate(
 
 
 def start_message(study: str, parameters: dict[str, Any]) -> str:
-    """Return the message at the start of a study: what is to train, and about how long it takes.
+    """Return the message at the start of a study: what is left to train, and roughly how long.
 
     Args:
         parameters: the values of all parameters; `scale` among them.
@@ -217,7 +217,7 @@ def start_message(study: str, parameters: dict[str, Any]) -> str:
 
 
 def plans(studies: Sequence[str], scale: str | None, force: bool = False) -> list[Plan]:
-    """Plan several studies with default parameters; a missing model counts for the first study.
+    """Plan several studies with default parameters; a model counts in the first study it lacks.
 
     Args:
         scale: None: the default of each study.

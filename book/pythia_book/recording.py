@@ -116,7 +116,7 @@ def all_records(root: Path) -> list[dict[str, Any]]:
 
 
 def _block(name: str) -> re.Pattern[str]:
-    """Return the pattern of a block of a file, with a group for each mark."""
+    """Return a regex that matches a block of a file, with a group for each of its two marks."""
     return re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", flags=re.DOTALL)
 
 

@@ -2,10 +2,10 @@
 
 A record is a folder with record.json, one CSV file per table, the measurements (measured.npz), the
 released numbers (released_*.csv), any further files of the study (`Measurements.files`) and the
-executed notebook. record.json has the hashes of the data
-files, and the notebook has the hash of record.json; `check_whole` verifies both. A new record is
-written to a temporary folder (`staging`), which then replaces the old record (`swap_in`). A record
-states its origin, but never contains a path or a host name.
+executed notebook. record.json has the hashes of the data files, and the notebook has the hash of
+record.json; `check_whole` verifies both. A new record is written to a temporary folder (`staging`),
+which then replaces the old record (`swap_in`). A record states its origin, but never contains a
+path or a host name.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def _rounded(value: Any) -> Any:
 
 
 def _wrong_types(value: Any, expected: Any, name: str) -> Iterator[str]:
-    """Yield the names of the entries in `value` that differ from `expected`, a part of _TYPES."""
+    """Yield the names of entries in `value` of other types than in `expected`, a part of _TYPES."""
     if expected is float:
         if not isinstance(value, (int, float)) or not abs(value) < 1e300:  # it may be NaN
             yield name

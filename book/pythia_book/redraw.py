@@ -156,9 +156,8 @@ def differences(old: Path, new: Path) -> list[str]:
     lines += _counted([name for name in tables if name != records.MEASURED], "table", named=True)
     lines += _cell_changes(*(notebooks.read_notebook(f / notebooks.NOTEBOOK) for f in (old, new)))
     described = {"claims", "values", "files", "notebook_sha256", "redrawn"}
-    lines += [
-        f"{key} in record.json changed" for key in _changed(before, after) if key not in described
-    ]
+    others = [key for key in _changed(before, after) if key not in described]
+    lines += [f"{key} in record.json changed" for key in others]
     mark = before.get("redrawn", {}).get("commit") or {}
     if not lines and mark.get("dirty") and after["redrawn"]["commit"]["dirty"] is False:
         lines.append("the code is committed now, but was not committed at the last redraw")

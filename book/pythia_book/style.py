@@ -277,7 +277,7 @@ class Table:
 
 
 def one_line(text: str) -> str:
-    """Return a passage on one line, for a table; a slash stands for one or more line breaks."""
+    """Return a passage on one line, for a table; a slash replaces one or more line breaks."""
     return " / ".join(filter(None, map(str.strip, text.split("\n"))))
 
 
@@ -463,7 +463,7 @@ def _fit_texts(page: _Page) -> bool:
 
 
 def _widen(page: _Page) -> None:
-    """Let panels of a phone use the space beside them that other panels need for their labels."""
+    """On a phone, widen panels into the space next to them that labels of others take elsewhere."""
     for ax in (ax for row in page.rows for ax in row):
         width = ax.figure.get_window_extent().width
         if ax.figure.get_figwidth() == WIDTH or not ax.axison:
@@ -477,7 +477,7 @@ def _widen(page: _Page) -> None:
 
 
 _SPARE = 30
-"""Free space beside a panel, in points, from which on the panel is widened."""
+"""Free space next to a panel, in points, from which on the panel is widened."""
 
 
 def _place_texts(page: _Page) -> None:

@@ -231,10 +231,10 @@ def make_ledger(
     The transforms (config.TRANSFORMS), each limited to documents of `intervention.domains`:
 
     - a swap of words: see pythia_core.data.pronouns.
-    - "shuffle_genders": of all places in the window with "he" or "she", those with "she" are drawn
-      anew, and likewise "his" and "her", "himself" and "herself". Every word stays as frequent as
-      it was, but its gender no longer depends on the text around it. A place that is read twice in
-      the window is drawn once.
+    - "shuffle_genders": the words "he" and "she" of the window are permuted among their places,
+      and so are "his" and "her", "himself" and "herself". Every word stays as frequent as it was,
+      but its gender no longer depends on the text around it. A place that is read twice in the
+      window gets one word.
     - "replace_text": documents become as many tokens of other domains, without PLANTED_DOMAINS and
       CONTROL_DOMAINS, from the last rows of the order. These lie after the window; a run that reads
       all rows reads them again. Ends of documents stay where they are.

@@ -358,7 +358,7 @@ def make_plan(work: Work, _: int) -> None:
 
 @functools.lru_cache(maxsize=1)
 def _tokenizer(folder: Path, _sha256: str) -> Tokenizer:
-    """Load a tokenizer once per process: each that was used leaves some megabytes behind."""
+    """Load a tokenizer once per process, because every loaded one keeps a few megabytes in use."""
     return load_tokenizer(folder / "tokenizer.json")
 
 

@@ -209,10 +209,10 @@ def pair(work: Work, n_shards: int, bucket: int) -> None:
 
 
 def _allow_open_files(n: int) -> None:
-    """Let this process open `n` files at a time, besides a few others.
+    """Let this process open `n` files at a time, in addition to a few others.
 
     Raises:
-        DataError: the system does not allow so many.
+        DataError: the system does not allow that many.
     """
     import resource
 

@@ -1,8 +1,8 @@
 """Run a command in several processes, on this machine or as Slurm jobs, and wait for them.
 
 The processes share work by leases on a shared folder (pythia_core.util.leases). Each succeeds only
-when all work is done, so one that succeeds is enough. Slurm jobs are
-submitted with `submitit`, whose own files are the only pickles; results are never unpickled.
+when all work is done, so one that succeeds is enough. Slurm jobs are submitted with `submitit`,
+whose own files are the only pickles; results are never unpickled.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ process may take it once it has seen no renewal for LEASE_SECONDS of its own mon
 clocks that differ between machines do not matter. If the owner was a process of the same machine
 and is dead, the lease is free at once.
 
-A lease is no lock: its owner may be stopped or cut off for so long that another process takes the
-job, and may then go on. So an owner calls `Lease.check` before it writes. Results are complete
+A lease is not a lock: its owner may be stopped or cut off for so long that another process takes
+the job, and may then go on. So an owner calls `Lease.check` before it writes. Results are complete
 files or folders that are renamed into place, and equal whoever computes them, so a job that two
 processes did is recorded once.
 """

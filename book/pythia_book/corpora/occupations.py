@@ -9,7 +9,7 @@ lacks several occupations. "Her" is never an object ("him"), so that a swap can 
     occupations   the 40 occupations of WinoBias with the shares of women in the United States
     definitional  nouns that state a gender, such as king and queen
 
-Every noun stands in every frame equally often, to within one sentence.
+Every noun occurs equally often in every frame, to within one sentence.
 """
 
 from __future__ import annotations

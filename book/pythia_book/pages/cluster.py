@@ -102,7 +102,7 @@ class Layout:
 
     @property
     def memory_parts(self) -> dict[str, int]:
-        """The parts of `memory`. In `copies` are those of the weights, and gradients not shared."""
+        """The parts of `memory`; `copies` has copies of weights, and gradients before sharding."""
         model, shared = self.model, self.split
         parts = {
             name: size * model.n_params // shared

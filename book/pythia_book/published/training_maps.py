@@ -2,7 +2,7 @@
 
 PolyPythias (van der Wal et al. 2025) assigns a state to every checkpoint by a hidden Markov model
 of weight statistics. All maps are in EleutherAI/pythia, polypythias/data/training_maps.tsv. The
-code beside that file explains `state`, `score` (a standardised accuracy) and `group`: the outlier
+code next to that file explains `state`, `score` (a standardised accuracy) and `group`: the outlier
 seeds 3 and 4, or the remaining eight seeds.
 
 The file names neither model size nor tasks. But the scores of seed 0 equal the zero-shot accuracies

@@ -225,7 +225,7 @@ def audit(source: str, progress: bool = True) -> Audit:
 
 
 def _continuing(folder: Path, names: Iterable[str]) -> dict[str, bool | None]:
-    """Say of each early step whether it continues from step 0; where both have readable weights."""
+    """Map each early step to whether it continues from step 0; omit steps without weights."""
     steps = {step: folder / name for name in names if (step := step_of(name)) is not None}
     initial = _weights(steps[0]) if 0 in steps else None
     if initial is None:

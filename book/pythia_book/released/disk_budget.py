@@ -1,4 +1,4 @@
-"""Bounds the disk that checkpoints of a hub's repository take while they are measured.
+"""Bounds the disk space of checkpoints that are fetched from the hub to be measured.
 
 While a checkpoint is measured, the next one is fetched. What was fetched for a measurement is
 deleted after it; a mark in the hub's cache, which survives a crash, says that the revision was not

@@ -137,7 +137,7 @@ def locate(
 
 
 def not_found(source: str) -> CheckpointError:
-    """Return the error for a name of neither a folder nor a repository."""
+    """Return the error for a name that is neither a folder nor a repository."""
     return CheckpointError(
         f"{source} is neither a folder nor the name of a repository on the hub, such as "
         f"EleutherAI/pythia-70m{why_local(source)}"
@@ -295,7 +295,7 @@ def has_weights(repo: str, revision: str) -> bool:
 def marks_folder(repo: str) -> Path:
     """Return a folder in the hub's cache for marks about cached revisions of a repository.
 
-    It is one that scans of the cache leave out.
+    Scans of the cache skip this folder.
     """
     name = repo_folder_name(repo_id=repo, repo_type="model")
     return Path(constants.HF_HUB_CACHE) / ".locks" / name

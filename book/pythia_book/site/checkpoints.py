@@ -102,7 +102,7 @@ def packed(checkpoints: Checkpoints, name: str) -> bytes:
 
 
 def manifest(checkpoints: Checkpoints) -> dict[str, Any]:
-    """Return everything that the page's script needs besides the weights, in JSON types."""
+    """Return everything that the page's script needs except the weights, in JSON types."""
     about = checkpoints.about
     model = about["tokenizer"]["model"]
     special = {token["id"] for token in about["tokenizer"]["added_tokens"] if token["special"]}
@@ -159,7 +159,7 @@ def stage_scripts(app: Sphinx) -> None:
 
 
 class PromptCheckpoints(SphinxDirective):
-    """The place of the interactive part, with a table of the same for readers without scripts."""
+    """A directive for the interactive part, in whose place readers without scripts see a table."""
 
     def run(self) -> list[nodes.Node]:
         checkpoints, digest, problem = chosen()
@@ -199,7 +199,7 @@ class PromptCheckpoints(SphinxDirective):
 
 
 def cautions_of(about: dict[str, Any]) -> list[str]:
-    """Return sentences on checkpoints that do not show what the page is about."""
+    """Return warnings, if any, that these checkpoints cannot show what the page is about."""
     texts = []
     if about["scale"] == "smoke":
         texts.append(

@@ -219,7 +219,7 @@ def inline_figure(bundle: dict[str, Any], prefix: str, small: bool = False) -> s
 
 
 def _more(bundle: dict[str, Any]) -> dict[str, Any]:
-    """Return what a bundle says of its figure besides the wide drawing; {} for an old one."""
+    """Return the details of the figure in a bundle of outputs; {} if an old run has none."""
     more = bundle.get(FIGURE_TYPE)
     return more if isinstance(more, dict) else {}
 

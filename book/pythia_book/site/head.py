@@ -87,7 +87,7 @@ def description_of(doctree: nodes.document) -> str:
 
 
 def _plain(node: nodes.Node) -> str:
-    """Return the text of a node without citations and without a space that one leaves behind."""
+    """Return the text of a node without citations and the spaces that they leave behind."""
     if isinstance(node, nodes.Text):
         return node.astext()
     if isinstance(node, nodes.Element) and "bibtex-citation" in node.get("classes", []):

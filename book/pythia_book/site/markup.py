@@ -42,7 +42,7 @@ _TICKED = re.compile(r"`([^`\n]+)`")
 
 
 def coded(body: str) -> str:
-    """Show `words` between backticks as code, wherever they stand as text.
+    """Show `words` between backticks as code, wherever they occur in text.
 
     Markdown has done so in prose; captions of tables, claims and cells come from records as plain
     text.
@@ -61,7 +61,7 @@ def coded(body: str) -> str:
 
 
 def boxed(body: str) -> str:
-    """Put the outermost tables that have no box to scroll in into one of class "scrolls"."""
+    """Wrap each outermost table that has no scrolling box in a box of class "scrolls"."""
     depth, parts, last = 0, [], 0
     for tag in re.finditer(r"<(/?)table\b[^>]*>", body):
         closing = bool(tag[1])

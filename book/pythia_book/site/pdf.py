@@ -233,7 +233,7 @@ def sections(body: Tag) -> list[Entry]:
 
 
 def _css_string(text: str) -> str:
-    """Return a text as a string of CSS that may stand in a style element."""
+    """Return a text as a string of CSS that is safe in a style element."""
     return '"' + "".join(c if c.isalnum() or c in " .,:" else f"\\{ord(c):x} " for c in text) + '"'
 
 
@@ -263,7 +263,7 @@ def write_pdf(site: Path, target: Path | None = None) -> Path:
 
     Raises:
         ConfigError: there is no site in the folder.
-        DataError: the site is not a whole one.
+        DataError: the site is incomplete.
         MissingDependencyError: there is no browser.
     """
     program, book = browser(), assemble(site)

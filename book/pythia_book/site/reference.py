@@ -45,7 +45,7 @@ def commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParse
 
 
 def plain(text: str) -> str:
-    """Escape text for Markdown, except what stands between backticks; options become code."""
+    """Escape text for Markdown, except between backticks; options become code."""
     parts = re.sub(r"(?<![\w`-])(--[\w-]+)(?!`)", r"`\1`", text).split("`")
     return "`".join(
         part if place % 2 else re.sub(r"([\\*_\[\]<>{}$#|~&])", r"\\\1", part)
@@ -140,7 +140,7 @@ def _targets(node: ast.stmt) -> list[str]:
 
 
 def _comment(node: ast.stmt | None) -> str:
-    """Return the text of a string that stands alone, as below a constant or a field; else ""."""
+    """Return the text of a bare string, such as one below a constant or a field; else ""."""
     value = getattr(node, "value", None) if isinstance(node, ast.Expr) else None
     text = value.value if isinstance(value, ast.Constant) else None
     return ast.get_docstring(ast.Module([node], [])) or "" if isinstance(text, str) else ""

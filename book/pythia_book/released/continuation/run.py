@@ -369,8 +369,8 @@ def locate_continued(
         "config": config_dict(config),
     }
     claim_folder(folder, identity)
-    # always anew, because the rows may have moved
-    cached_file(folder / "place.json", lambda path: write_json(path, place), anew=True)
+    # always rewritten, because the rows may have moved
+    cached_file(folder / "place.json", lambda path: write_json(path, place), rewrite=True)
     return Continued(folder, config, data, continuation)
 
 

@@ -225,7 +225,8 @@ def published_train(model: ModelConfig, seq_len: int = 2048, **settings: Any) ->
         settings: fields to replace.
 
     Raises:
-        ConfigError: the model has no Pythia size, and `settings` lacks lr_max, steps or batch_size.
+        ConfigError: the size is not one of Pythia's, and `settings` lacks lr_max, steps or
+            batch_size.
     """
     official = size_of(model, OFFICIAL_SIZES)
     missing = {"lr_max", "steps", "batch_size"} - settings.keys()

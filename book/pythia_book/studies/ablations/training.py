@@ -199,11 +199,11 @@ def seconds_per_update(
 ) -> np.ndarray:
     """Time updates of several models in turn, on one thread; return float64[jobs, ROUNDS].
 
-    Every round times all models, so that a change in the speed of the machine meets all of them.
+    Every round times all models, so that a change in the machine's speed affects all of them.
 
     Args:
         clock: default: the processor time of this process, which other processes hardly change;
-            with a GPU, the time on the wall.
+            with a GPU, wall-clock time.
     """
     if clock is None:
         clock = time.perf_counter if torch.cuda.is_available() else time.process_time

@@ -1,15 +1,17 @@
 """Analyse associations: slopes, what is retained of them, and what to compare that with.
 
-If a change of the training text moves the log odds of all nouns alike, the slope stays: 1 is
-retained. If every noun moves for itself, log odds are compressed, and the slope falls although no
-noun is singled out. There are two such references, which follow from the control alone:
+If a change of the training text moves the log odds of all nouns by the same amount, the slope does
+not change: the fraction retained is 1. If each noun moves by itself towards the feminine, log odds
+are compressed, and the slope falls although no noun is singled out. Two references show by how
+much; they are computed from the control alone:
 
     mixture   every probability of the feminine pronoun (against the masculine one), P, moves the
               same fraction of the way to 1, as if a text without differences were mixed in
     gradient  every log odds climb the gradient of log P for the same time, as if each were a
               parameter of its own
 
-Large shifts leave more under "mixture", about the mean P, so it is the stricter one there.
+After a large shift, "mixture" retains more than "gradient": about the mean P. So it is
+the stricter reference there.
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ def analyse_associations(params: Params, measured: Measurements) -> Tables:
 def log_odds_read(params: Params, measured: Measurements, name: str, seed: int) -> np.ndarray:
     """Return the regressor of a model: log odds that its control read, float64[nouns].
 
-    For a text without planted sentences, or without an association, the intended log odds stand in.
+    For a text without planted sentences or without an association, they are the intended log odds.
 
     Raises:
         KeyError: the measurements lack what the runs of a text with planted sentences have read.
@@ -225,7 +227,7 @@ def _contrast_rows(params: Params, slopes: Slopes) -> Iterator[dict[str, object]
 
 
 def moved(odds: np.ndarray, shift: float, reference: str) -> np.ndarray:
-    """Return log odds that move for themselves until their mean has shifted by `shift`.
+    """Move each log odds as a reference does, until their mean has shifted by `shift`.
 
     Args:
         odds: float64[...], log odds of the control.

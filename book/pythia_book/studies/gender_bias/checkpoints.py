@@ -399,7 +399,7 @@ def _problem(about: Any, tensors: Weights) -> str:
 
 
 def unsupported(tokenizer: dict[str, Any]) -> str:
-    """Say what the page cannot do of a tokenizer.json; "" if it can do everything."""
+    """Say why the page cannot use a tokenizer.json; "" if it can."""
     model, before = tokenizer["model"], tokenizer["pre_tokenizer"]
     known = (
         model["type"] == "BPE"

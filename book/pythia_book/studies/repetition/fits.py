@@ -392,7 +392,7 @@ def prediction_errors(
     Each seed is a replication: all laws are fitted to its runs alone, and predict its runs. The
     error is that of the excess. A size is predicted for its runs in the domain, the most epochs for
     all runs with that many. The laws know all fresh runs, and of the repeated ones only those in
-    the domain that are not left out: their search starts anew without them.
+    the domain that are not left out; their fit does not start from the fit to all runs.
     """
     most = f"{repeated.epochs.max()} epochs"
     left_out = {str(size): repeated.size == size for size in dict.fromkeys(repeated.size)}

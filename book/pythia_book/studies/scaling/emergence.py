@@ -1,9 +1,9 @@
 """Is the ability to add sudden over training, and does the metric make it so? Tables and values.
 
-Bounds and hypotheses were written before any run was asked sums at more than six checkpoints; the
-tests became stricter later. At first they were of the standard half only, where no size turned out
-to learn sums. The same tests, with the same bounds, now take both halves. Of the deduplicated half,
-six checkpoints were known, and that choices end at 26 to 37 % right.
+Bounds and hypotheses were written before any run was tested on sums at more than six checkpoints;
+the tests became stricter later. At first they covered the standard half only, where no size turned
+out to learn sums. The same tests, with the same bounds, now cover both halves. For the deduplicated
+half, six checkpoints were known, and that 26 to 37 % of final choices are right.
 
 - Over training: `jumps` seeks a jump in choice, exact answers, log-probability and margin of every
   run. A jump is *abrupt* if it makes half (ABRUPT) of the run's own rise over the part of training
@@ -249,7 +249,7 @@ def product(params: Params, measured: Measurements) -> Test:
 
 
 def alike(span: float) -> str:
-    """Return why accuracies that differ by `span` points at most test no link."""
+    """Return why accuracies that differ by at most `span` points cannot test a link."""
     return f"all accuracies lie within {span:.2g} points, so that any constant would predict them"
 
 

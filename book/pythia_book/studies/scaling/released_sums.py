@@ -80,7 +80,7 @@ def values(released: Tables, draws: int) -> dict[str, Any]:
     `released_sums_share`: see `share_of_two_sizes`; `released_sums_least`, `released_sums_most`:
     the smallest and the largest such share over all operations and numbers of examples;
     `released_lambada_share`, `released_lambada_nats_share`: that of accuracy and of log-probability
-    on LAMBADA, mean of both texts, over the sizes that were asked sums; with `lambada_all` and
+    on LAMBADA, mean of both texts, over the sizes that were tested on sums; with `lambada_all` and
     `lambada_nats_all`, over all sizes. All are in percent. `released_sums_factor`,
     `released_lambada_factor`: by what factor the step multiplies the parameters without embeddings.
     """

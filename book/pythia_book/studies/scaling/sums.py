@@ -1,4 +1,4 @@
-"""Asks every checkpoint sums, and keeps a mean score per first operand.
+"""Tests every checkpoint on sums, and keeps a mean score per first operand.
 
 The sums have pairs of operands that were never planted in the training text. Most of the wrong
 answers to choose from are answers of planted sums with the same first operand, so a model that only
@@ -52,7 +52,7 @@ STORED = (*MEASURES, PRODUCT)
 
 
 def measure_sums(suite: dict[Cell, Run], progress: bool) -> tuple[dict[str, np.ndarray], int]:
-    """Ask the runs on both texts sums, at every checkpoint that they keep.
+    """Test the runs on both texts on sums, at every checkpoint that they keep.
 
     Returns:
         The arrays, and the number of checkpoints that are missing or corrupt:

@@ -70,7 +70,7 @@ def number(text: str) -> int:
 
 
 def examples_table(scores: NumberScores, size: str, shots: int) -> pd.DataFrame:
-    """Return sums with a model's final answers: SHOWN of each kind, if there are so many.
+    """Return sums with a model's final answers: up to SHOWN of each kind.
 
     `group`: how frequent the first operand is (GROUPS);
     `first`, `second`: the operands;

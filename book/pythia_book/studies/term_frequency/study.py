@@ -116,7 +116,7 @@ def released(published: Published) -> Tables:
 
 
 def measure(params: Params, progress: bool = True) -> Measurements:
-    """Find or train the models, count what they read, and ask them sums and definitions.
+    """Find or train the models, count what they read, and test them on sums and definitions.
 
     Arrays on the numbers 0 to 99:
     `natural`: int32[numbers], their counts in the text before sums are planted;
@@ -179,9 +179,8 @@ def measure(params: Params, progress: bool = True) -> Measurements:
         missing |= {(gap.run_id, gap.step) for gap in gaps}
         for (run_id, step), scores in results.items():
             at = (sizes[run_id], step, measurement.shots)
-            arrays |= {
-                name_of(m, *at): v for m, v in _recorded(measurement, scores, step == steps[-1])
-            }
+            recorded = _recorded(measurement, scores, step == steps[-1])
+            arrays |= {name_of(measure, *at): values for measure, values in recorded}
     largest = runs[params.size_list[-1]]
     answers = AnswerMeasurement(sums[-1], data.tokenizer, data.eod_id)
     results, gaps = measure_all([(largest, steps[-1])], answers, progress)
