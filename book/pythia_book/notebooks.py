@@ -251,7 +251,7 @@ def validate_parameters(notebook: Notebook, parameters: dict[str, Any]) -> dict[
         elif not _fits(value, ast.parse(accepted[name].type, mode="eval").body):
             kind = accepted[name].type
             hint = "; put quotes around text that looks like another type" if kind == "str" else ""
-            problems.append(f"parameter {name!r} must have the type {kind}, got {value!r}{hint}")
+            problems.append(f"parameter {name!r} must be of type {kind}, got {value!r}{hint}")
         elif name == "scale" and value not in SCALES:
             problems.append(one_of(value, SCALES, "scale"))
     if problems:

@@ -132,8 +132,8 @@ def complete_arguments(arguments: list[str]) -> list[str]:
     Calls for help or the version, and calls with a notebook of another project, stay unchanged.
 
     Raises:
-        PythiaError: the notebook cannot be read, the scale is unknown, or nothing can be written
-            to the folder of results.
+        PythiaError: the study or the scale is unknown, the notebook cannot be read, or nothing can
+            be written to the folder of results.
     """
     words, options = parse_arguments(arguments)
     paths = [word for word in words if not word.startswith("-") or word == "-"]
@@ -141,8 +141,9 @@ def complete_arguments(arguments: list[str]) -> list[str]:
         return arguments
     source = Path(paths[0]).resolve()
     ours = source.parent == notebooks.notebooks_dir().resolve()
-    if not ours or source.suffix != ".ipynb" or not source.is_file():
+    if not ours or source.suffix != ".ipynb":
         return arguments
+    notebooks.notebook_path(source.stem)  # names the studies if there is no such notebook
     accepted = notebooks.parameters_of(notebooks.read_notebook(source))
     texts = {name for name, parameter in accepted.items() if parameter.type == "str"}
     engine = [] if options["engine"] else ["--engine", "pythia"]

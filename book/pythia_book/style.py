@@ -315,7 +315,7 @@ def panels(
 ) -> tuple[Figure, list[Axes]]:
     """Create a figure of page width with a footer; return the figure and its panels, row by row.
 
-    On a phone, the panels form one column, and labels of axes that they share are repeated.
+    On a phone, the panels form one column, and shared axis labels are repeated.
 
     Args:
         height: height of the wide figure in inches, without the footer.
@@ -434,7 +434,7 @@ def _legend_places(legends: list[Legend], width: float) -> tuple[list[tuple[floa
 
 
 def _fit_texts(page: _Page) -> bool:
-    """Break titles and labels of axes that are longer than their panels; return whether any was.
+    """Break titles and axis labels that are longer than their panels; return whether any was.
 
     On a phone, titles begin at the left edge of the figure, and long labels end at the right edge.
     """
@@ -481,7 +481,7 @@ _SPARE = 30
 
 
 def _place_texts(page: _Page) -> None:
-    """Move titles to the left edge of a phone, and long labels of x axes to the right edge."""
+    """Move titles to the left edge of a phone, and long x-axis labels to the right edge."""
     for ax in (ax for row in page.rows for ax in row):
         box, label = ax.get_window_extent(), ax.xaxis.label
         if ax.figure.get_figwidth() < WIDTH:
@@ -491,7 +491,7 @@ def _place_texts(page: _Page) -> None:
 
 
 def _repeat_labels(page: _Page, visible: bool) -> None:
-    """Give panels without labels of axes the labels of their row and column.
+    """Give panels without axis labels the labels of their row and column.
 
     Args:
         visible: draw these labels, as for panels in one column; else they only name the values.

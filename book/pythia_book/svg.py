@@ -265,6 +265,7 @@ def compact(text: str, label: str, panels: list[dict[str, Any]], foot: float = 0
 
 
 def _shorten(element: ET.Element) -> None:
+    """Shorten the attributes of an element, and drop what has no effect."""
     for name, value in list(element.attrib.items()):
         if name == LINK:
             del element.attrib[name]

@@ -179,7 +179,7 @@ def damaged_work(path: Path, reason: str) -> DataError:
 def check_written(path: Path, sha256: str) -> None:
     """Raise DataError unless a file of a work folder has the sha256 that was recorded."""
     if not path.is_file() or file_sha256(path) != sha256:
-        raise damaged_work(path, "it is not the file that was written")
+        raise damaged_work(path, "its content is not what was written")
 
 
 @contextlib.contextmanager
@@ -218,7 +218,7 @@ class Shard:
         """
         path = self.prefix.with_suffix(".records")
         if not path.is_file() or path.stat().st_size != self.files[path.name]["bytes"]:
-            raise damaged_work(path, "it is not the file that was written")
+            raise damaged_work(path, "its content is not what was written")
         return np.fromfile(path, RECORD)
 
     def texts(self, chosen: NDArray[np.bool_] | None = None) -> Iterator[tuple[int, str]]:

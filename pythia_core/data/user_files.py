@@ -165,8 +165,8 @@ def _local_files(corpus: str) -> list[TextFile]:
     else:
         raise DataError(
             f"corpus {str(root.absolute())!r} does not exist: name an existing file or "
-            "folder, a Hugging Face dataset as 'hf:NAME', or a registered corpus (known are "
-            f"{', '.join(sorted(registered('corpora'))) or 'none'})"
+            "folder, a Hugging Face dataset as 'hf:NAME', or a registered corpus: "
+            f"{', '.join(sorted(registered('corpora'))) or 'none'}"
         )
     files = []
     for path, name in names:
@@ -245,7 +245,10 @@ def _visible(root: Path) -> Iterator[Path]:
     """
 
     def unreadable(error: OSError) -> NoReturn:
-        raise DataError(f"the folder {error.filename} cannot be read: {error.strerror}") from error
+        raise DataError(
+            f"the folder {error.filename} cannot be read ({error.strerror}); change its "
+            "permissions, or remove it from the corpus"
+        ) from error
 
     for folder, folders, names in os.walk(root, onerror=unreadable, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]

@@ -139,8 +139,8 @@ def check_against_state(folder: Path, at_most: int | None = None) -> dict[str, s
         if present.get(step) != recorded.get(step):
             raise CheckpointError(
                 f"step {step} in {folder / 'checkpoints'} is not the one that training saved: the "
-                f"state of step {states[-1]} has another hash of its manifest, or none, or the "
-                f"checkpoint is missing. {RESTORE_ADVICE}"
+                f"checkpoint is missing, or the state of step {states[-1]} does not have the hash "
+                f"of its manifest. {RESTORE_ADVICE}"
             )
     return present
 
@@ -171,8 +171,8 @@ def _compare_manifest(parent: Path, step: int, expected: dict[str, str]) -> None
     """Raise CheckpointError unless the manifest of a step has its hash in `expected`."""
     if manifest_hash(step_folder(parent, step)) != expected.get(str(step)):
         raise CheckpointError(
-            f"step {step} in {parent} is not the one with which the run was finished: {DONE} has "
-            f"another hash of its manifest, or none. {RESTORE_ADVICE}"
+            f"step {step} in {parent} was changed or added after the run was finished: {DONE} does "
+            f"not have the hash of its manifest. {RESTORE_ADVICE}"
         )
 
 

@@ -235,7 +235,7 @@ class World:
 
     def _died(self, error: RuntimeError) -> ProcessDied:
         """Return the error about a process that died, or that did not answer in time."""
-        messages = filter(None, map(_told, range(self.size)))
+        messages = filter(None, map(_last_words, range(self.size)))
         reason = next(messages, str(error).splitlines()[0][:200])
         return ProcessDied(
             f"one of the {self.size} processes that train together died, or did not answer "
@@ -261,7 +261,7 @@ def _tell(rank: int, error: BaseException) -> None:
         _store().set(f"pythia-error-{rank}", str(error))
 
 
-def _told(rank: int) -> str:
+def _last_words(rank: int) -> str:
     """Return the message that a process has left with `_tell`; "" if there is none."""
     with contextlib.suppress(Exception):
         if _store().check([f"pythia-error-{rank}"]):
@@ -337,7 +337,7 @@ def run_together(function: Callable[[World], None], sharding: str = "auto") -> N
             died = isinstance(error, ProcessDied)
             if not died:
                 _tell(world.rank, error)
-            if world.is_rank_zero or (died and world.rank == 1 and not _told(0)):
+            if world.is_rank_zero or (died and world.rank == 1 and not _last_words(0)):
                 raise  # in the second process, because the first may be the one that died
             leave_quietly()
 
@@ -376,7 +376,7 @@ def check_memory(world: World, config: RunConfig, execution: Execution) -> None:
     """Check that a run fits the devices of `plan_state`, before anything is allocated.
 
     Raises:
-        TrainingError: it does not; the message says how many processes would do.
+        TrainingError: it does not fit; the message says how many processes would be enough.
     """
     memory = _device_memory(world)
     needed = smallest_training_bytes(config, execution, world.shards)
@@ -387,7 +387,7 @@ def check_memory(world: World, config: RunConfig, execution: Execution) -> None:
         f"It would fit {enough} processes that share it: torchrun --nproc-per-node N, on as many "
         "machines as needed"
         if enough
-        else "No number of processes that divides the batch would do; use a smaller model"
+        else "No number of processes that divides the batch is enough; use a smaller model"
     )
     if enough and world.sharding == "never":
         advice += ", without --shard never"
@@ -395,9 +395,9 @@ def check_memory(world: World, config: RunConfig, execution: Execution) -> None:
         advice += ". Recomputation (+recompute) needs less memory"
     shared = f"shared by {world.shards} processes" if world.sharded else "in each process"
     raise TrainingError(
-        f"this run does not fit the memory: its state of "
-        f"{state_bytes(config.model, config.train.precision) / 1e9:,.1f} GB, {shared}, with one "
-        f"row of a batch needs about {needed / 1e9:,.1f} GB per process, but there are "
+        f"this run does not fit the memory: with a state of "
+        f"{state_bytes(config.model, config.train.precision) / 1e9:,.1f} GB, {shared}, and one row "
+        f"of a batch, each process needs about {needed / 1e9:,.1f} GB, but has "
         f"{memory / 1e9:,.1f} GB. {advice}"
     )
 

@@ -358,12 +358,13 @@ class Run:
         """Raise a CheckpointError if there are no saved weights of a step."""
         steps = self.steps
         if step not in steps:
-            near = sorted(sorted(steps, key=lambda s: abs(s - step))[:4])
+            near = map(str, sorted(sorted(steps, key=lambda s: abs(s - step))[:4]))
             raise CheckpointError(
                 f"run {self.id} has no checkpoint of step {step}; "
                 + (
-                    f"the nearest of its {len(steps)} checkpoints are at the steps {near}"
-                    if near
+                    f"the nearest of its {len(steps)} checkpoints are of the steps "
+                    f"{', '.join(near)}"
+                    if steps
                     else "it has no checkpoint with weights yet"
                 )
             )
@@ -538,10 +539,11 @@ def find_run(name: str) -> Run:
     runs = sorted((results_dir() / "runs").glob("*"))
     matches = [r for r in runs if r.name == name or r.name.rsplit("-", 1)[-1].startswith(name)]
     if len(matches) != 1:
-        listing = "\n  ".join(r.name for r in runs) or "none yet"
+        listing = "\n  ".join(r.name for r in matches or runs) or "none yet"
         raise CheckpointError(
-            f"{len(matches)} runs match {name!r}, but exactly one must match; existing runs:\n"
-            f"  {listing}"
+            f"{len(matches)} runs match {name!r}; name one of them in full:\n  {listing}"
+            if matches
+            else f"no run matches {name!r}; existing runs:\n  {listing}"
         )
     return open_run(matches[0])
 

@@ -112,7 +112,7 @@ def workers_per_device() -> int:
 
 
 def _pool_size() -> int:
-    """Return the number of workers: as many as cores, and as may share the GPUs, if there are any.
+    """Return the number of workers: one per core, or fewer if fewer may share the GPUs.
 
     Raises:
         ConfigError: an environment variable is not a positive whole number.

@@ -630,9 +630,9 @@ def _warm_up_largest(
 ) -> tuple[_WarmedUp | None, int, str]:
     """Warm up an implementation with the largest micro-batch that fits.
 
-    The micro-batch is doubled, up to `most_rows`, while the memory that was measured says that
-    twice as many rows fit. If nothing else is in memory, it is halved when the device is out of
-    memory. A micro-batch that the job fixes stays as it is.
+    The micro-batch is doubled, up to `most_rows`, as long as the measured memory leaves room for
+    twice as many rows. If the device runs out of memory, and nothing else occupies it, the
+    micro-batch is halved. A micro-batch that the job fixes is not changed.
 
     Args:
         first: rows of the first micro-batch to try.

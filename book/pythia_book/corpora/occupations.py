@@ -90,7 +90,8 @@ def parse_stimuli(raw: dict[str, Any]) -> Stimuli:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             "occupations.toml must have lists trained, unseen and invented, pairs of nouns in "
-            f"definitional, and numbers in percent_women; found otherwise: {error!r}"
+            f"definitional, and numbers in percent_women, but it does not ({error!r}); restore the "
+            "file with git"
         ) from error
     raise_all(ConfigError, problems(result), "occupations.toml")
     limited = [

@@ -124,7 +124,7 @@ class Documents:
         if low < 0 or low % width or high - low != size * width:
             raise damaged_index(
                 self._index.name,
-                f"document {number} has {size} tokens, but is at the bytes {low} to {high}",
+                f"document {number} has {size} tokens, but occupies the bytes {low} to {high}",
             )
         return low // width, high // width
 

@@ -56,7 +56,7 @@ def planted_pronouns(data: PreparedData, domain: str) -> PlantedPronouns:
         for line in b"".join(raw).decode("utf-8").split("\n"):
             if line.strip():
                 if line.strip() not in known:
-                    raise DataError(f"the domain {domain} has a line of another kind: {line!r}")
+                    raise DataError(f"the domain {domain} has a line that is not planted: {line!r}")
                 at, feminine, place = known[line.strip()]
                 place += offset + line.index(line.strip())
                 token = int(np.searchsorted(upto, place, side="right"))

@@ -113,8 +113,8 @@ def _able(own: Jumps, least_rise: float, critical: float) -> bool:
 def _share(own: Jumps, of_all: list[Jumps]) -> tuple[tuple[float, float, float], float, float]:
     """Return the largest jump of a run in percent of the run's rise, with a 95 % interval.
 
-    The limits are those of the jump over the rise, for all runs at once; jump and rise have half of
-    the 5 % each. They are NaN if the rise is not seen.
+    The interval of the ratio holds for all runs at once: the jump and the rise each have half of
+    its 5 % of error. Value and limits are NaN if the rise may be 0.
 
     Returns:
         Value, low and high; the lower limit of the rise; the number of standard errors of a jump.

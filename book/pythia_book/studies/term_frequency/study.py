@@ -310,7 +310,7 @@ def values(params: Params, scores: NumberScores, tables: dict[str, pd.DataFrame]
 
 
 def _coin_values(scores: NumberScores, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """Return the effects of the coins for the page's text, averaged over the larger half of sizes.
+    """Return the effects of the coins that the page quotes, averaged over the larger half of sizes.
 
     The keys are
     `boost`, `placebo`: the effect on the few-shot log-probability, in nats;
