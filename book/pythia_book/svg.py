@@ -103,6 +103,7 @@ def panel_values(figure: Figure) -> list[dict[str, Any]]:
 
 
 def _series_of(ax: Axes) -> Iterator[list[Any]]:
+    """Yield [name, colour, flat, points] of each artist of a panel whose values are shown."""
     from matplotlib.collections import PathCollection
     from matplotlib.colors import to_hex
 

@@ -142,9 +142,9 @@ def tokens_entry(
     """Return the manifest of tokens, without their files.
 
     Args:
-        sha256: that of the tokenizer's file.
+        sha256: the sha256 of the tokenizer's file.
         corpus: the entry of each domain.
-        domains: those of the training documents.
+        domains: the domains of the training documents.
     """
     return {
         "format": FORMAT,

@@ -238,10 +238,8 @@ def fetch(repo: str, revision: str = "main", files: Iterable[str] | None = None)
     settings: dict[str, Any] = {"revision": revision, "cache_dir": constants.HF_HUB_CACHE}
     settings |= {"endpoint": endpoint(), "etag_timeout": TIMEOUT, "token": False}
     path = Path()
-    for name in requested:
-        with translate_errors(
-            repo, revision, name
-        ):  # by revision name, so that the cache finds it offline
+    for name in requested:  # by the name of the revision, so that the cache finds it offline
+        with translate_errors(repo, revision, name):
             path = Path(hf_hub_download(repo, name, **settings))
         _check(path, available[name].sha256)
     return ModelFolder(path.parent, commit)

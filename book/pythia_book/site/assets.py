@@ -151,6 +151,7 @@ def prune(css: str, used: set[str]) -> str:
 
 
 def _kept(css: str, used: set[str]) -> Iterator[str]:
+    """Yield the rules that `prune` keeps."""
     for head, block in _rules(css):
         if not block:  # a statement such as @charset
             yield head if not head.startswith("@charset") else ""
