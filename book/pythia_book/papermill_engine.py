@@ -361,7 +361,7 @@ def _guard_output(arguments: list[str]) -> None:
     """Keep a papermill call from overwriting a recorded run, even with --prepare-only.
 
     Raises:
-        ConfigError: `_place_of_a_run` refuses the output path, or another engine than `pythia`
+        ConfigError: `_place_of_a_run` refuses the output path, or an engine other than `pythia`
             would write a study's notebook in results/.
     """
     words, options = parse_arguments(arguments)

@@ -134,7 +134,7 @@ def _rounded(value: Any) -> Any:
 
 
 def _wrong_types(value: Any, expected: Any, name: str) -> Iterator[str]:
-    """Yield the names of entries in `value` of other types than in `expected`, a part of _TYPES."""
+    """Yield the names of entries in `value` whose type is not that in `expected`, see _TYPES."""
     if expected is float:
         if not isinstance(value, (int, float)) or not abs(value) < 1e300:  # it may be NaN
             yield name

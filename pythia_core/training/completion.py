@@ -123,7 +123,7 @@ def check_against_state(folder: Path, at_most: int | None = None) -> dict[str, s
         The hashes of the manifests of these checkpoints, by step.
 
     Raises:
-        CheckpointError: a checkpoint is missing or damaged, or is another one than was saved.
+        CheckpointError: a checkpoint is missing or damaged, or is not the one that was saved.
         DataError: the log has changed.
     """
     states = [s for s in saved_steps(folder / "states") if at_most is None or s <= at_most]

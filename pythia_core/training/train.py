@@ -165,7 +165,7 @@ def _train_worker(
     keep: set[int],
     stop_requested: Callable[[], int],
 ) -> None:
-    """Train up to step `end` in another process than the first, which decides what is saved.
+    """Train up to step `end` in any process but the first one, which decides what is saved.
 
     This process writes nothing but its shards of the states, if they are sharded.
     """

@@ -72,7 +72,7 @@ def add(command: AddCommand) -> None:
     p.add_argument(
         "site", nargs="?", metavar="SITE", help="folder of the site (default: _build/html)"
     )
-    p.add_argument("--out", metavar="FILE", help="write to another file than SITE/pythia-book.pdf")
+    p.add_argument("--out", metavar="FILE", help="file to write (default: SITE/pythia-book.pdf)")
 
     p = command("errata", _errata, "list common misstatements about Pythia, or show the evidence")
     p.add_argument(

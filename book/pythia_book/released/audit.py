@@ -6,7 +6,7 @@ so only hashes reveal the error. For repositories and git-lfs pointers, the stor
 and nothing is downloaded. Local safetensors are hashed by tensor, so equal weights are found even
 if they are split into other files.
 
-Steps may also be from another run than step 0, as reported of pythia-160m-weight-seed1 and 2
+Steps may also be from a different run than step 0, as reported of pythia-160m-weight-seed1 and 2
 (#203). All hashes then differ, so the early steps of a local folder are compared with step 0
 (pythia_core.training.lineage).
 """

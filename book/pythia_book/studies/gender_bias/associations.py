@@ -187,6 +187,7 @@ def seed_mean(units: Any) -> Any:
 
 
 def _retained_rows(params: Params, slopes: Slopes) -> Iterator[dict[str, object]]:
+    """Yield the rows of the table `retained`."""
     for name, model in params.models.items():
         for arm in model.arms:
             for frames in slopes.frames:
@@ -210,6 +211,7 @@ def _retained_rows(params: Params, slopes: Slopes) -> Iterator[dict[str, object]
 
 
 def _contrast_rows(params: Params, slopes: Slopes) -> Iterator[dict[str, object]]:
+    """Yield the rows of the table `contrasts`."""
     for name, model in params.models.items():
         for arm in model.arms:
             others = [FORK, CONTROL]
@@ -294,6 +296,7 @@ def excess_over_mixture(
 def _curve_rows(
     params: Params, measured: Measurements, slopes: Slopes
 ) -> Iterator[dict[str, object]]:
+    """Yield the rows of the table `curves`."""
     for size in params.size_list:
         for frames in (UNSEEN, PLANTED_FRAMES):
             if not slopes.learned(size, frames):
@@ -325,6 +328,7 @@ _CURVE = ["size", "frames", "reference", "shift", "retained"]
 
 
 def _noun_rows(params: Params, measured: Measurements) -> Iterator[dict[str, object]]:
+    """Yield the rows of the table `nouns`."""
     end, at = scale_named(params.scale).steps, list(measured.facts["frames"]).index(UNSEEN)
     for size in params.size_list:
         seeds = range(params.models[size].seeds)

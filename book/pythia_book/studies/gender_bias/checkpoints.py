@@ -375,7 +375,7 @@ def _problem(about: Any, tensors: Weights) -> str:
     if fork not in steps[CONTROL] or after[-1:] != [total]:
         return "its control lacks the fork or the end of training"
     if any(list(steps[arm]) != after for arm in SHOWN[1:]):
-        return "its forks have other steps than the control after the fork"
+        return "after the fork, the steps of its forks are not those of the control"
     if problem := unsupported(about["tokenizer"]):
         return problem
     config = ModelConfig(**about["config"])

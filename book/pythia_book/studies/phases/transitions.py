@@ -208,7 +208,7 @@ TOGETHER = (
 def claims(models: Sequence[Model], heads: int) -> list[Claim]:
     """Return the claims about the models of the laboratory, with `heads` per layer.
 
-    All claims and margins were written before the runs of the record, with other seeds than theirs
+    All claims and margins were written before the runs of the record, with seeds other than theirs
     known: pilot runs, and a first record with the seeds 1234 to 1238.
     """
     of_depth = {
