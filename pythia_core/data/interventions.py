@@ -235,9 +235,9 @@ def make_ledger(
       and so are "his" and "her", "himself" and "herself". Every word stays as frequent as it was,
       but its gender no longer depends on the text around it. A place that is read twice in the
       window gets one word.
-    - "replace_text": documents become as many tokens of other domains, without PLANTED_DOMAINS and
-      CONTROL_DOMAINS, from the last rows of the order. These lie after the window; a run that reads
-      all rows reads them again. Ends of documents stay where they are.
+    - "replace_text": documents are replaced by as many tokens of other domains (never those in
+      PLANTED_DOMAINS or CONTROL_DOMAINS) from the last rows of the order, after the window. A run
+      that reads all rows reads those tokens twice. Ends of documents stay where they are.
 
     Raises:
         DataError: there are too few rows, the stored rows are not in the order `data.order`, there

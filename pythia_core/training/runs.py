@@ -781,8 +781,8 @@ def verify(run: Run) -> list[str]:
     All files of prepared data are hashed, however large.
 
     Returns:
-        The lines of a report: what was checked, what was not or is covered by no hash, and which
-        steps have equal weights.
+        The lines of a report: what was checked, what could not be checked, and which steps have
+        equal weights.
 
     Raises:
         CheckpointError: files are missing or corrupt, are those of another run, or were changed

@@ -233,7 +233,7 @@ def train(
             `train`.
         label: text of the progress bar.
         wait: whether to wait for another process that trains the run. Processes that share
-            updates wait only until the lease of a process that has died must be free.
+            updates wait only as long as the lease of a dead process can last.
         finish: called in the first process with the result at the end, while no other process
             trains the run.
 

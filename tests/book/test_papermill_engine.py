@@ -229,7 +229,6 @@ def here(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ["--help"],
         [],
         ["--help-notebook", "notebooks/tiny.ipynb"],
-        ["notebooks/missing.ipynb"],
         ["results/tiny.ipynb", "-p", "scale", "smoke"],
         ["/notebooks/tiny.ipynb"],
         ["a", "b", "c"],

@@ -233,8 +233,10 @@ def markdown(doc: str) -> str:
             name, _, meaning = " ".join(entry.split()).partition(": ")
             if kind == "Attributes":
                 items.append(f"- `{name}`: {meaning}")
+            elif kind == "Args":  # a field with several names would be read as a type and a name
+                fields += [f":param {each}: {meaning}" for each in name.split(", ")]
             else:
-                fields.append(f":{'param' if kind == 'Args' else 'raises'} {name}: {meaning}")
+                fields.append(f":raises {name}: {meaning}")
     return "\n\n".join(filter(None, [head.strip(), "\n".join(items), "\n".join(fields)]))
 
 
