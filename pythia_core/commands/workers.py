@@ -26,7 +26,7 @@ def add_worker_options(p: argparse.ArgumentParser, text: str, gpus: bool = True)
         text = "number of workers with a GPU each (default with --on local: all GPUs)"
         option("--gpus", **COUNT, help=text)
         text = (
-            "number of workers with a core each, not with --gpus (default without GPU: all cores)"
+            "number of workers with a core each; excludes --gpus (default without a GPU: all cores)"
         )
     else:
         text = "number of workers, with a core each (default with --on local: all cores)"

@@ -137,7 +137,7 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
 def _without_heads(
     params: Params, measured: Measurements, of_laboratory: list[transitions.Model]
 ) -> list[list[Any]]:
-    """Return the rows, with the columns HEADS, of the models of the laboratory and of prose."""
+    """Return rows, with the columns HEADS, for the models of the laboratory and those of prose."""
     models: list[tuple[str, int, dict[str, KnockOut]]] = [
         (depth_name(model.layers), model.seed, model.without) for model in of_laboratory
     ]

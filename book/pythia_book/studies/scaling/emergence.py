@@ -326,15 +326,17 @@ def smooth_table(params: Params, jumps: dict[tuple[Cell, str], Jumps]) -> pd.Dat
 def values(params: Params, measured: Measurements, tables: Tables) -> dict[str, Any]:
     """Return the numbers about our sums that the page quotes, by name.
 
-    `sums_asked`: number of sums; `standard_least`, `standard_most`, `deduplicated_least` and
-    `deduplicated_most`: accuracies in choosing of the lowest and the highest run on a text, mean
-    over the second half of training, in percent; `riser`, `riser_arm`: the run whose choices rise
-    most, and `rise_choice`, `rise_margin`: its rises; `rise_margin_standard`: the largest rise of a
-    margin on the standard text; `rise_logprob_least`, `rise_logprob_most`: the smallest and the
-    largest rise there, in nats; `jump_choice`, `jump_margin`: the riser's largest jumps, and
-    `jump_choice_step`; `link_margin`, `link_logprob`, `link_constant`: mean errors over sizes in
-    predicting choices, see `links_table`; `product_factor`: exact answers over those expected from
-    PRODUCT.
+    - `sums_asked`: the number of sums.
+    - `ARM_least`, `ARM_most`: the lowest and the highest accuracy in choosing of the runs on a
+      text, means over the second half of training, in percent.
+    - `riser`, `riser_arm`: the run whose choices rise most; `rise_choice`, `rise_margin`: its
+      rises; `jump_choice`, `jump_margin`, `jump_choice_step`: its largest jumps.
+    - `rise_margin_standard`: the largest rise of a margin on the standard text.
+    - `rise_logprob_least`, `rise_logprob_most`: the smallest and the largest rise of a
+      log-probability on the standard text, in nats.
+    - `link_margin`, `link_logprob`, `link_constant`: errors in predicting choices, means over
+      sizes (see `links_table`).
+    - `product_factor`: the share of exact answers divided by the one expected from PRODUCT.
     """
     jumps, links = tables["jumps"], tables["links"]
     numbers: dict[str, Any] = {"sums_asked": int(measured.arrays["sums/count"].sum())}
