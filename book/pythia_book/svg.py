@@ -28,7 +28,7 @@ SVG = "http://www.w3.org/2000/svg"
 LINK = "{http://www.w3.org/1999/xlink}href"
 FONTS = "'DejaVu Sans', Verdana, sans-serif"
 DENSE = 40
-"""A curve with more points than this keeps about so many for hovering, evenly chosen."""
+"""A curve with more points than this keeps about this many for hovering, evenly chosen."""
 POINTS = 72
 """Points per inch; the unit of coordinates in SVG files."""
 

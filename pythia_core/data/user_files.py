@@ -45,7 +45,7 @@ MAX_BYTES = 1 << 28
 LARGE_BYTES = 1 << 24
 """Hashes of files of at least this size are kept in the cache."""
 NEW_NS = 2 * 10**9
-"""A file that was written so recently may be written again without a new time of writing."""
+"""A file that was written this recently may be changed without a change of its time of writing."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from pythia_core.util.progress import print_line
 LEASE_SECONDS = 60.0
 """Seconds without renewal after which another process may take a lease; the same for all."""
 CHECK_SECONDS = 5.0
-"""A lease that was proven so recently is not proven again."""
+"""A lease that was checked this recently is not checked again."""
 POLL_SECONDS = 1.0
 """Time between two attempts to take a lease that another process holds."""
 
@@ -60,9 +60,9 @@ class Lease:
             raise
 
     def check(self, at_once: bool = False) -> None:
-        """Prove that the lease is still held, unless that was done in the last CHECK_SECONDS.
+        """Check that the lease is still held, unless that was done in the last CHECK_SECONDS.
 
-        With `at_once`, always prove it. The monotonic clock also runs while the process is stopped,
+        With `at_once`, always check. The monotonic clock also runs while the process is stopped,
         so the first check after a long stop reads the marker. If the marker's folder was moved or
         deleted, nobody has taken the lease; whoever writes there next will notice.
 

@@ -74,10 +74,9 @@ class Audit:
     source: str
     entries: tuple[Entry, ...]
     continuing: dict[str, bool | None] = field(default_factory=dict)
-    """Whether each local early step continues from the weights of step 0; None: it cannot be told.
-    """
+    """Whether each local early step continues from step 0; None: the test cannot tell."""
     complete: bool = True
-    """Whether a missing step is a defect: on the hub, but not in a folder, which may hold some."""
+    """Whether a missing step is a defect: on the hub it is, but a folder may hold only some."""
 
     @property
     def sound(self) -> list[Entry]:

@@ -160,7 +160,7 @@ def _counts(tests: Sequence[dict[str, Any]]) -> str:
 
 
 _NO_MARK = '<span class="verdict-mark none"></span>'
-"""Takes the place of a mark, so that the marks of a claim stand in the same place on both sides."""
+"""Fills the place of a missing mark, so that the marks of a claim line up on both sides."""
 
 
 def _mark(verdict: str) -> str:

@@ -40,8 +40,8 @@ DECAY = ("data_rate", "parameter_rate")
 DIFFERENCE = "parameter_rate minus data_rate"
 PENALTY = ("P", "delta", "kappa")
 RIVALS = {"none": (), "data": DECAY[:1], "whole": DECAY, "theirs": (), "penalty": PENALTY}
-"""Laws of repetition, and what each fits beside FRESH: repeated data are as good as fresh; only
-data decay; data and parameters decay; the same with R*_D and R*_N of the source; an additive
+"""Laws of repetition, and what each fits in addition to FRESH: repeated data are as good as fresh;
+only data decay; data and parameters decay; the same with R*_D and R*_N of the source; an additive
 penalty, whose constants are fitted as logarithms."""
 LARGEST_RATE = 10.0
 """Largest rate of decay: all further passes are then worth a tenth of the first one."""
