@@ -543,7 +543,8 @@ def find_run(name: str) -> Run:
         raise CheckpointError(
             f"{len(matches)} runs match {name!r}; name one of them in full:\n  {listing}"
             if matches
-            else f"no run matches {name!r}; existing runs:\n  {listing}"
+            else f"no run matches {name!r}; pass the folder or the id of a run. Existing runs:\n"
+            f"  {listing}"
         )
     return open_run(matches[0])
 

@@ -61,7 +61,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture) -> 
         (["study", "gender_bias", "-p", "seed=1"], "unknown parameter 'seed'"),
         (
             ["inspect", "nothing", "--step", "3"],
-            "no run matches 'nothing'; existing runs:\n  none yet",
+            "no run matches 'nothing'; pass .* Existing runs:\n  none yet",
         ),
         (["bench", "train", "--sizes", "9k"], "unknown size '9k'"),
     ],
