@@ -161,7 +161,7 @@ def quantised(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def export(
     params: Params, measured: Measurements, trained: Mapping[Cell, Run]
 ) -> tuple[dict[str, bytes], str]:
-    """Return the file with the checkpoints, by name, and a note that describes it or says why not."""
+    """Return the file with the checkpoints, by name, and a note on it, or on why there is none."""
     if scale_named(params.scale).published:
         return {}, "checkpoints of released models are too large for a web page"
     size, learned = size_to_export(params, measured)
