@@ -15,6 +15,7 @@ if __name__ == "__main__":  # Ctrl-C during the imports below exits without a tr
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
+import difflib
 import errno
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     ) -> argparse.ArgumentParser:
         """Add a command that calls `function` with the parsed arguments."""
         sub = commands.add_parser(name, help=text, description=text, **settings)
-        sub.set_defaults(function=function)
+        sub.set_defaults(function=function, parser=sub)
         return sub
 
     training.add(command)
@@ -56,6 +57,18 @@ def parser() -> argparse.ArgumentParser:
                 file=sys.stderr,
             )
     return top
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line; the error about an unknown option names the most similar option."""
+    args, unknown = parser().parse_known_args(arguments)
+    if unknown:
+        options = [option for action in args.parser._actions for option in action.option_strings]
+        typed = [word.partition("=")[0] for word in unknown if word.startswith("--")]
+        near = [name for word in typed for name in difflib.get_close_matches(word, options, n=1)]
+        hint = f". Did you mean {' and '.join(near)}?" if near else ""
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    return args
 
 
 def prepare_streams() -> None:
@@ -94,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     resume_note = None
     with stopping.interruptible():
         try:
-            args = parser().parse_args(arguments)
+            args = parse(arguments)
             resume_note = getattr(args, "resume_note", "")
             if not getattr(args, "together", False):
                 require_one_process(f"the command `{args.command}`")

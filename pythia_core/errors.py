@@ -32,7 +32,7 @@ class TrainingError(PythiaError):
 
 
 class TakenElsewhere(PythiaError):
-    """Another process does this job, so it is not this one's; its result will be found later."""
+    """Another process is doing this job; this process can find the result later."""
 
 
 class CorpusChangedError(DataError):

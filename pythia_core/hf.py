@@ -307,7 +307,7 @@ def load(
         revision: e.g. "step3000".
         locate: finds the folder, given (source, revision); default: `locate_folder`.
         dtype: dtype of the parameters; None: as stored. The forward pass needs fp32.
-        gelu, rotary: see the module's docstring.
+        gelu, rotary: see the docstring of pythia_core.hf.
 
     Raises:
         ConfigError: an unknown value of `gelu` or `rotary`.

@@ -236,14 +236,14 @@ def pythia_init(config: ModelConfig) -> Initialiser:
     """Return the initializer for the rule `config.init`.
 
     Every rule sets biases to 0, LayerNorm weights to 1, and matrices to normal values of mean 0.
-    The output maps (attention output, MLP down) have another standard deviation than the other
-    matrices (embeddings, QKV, MLP up). For width d and L layers:
+    The output maps (attention output, MLP down) and the other matrices (embeddings, QKV, MLP up)
+    have different standard deviations. For width d and L layers:
 
-    small_wang (released 14M to 2.8B): output maps 2/(L sqrt(d)), others sqrt(2/(5d)).
-    normal_scaled (released 6.9B and 12B): output maps 0.02/sqrt(2L), others 0.02. The configs of
-        6.9B and 12B name no rule, so GPT-NeoX's default applies.
-    like_6.9b (for small models): small_wang times 2.56 for output maps and 2.02 for others. The
-        factors are normal_scaled / small_wang at the shape of 6.9B.
+    - small_wang (released 14M to 2.8B): output maps 2/(L sqrt(d)), others sqrt(2/(5d)).
+    - normal_scaled (released 6.9B and 12B): output maps 0.02/sqrt(2L), others 0.02. The configs of
+      6.9B and 12B name no rule, so GPT-NeoX's default applies.
+    - like_6.9b (for small models): small_wang times 2.56 for output maps and 2.02 for others. The
+      factors are normal_scaled / small_wang at the shape of 6.9B.
     """
     std, std_output = init_deviations(config.init, config.d_model, config.n_layers)
 

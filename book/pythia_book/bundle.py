@@ -143,7 +143,7 @@ def _incompressible(name: str, xz: bool) -> bool:
 def _check_size(size: float, bound: str, parts: Mapping[str, Part], max_size: float | None) -> None:
     """Raise ConfigError if `size` bytes are more than `max_size` MB.
 
-    `bound` stands before the size in the message: "at least " or "".
+    `bound` precedes the size in the message: "at least " or "".
     """
     if max_size is None or size <= max_size * 1e6:
         return
@@ -191,7 +191,7 @@ def _cache(scale: str, studies: Sequence[str], progress: bool) -> dict[str, Part
 
 
 def _definitions(scale: str, progress: bool) -> list[Path]:
-    """Return the paths in the cache of the definitions that the study term_frequency asks."""
+    """Return the paths in the cache of the definitions that the study term_frequency tests."""
     from pythia_book.studies.term_frequency.definitions import definitions_file
 
     return [definitions_file(data, progress) for data in texts_of(scale, ["term_frequency"])]

@@ -56,7 +56,7 @@ def pinned(lock: Path) -> str:
         DataError: the file is missing or lacks a package.
     """
     if not lock.is_file():
-        raise DataError(f"{lock} does not exist, but pins the wheels; use a complete checkout")
+        raise DataError(f"{lock}, which pins the wheels, does not exist; use a complete checkout")
     blocks = re.finditer(r"^([\w.-]+)==.*(?:\n .*)*", lock.read_text("utf-8"), re.MULTILINE)
     by_name = {re.sub(r"[-_.]+", "-", block[1]).lower(): block[0] for block in blocks}
     if missing := sorted(set(PACKAGES) - set(by_name)):

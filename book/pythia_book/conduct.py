@@ -41,7 +41,7 @@ def conduct(
 
     Raises:
         DataError: the record to redraw is damaged, was made by an older version of the study, or
-            has other parameters than `params`.
+            has parameters that differ from `params`.
     """
     started = time.time()
     source = records.redraw_source()

@@ -198,7 +198,7 @@ def _measure(model: GPTNeoX, run: Run, step: int, measurement: Measurement) -> A
 
 
 def _may_be_replaced(run: Run, step: int) -> bool:
-    """Return whether training may still come to other weights of a step.
+    """Return whether training may still give a step other weights.
 
     It resumes from the newest state. With another number of processes or on another machine, the
     checkpoints after that state get other bits.
@@ -214,7 +214,7 @@ def _lease_of(run: Run, step: int, measurement: Measurement) -> Path:
 
 
 def _may_measure(job: MeasureJob) -> bool:
-    """Return whether all measurements that other processes were making are made, or are free."""
+    """Return whether no other process is making any of the measurements any more."""
     run, step, measurements, _ = job
     return all(is_free(_lease_of(run, step, measurement)) for measurement in measurements)
 
@@ -249,8 +249,8 @@ def is_measured(run: Run, step: int, measurements: Sequence[Measurement]) -> boo
 def _cached(run: Run, step: int, measurement: Measurement) -> Arrays | None:
     """Read the cached result of a measurement on one checkpoint; None if there is none."""
     key = _key(run, step, measurement)
-    found = (load_cached(file, key) for file in _files(run, step, measurement))
-    return next((arrays for arrays in found if arrays is not None), None)
+    cached = (load_cached(file, key) for file in _files(run, step, measurement))
+    return next((arrays for arrays in cached if arrays is not None), None)
 
 
 def _new_file(run: Run, step: int, measurement: Measurement) -> Path:

@@ -101,10 +101,10 @@ def read_notebook(path: Path) -> Notebook:
 def conflict(path: Path) -> str:
     """Return "unresolved merge conflict" if the file has the markers of a conflict, else ""."""
     try:
-        found = re.search(rb"^(<<<<<<<|>>>>>>>) ", path.read_bytes(), flags=re.MULTILINE)
+        marker = re.search(rb"^(<<<<<<<|>>>>>>>) ", path.read_bytes(), flags=re.MULTILINE)
     except OSError:
         return ""
-    return "unresolved merge conflict" if found else ""
+    return "unresolved merge conflict" if marker else ""
 
 
 def write_notebook(notebook: Notebook, path: Path) -> None:
@@ -212,7 +212,7 @@ def _is_utf8(text: str) -> bool:
 def parse_parameters(words: list[str], accepted: dict[str, Parameter]) -> dict[str, Any]:
     """Parse words NAME=VALUE; a value that is not a Python literal is a string.
 
-    The value of a parameter of type `str` is always a string: "0,1" is no pair of numbers there.
+    The value of a parameter of type `str` stays a string: "0,1" is not read as a pair of numbers.
 
     Args:
         accepted: the notebook's parameters (`parameters_of`).
@@ -251,7 +251,7 @@ def validate_parameters(notebook: Notebook, parameters: dict[str, Any]) -> dict[
         elif not _fits(value, ast.parse(accepted[name].type, mode="eval").body):
             kind = accepted[name].type
             hint = "; put quotes around text that looks like another type" if kind == "str" else ""
-            problems.append(f"parameter {name!r} must have the type {kind}, got {value!r}{hint}")
+            problems.append(f"parameter {name!r} must be of type {kind}, got {value!r}{hint}")
         elif name == "scale" and value not in SCALES:
             problems.append(one_of(value, SCALES, "scale"))
     if problems:

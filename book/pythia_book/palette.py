@@ -1,9 +1,9 @@
 """Defines the colors of all figures, and computes their variants for dark pages.
 
 Every data color has a contrast of at least 3:1 with the page, and every text 4.5:1, on light and
-on dark pages. Sizes get darker to lighter colors from a path through all hues, so that neighbors
-differ in hue and lightness, also for color-blind readers. Colors are computed in OKLCH, where
-equal steps look equally large.
+on dark pages. Model sizes get colors from dark to light, on a path through all hues, so that
+neighbors differ in hue and lightness, also for color-blind readers. Colors are computed in
+OKLCH, where equal steps look equally large.
 """
 
 from __future__ import annotations

@@ -132,8 +132,8 @@ def complete_arguments(arguments: list[str]) -> list[str]:
     Calls for help or the version, and calls with a notebook of another project, stay unchanged.
 
     Raises:
-        PythiaError: the notebook cannot be read, the scale is unknown, or nothing can be written
-            to the folder of results.
+        PythiaError: the study or the scale is unknown, the notebook cannot be read, or nothing can
+            be written to the folder of results.
     """
     words, options = parse_arguments(arguments)
     paths = [word for word in words if not word.startswith("-") or word == "-"]
@@ -141,8 +141,9 @@ def complete_arguments(arguments: list[str]) -> list[str]:
         return arguments
     source = Path(paths[0]).resolve()
     ours = source.parent == notebooks.notebooks_dir().resolve()
-    if not ours or source.suffix != ".ipynb" or not source.is_file():
+    if not ours or source.suffix != ".ipynb":
         return arguments
+    notebooks.notebook_path(source.stem)  # names the studies if there is no such notebook
     accepted = notebooks.parameters_of(notebooks.read_notebook(source))
     texts = {name for name, parameter in accepted.items() if parameter.type == "str"}
     engine = [] if options["engine"] else ["--engine", "pythia"]
@@ -205,7 +206,7 @@ def _check_output(target: Path | None, written: str, base: Path) -> None:
         written: papermill's output path, relative to `base`.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: one of them cannot be written.
     """
     if target:
         check_results(target.parent.parent)
@@ -258,12 +259,12 @@ def keep_unfinished(notebook: Any, target: Path) -> Path:
     path = notebooks.unfinished_path(target)
     notebooks.write_notebook(notebook, path)
     if notebooks.has_errors(notebook):
-        what = "The run did not finish"
+        outcome = "The run did not finish"
     elif notebooks.STAMP in notebook.metadata:
-        what = "The run was not recorded"
+        outcome = "The run was not recorded"
     else:
-        what = "The notebook was not run to its end"
-    print(f"{what}; the notebook is in {os.path.relpath(path)}", file=sys.stderr, flush=True)
+        outcome = "The notebook was not run to its end"
+    print(f"{outcome}; the notebook is in {os.path.relpath(path)}", file=sys.stderr, flush=True)
     return path
 
 
@@ -360,7 +361,7 @@ def _guard_output(arguments: list[str]) -> None:
     """Keep a papermill call from overwriting a recorded run, even with --prepare-only.
 
     Raises:
-        ConfigError: `_place_of_a_run` refuses the output path, or another engine than `pythia`
+        ConfigError: `_place_of_a_run` refuses the output path, or an engine other than `pythia`
             would write a study's notebook in results/.
     """
     words, options = parse_arguments(arguments)

@@ -1,8 +1,8 @@
 """Estimates what the studies still have to train, and how long that takes.
 
-The time to train is that of the models that are missing, at the speed at which this machine has
-trained others. If it has trained none, the speed is that of a recorded run. The time to measure and
-draw is that of the last run here, or else of the recorded one, times the ratio of the numbers of
+Training time is estimated for the missing models only, at the speed at which this machine has
+trained others; if it has trained none, at the speed of a recorded run. The time for measuring and
+drawing is taken from the last run here, or else from the recorded run, and scaled by the number of
 models.
 """
 
@@ -154,13 +154,13 @@ def plan_of(
 
 def _records(study: str, scale: str) -> list[dict[str, Any] | None]:
     """Return the record of the last run here, and that in book/recorded; None for a missing one."""
-    found: list[dict[str, Any] | None] = []
+    both: list[dict[str, Any] | None] = []
     for root in (results_dir(), project_root() / "book" / "recorded"):
         try:
-            found.append(records.read_record(root / study / scale))
+            both.append(records.read_record(root / study / scale))
         except DataError:
-            found.append(None)
-    return found
+            both.append(None)
+    return both
 
 
 def _estimate(
@@ -171,7 +171,7 @@ def _estimate(
     finished: Finished | None,
     alone: bool,
 ) -> tuple[float | None, str]:
-    """Return the rough seconds of a run (None: unknown); their source, if it is not `record`.
+    """Return the rough seconds of a run (None: unknown), and their source unless it is `record`.
 
     Args:
         alone: whether the time in `record` includes the training of its models.
@@ -199,7 +199,7 @@ def _estimate(
 
 
 def start_message(study: str, parameters: dict[str, Any]) -> str:
-    """Return the message at the start of a study: what is to train, and about how long it takes.
+    """Return the message at the start of a study: what is left to train, and roughly how long.
 
     Args:
         parameters: the values of all parameters; `scale` among them.
@@ -217,7 +217,7 @@ def start_message(study: str, parameters: dict[str, Any]) -> str:
 
 
 def plans(studies: Sequence[str], scale: str | None, force: bool = False) -> list[Plan]:
-    """Plan several studies with default parameters; a missing model counts for the first study.
+    """Plan several studies with default parameters; a model counts in the first study it lacks.
 
     Args:
         scale: None: the default of each study.
@@ -226,7 +226,7 @@ def plans(studies: Sequence[str], scale: str | None, force: bool = False) -> lis
     Raises:
         ConfigError: a study is unknown, or does not accept the scale; the message names each one.
     """
-    found: list[Plan] = []
+    listed: list[Plan] = []
     problems: list[str] = []
     to_plan = []
     for study in studies:
@@ -247,19 +247,19 @@ def plans(studies: Sequence[str], scale: str | None, force: bool = False) -> lis
         stamp = notebooks.make_stamp(study, values, source)
         if not force and records.is_current(folder, stamp):
             last = records.read_record(folder).get("duration_s")
-            found.append(Plan(study, last, current=True))
+            listed.append(Plan(study, last, current=True))
             continue
         finished = finished or Finished.find()
-        found.append(plan_of(study, values, finished, planned))
-        planned |= {*found[-1].missing}
-    return found
+        listed.append(plan_of(study, values, finished, planned))
+        planned |= {*listed[-1].missing}
+    return listed
 
 
-def overview(found: Sequence[Plan]) -> str:
+def overview(listed: Sequence[Plan]) -> str:
     """Return what several studies will do, one line each, and how long it takes in all."""
-    width = max(len(plan.study) for plan in found)
-    lines = [f"   {plan.study:{width}}  {plan.text()}" for plan in found]
-    due = [plan for plan in found if not plan.current]
+    width = max(len(plan.study) for plan in listed)
+    lines = [f"   {plan.study:{width}}  {plan.text()}" for plan in listed]
+    due = [plan for plan in listed if not plan.current]
     if not due:
         return "\n".join(["== Every study is up to date", *lines])
     known = [plan for plan in due if plan.seconds]
@@ -268,7 +268,7 @@ def overview(found: Sequence[Plan]) -> str:
     sources = " and ".join(dict.fromkeys(plan.source.partition(" (")[0] for plan in known))
     return "\n".join(
         [
-            f"== {len(due)} of {len(found)} studies to run, one after another; finished work is "
+            f"== {len(due)} of {len(listed)} studies to run, one after another; finished work is "
             "not repeated",
             *lines,
             f"   {sum(len(plan.missing) for plan in due)} models to train in all; "

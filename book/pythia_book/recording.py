@@ -64,11 +64,11 @@ def record_run(study: str, scale: str, force: bool = False) -> Path:
     for step, origin in (("measured", record), ("redrawn", record.get("redrawn"))):
         state = (origin or {}).get("commit") or {}
         if origin and not force and (not state.get("id") or state.get("dirty")):
-            why = "that is not committed; commit the code"
+            reason = "that is not committed; commit the code"
             if not state.get("id"):
-                why = "whose commit is unknown; see whether `git log` works in the checkout"
+                reason = "whose commit is unknown; see whether `git log` works in the checkout"
             problems.append(
-                f"the run was {step} by code {why}, and run the study again, or pass --force"
+                f"the run was {step} by code {reason}, and run the study again, or pass --force"
             )
     raise_all(DataError, problems, f"results of {study} at scale {scale}")
     target = project_root() / "book" / "recorded" / study / scale
@@ -105,18 +105,18 @@ def all_records(root: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: some records are damaged; the message names each such record.
     """
-    found, problems = [], []
+    listed, problems = [], []
     for path in sorted((root / "book" / "recorded").glob("*/*/record.json")):
         if damage := records.check_whole(path.parent):
             problems.append(f"{path.parent}: {'; '.join(damage)}")
         else:
-            found.append(read_record(path))
+            listed.append(read_record(path))
     raise_all(DataError, problems, "book/recorded")
-    return found
+    return listed
 
 
 def _block(name: str) -> re.Pattern[str]:
-    """Return the pattern of a block of a file, with a group for each mark."""
+    """Return a regex that matches a block of a file, with a group for each of its two marks."""
     return re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", flags=re.DOTALL)
 
 

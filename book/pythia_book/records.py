@@ -2,10 +2,10 @@
 
 A record is a folder with record.json, one CSV file per table, the measurements (measured.npz), the
 released numbers (released_*.csv), any further files of the study (`Measurements.files`) and the
-executed notebook. record.json has the hashes of the data
-files, and the notebook has the hash of record.json; `check_whole` verifies both. A new record is
-written to a temporary folder (`staging`), which then replaces the old record (`swap_in`). A record
-states its origin, but never contains a path or a host name.
+executed notebook. record.json has the hashes of the data files, and the notebook has the hash of
+record.json; `check_whole` verifies both. A new record is written to a temporary folder (`staging`),
+which then replaces the old record (`swap_in`). A record states its origin, but never contains a
+path or a host name.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def _rounded(value: Any) -> Any:
 
 
 def _wrong_types(value: Any, expected: Any, name: str) -> Iterator[str]:
-    """Yield the names of the entries in `value` that differ from `expected`, a part of _TYPES."""
+    """Yield the names of entries in `value` whose type is not that in `expected`, see _TYPES."""
     if expected is float:
         if not isinstance(value, (int, float)) or not abs(value) < 1e300:  # it may be NaN
             yield name
@@ -447,10 +447,10 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Read the arrays of an .npz file; raise DataError if that is impossible."""
     try:
         with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as arrays:
-            found = dict(arrays)
-        if others := [name for name, array in found.items() if not isinstance(array, np.ndarray)]:
+            loaded = dict(arrays)
+        if others := [name for name, array in loaded.items() if not isinstance(array, np.ndarray)]:
             raise ValueError(f"{others[0]} is not an array")
-        return found
+        return loaded
     except Exception as error:  # zipfile, zlib, numpy and Python's parser each have their own
         raise DataError(f"{path} cannot be read: {error}; run the study again") from error
 
@@ -532,9 +532,9 @@ def is_current(folder: Path, stamp: dict[str, Any]) -> bool:
     """Return whether a folder has a complete record whose notebook has this stamp."""
     if not folder.is_dir() or check_whole(folder):
         return False
-    found = read_notebook(folder / NOTEBOOK).metadata[STAMP]
+    full_stamp = read_notebook(folder / NOTEBOOK).metadata[STAMP]
     later = ("record", "cells")  # added to the stamp when the run has ended
-    return {k: value for k, value in found.items() if k not in later} == stamp
+    return {k: value for k, value in full_stamp.items() if k not in later} == stamp
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -155,8 +155,9 @@ def differences(old: Path, new: Path) -> list[str]:
     tables = _changed(before["files"], after["files"])
     lines += _counted([name for name in tables if name != records.MEASURED], "table", named=True)
     lines += _cell_changes(*(notebooks.read_notebook(f / notebooks.NOTEBOOK) for f in (old, new)))
-    said = {"claims", "values", "files", "notebook_sha256", "redrawn"}
-    lines += [f"{key} in record.json changed" for key in _changed(before, after) if key not in said]
+    described = {"claims", "values", "files", "notebook_sha256", "redrawn"}
+    others = [key for key in _changed(before, after) if key not in described]
+    lines += [f"{key} in record.json changed" for key in others]
     mark = before.get("redrawn", {}).get("commit") or {}
     if not lines and mark.get("dirty") and after["redrawn"]["commit"]["dirty"] is False:
         lines.append("the code is committed now, but was not committed at the last redraw")
@@ -233,10 +234,10 @@ def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     return [key for key in keys if before.get(key, missing) != after.get(key, missing)]
 
 
-def _counted(things: Sequence[Any], name: str, named: bool = False) -> list[str]:
+def _counted(changed: Sequence[Any], name: str, named: bool = False) -> list[str]:
     """Return a line such as "2 tables changed", plus the names if `named`; [] without changes."""
-    if not things:
+    if not changed:
         return []
-    text = f"{len(things)} {name}{'s' * (len(things) > 1)} changed"
-    names = ", ".join(map(str, things[:NAMED])) + ", ..." * (len(things) > NAMED)
+    text = f"{len(changed)} {name}{'s' * (len(changed) > 1)} changed"
+    names = ", ".join(map(str, changed[:NAMED])) + ", ..." * (len(changed) > NAMED)
     return [f"{text}: {names}" if named else text]

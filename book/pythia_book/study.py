@@ -187,7 +187,7 @@ def kept_at(
 
 @dataclass(frozen=True)
 class Origin:
-    """What a record's origin states besides the runs and the machine of the notebook."""
+    """What a record's origin states in addition to the runs and the machine of the notebook."""
 
     data: Sequence[str] = ()
     """Fingerprints of texts."""
@@ -207,7 +207,7 @@ class Measurements:
         facts: further numbers and texts, in JSON types, e.g. counts and gaps.
         runs: the training runs used; empty if the measurements were read from a record.
         files: contents of further files of the record, by name; the analysis does not read them.
-        origin: what the record's origin states besides the runs.
+        origin: what the record's origin states in addition to the runs.
     """
 
     arrays: dict[str, np.ndarray]

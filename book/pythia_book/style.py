@@ -277,7 +277,7 @@ class Table:
 
 
 def one_line(text: str) -> str:
-    """Return a passage on one line, for a table; a slash stands for one or more line breaks."""
+    """Return a passage on one line, for a table; a slash replaces one or more line breaks."""
     return " / ".join(filter(None, map(str.strip, text.split("\n"))))
 
 
@@ -315,7 +315,7 @@ def panels(
 ) -> tuple[Figure, list[Axes]]:
     """Create a figure of page width with a footer; return the figure and its panels, row by row.
 
-    On a phone, the panels form one column, and labels of axes that they share are repeated.
+    On a phone, the panels form one column, and shared axis labels are repeated.
 
     Args:
         height: height of the wide figure in inches, without the footer.
@@ -434,7 +434,7 @@ def _legend_places(legends: list[Legend], width: float) -> tuple[list[tuple[floa
 
 
 def _fit_texts(page: _Page) -> bool:
-    """Break titles and labels of axes that are longer than their panels; return whether any was.
+    """Break titles and axis labels that are longer than their panels; return whether any was.
 
     On a phone, titles begin at the left edge of the figure, and long labels end at the right edge.
     """
@@ -463,7 +463,7 @@ def _fit_texts(page: _Page) -> bool:
 
 
 def _widen(page: _Page) -> None:
-    """Let panels of a phone use the space beside them that other panels need for their labels."""
+    """On a phone, widen panels into the space next to them that labels of others take elsewhere."""
     for ax in (ax for row in page.rows for ax in row):
         width = ax.figure.get_window_extent().width
         if ax.figure.get_figwidth() == WIDTH or not ax.axison:
@@ -477,11 +477,11 @@ def _widen(page: _Page) -> None:
 
 
 _SPARE = 30
-"""Free space beside a panel, in points, from which on the panel is widened."""
+"""Free space next to a panel, in points, from which on the panel is widened."""
 
 
 def _place_texts(page: _Page) -> None:
-    """Move titles to the left edge of a phone, and long labels of x axes to the right edge."""
+    """Move titles to the left edge of a phone, and long x-axis labels to the right edge."""
     for ax in (ax for row in page.rows for ax in row):
         box, label = ax.get_window_extent(), ax.xaxis.label
         if ax.figure.get_figwidth() < WIDTH:
@@ -491,7 +491,7 @@ def _place_texts(page: _Page) -> None:
 
 
 def _repeat_labels(page: _Page, visible: bool) -> None:
-    """Give panels without labels of axes the labels of their row and column.
+    """Give panels without axis labels the labels of their row and column.
 
     Args:
         visible: draw these labels, as for panels in one column; else they only name the values.

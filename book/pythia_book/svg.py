@@ -28,7 +28,7 @@ SVG = "http://www.w3.org/2000/svg"
 LINK = "{http://www.w3.org/1999/xlink}href"
 FONTS = "'DejaVu Sans', Verdana, sans-serif"
 DENSE = 40
-"""A curve with more points than this keeps about so many for hovering, evenly chosen."""
+"""A curve with more points than this keeps about this many for hovering, evenly chosen."""
 POINTS = 72
 """Points per inch; the unit of coordinates in SVG files."""
 
@@ -85,13 +85,13 @@ def panel_values(figure: Figure) -> list[dict[str, Any]]:
     A point is [left, top, x, value] or [left, top, x, value, low, high], where x is a number or the
     name of a category, and `flat` swaps the axes. Coordinates are those of the file.
     """
-    found = []
+    panels = []
     for ax in figure.axes:
         if not ax.axison:
             continue
         series = _merged(row for row in _series_of(ax) if row[3])
         if series:
-            found.append(
+            panels.append(
                 {
                     "title": _one_line(ax.get_title(loc="left")),
                     "x": _one_line(ax.get_xlabel()),
@@ -99,10 +99,11 @@ def panel_values(figure: Figure) -> list[dict[str, Any]]:
                     "series": series,
                 }
             )
-    return found
+    return panels
 
 
 def _series_of(ax: Axes) -> Iterator[list[Any]]:
+    """Yield [name, colour, flat, points] of each artist of a panel whose values are shown."""
     from matplotlib.collections import PathCollection
     from matplotlib.colors import to_hex
 
@@ -265,6 +266,7 @@ def compact(text: str, label: str, panels: list[dict[str, Any]], foot: float = 0
 
 
 def _shorten(element: ET.Element) -> None:
+    """Shorten the attributes of an element, and drop what has no effect."""
     for name, value in list(element.attrib.items()):
         if name == LINK:
             del element.attrib[name]

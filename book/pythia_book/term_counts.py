@@ -103,8 +103,8 @@ def count_terms(
         raise ConfigError(f"steps must be at least 1 and in ascending order, got {ends}")
     if ends[-1] * batch_size > rows.n_rows:
         raise DataError(
-            f"counting up to step {ends[-1]} needs {ends[-1] * batch_size} rows, but the data have "
-            f"only {rows.n_rows}"
+            f"counting up to step {ends[-1]} needs {ends[-1] * batch_size} rows, but the data has "
+            f"only {rows.n_rows}; count up to an earlier step"
         )
     counts = np.zeros((len(terms.names), len(ends)), np.int64)
     step = max(1, CHUNK // rows.seq_len)

@@ -300,9 +300,9 @@ def _judged(test: Test, kind: str, side: str, p: float | None, n_tests: int) -> 
 def _why_open(test: Test, e: Estimate, n_tests: int) -> str:
     """Return why a test, one of `n_tests` in Holm's procedure, has the verdict "not resolved"."""
     power = f"with {100 * POWER:.0f} % power"
-    why = f"the interval includes {_amount(test.bound, test.unit, 4) if test.bound else 0}"
+    reason = f"the interval includes {_amount(test.bound, test.unit, 4) if test.bound else 0}"
     if test.form == "within":
-        why = f"the interval extends beyond ±{_amount(test.bound, test.unit, 4)}"
+        reason = f"the interval extends beyond ±{_amount(test.bound, test.unit, 4)}"
     if e.exact_p:
         needed = "what would be detected is computed only for intervals from Student's t"
     elif test.form == "within":
@@ -318,8 +318,8 @@ def _why_open(test: Test, e: Estimate, n_tests: int) -> str:
     if p_value(test) <= ALPHA:
         against = test.form != "within" and (e.value > test.bound) != (test.form == "above")
         alone = "alone, it points against the statement" if against else "significant alone"
-        why = f"{alone}, but not after Holm's correction"
-    return f"{why}; {needed}"
+        reason = f"{alone}, but not after Holm's correction"
+    return f"{reason}; {needed}"
 
 
 def _amount(value: float, unit: str, digits: int = 2) -> str:

@@ -50,7 +50,7 @@ def nonblank(word: str) -> str:
     """Return a path or a name unless it is blank, as the value of an unset shell variable is.
 
     Raises:
-        argparse.ArgumentTypeError: it is blank.
+        argparse.ArgumentTypeError: the word is blank.
     """
     if not word.strip():
         raise argparse.ArgumentTypeError(
@@ -66,7 +66,7 @@ def whole_number(word: str) -> int:
         argparse.ArgumentTypeError: the word is not one.
     """
     if not word.isascii() or not word.isdecimal() or len(word) > 18:
-        raise argparse.ArgumentTypeError(f"expected a whole number such as 0 or 12, got {word!r}")
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {word!r}")
     return int(word)
 
 

@@ -109,7 +109,7 @@ def add(command: AddCommand) -> None:
     text = "first update with swapped words (default: swap in the last 7 %% of the updates)"
     # torchrun takes --start for its own --start-method, even after the name of the module
     option("--start", "--start-step", type=whole_number, metavar="STEP", help=text)
-    text = "first update without swapped words again (default: swap until the end of the run)"
+    text = "first update that reads the original text again (default: swap until the run's end)"
     option("--stop", type=whole_number, metavar="STEP", help=text)
 
 

@@ -25,7 +25,9 @@ def add_worker_options(p: argparse.ArgumentParser, text: str, gpus: bool = True)
     if gpus:
         text = "number of workers with a GPU each (default with --on local: all GPUs)"
         option("--gpus", **COUNT, help=text)
-        text = "instead, number of workers with a core each (default without a GPU: all cores)"
+        text = (
+            "number of workers with a core each; excludes --gpus (default without a GPU: all cores)"
+        )
     else:
         text = "number of workers, with a core each (default with --on local: all cores)"
     option("--cpus", **COUNT, help=text)
@@ -54,7 +56,7 @@ def check_worker_options(args: argparse.Namespace) -> bool:
     """
     gpus, count = getattr(args, "gpus", None), _count_options(args)
     if args.on is None and (gpus is not None or args.cpus is not None):
-        raise ConfigError(f"{count} is the number of workers; add --on local or --on slurm")
+        raise ConfigError(f"{count} sets the number of workers; add --on local or --on slurm")
     if args.on != "slurm" and (args.partition or args.sbatch or args.minutes != MINUTES):
         raise ConfigError("--partition, --minutes and --sbatch need --on slurm")
     for name, value in (("gpus", gpus), ("cpus", args.cpus), ("minutes", args.minutes)):
@@ -64,8 +66,10 @@ def check_worker_options(args: argparse.Namespace) -> bool:
         raise ConfigError(f"--gpus {gpus} and --cpus {args.cpus} were both given; choose one")
     if args.on == "slurm" and not (gpus or args.cpus):
         raise ConfigError(f"--on slurm needs {count}, the number of workers")
-    if args.on == "local" and gpus and gpus > (found := len(visible_devices())):
-        raise ConfigError(f"--gpus {gpus}: this machine has {found} GPUs; use fewer, or --cpus N")
+    if args.on == "local" and gpus and gpus > (available := len(visible_devices())):
+        raise ConfigError(
+            f"--gpus {gpus}: this machine has {available} GPUs; use fewer, or --cpus N"
+        )
     return args.on is not None
 
 

@@ -269,8 +269,8 @@ class MegatronIndexed:
         if not np.array_equal(field(12 * n, d, "<i8"), np.arange(d)):
             raise damaged_index(
                 idx,
-                f"its document table is not 0..{n}, nor the beginning of it: only one sequence "
-                "per document is supported",
+                f"its document table is neither 0..{n} nor the beginning of that; only one "
+                "sequence per document is supported",
             )
         expected = self.n_tokens * self.dtype.itemsize
         size = sum(path.stat().st_size for path in shards or [bin_])

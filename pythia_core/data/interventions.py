@@ -231,13 +231,13 @@ def make_ledger(
     The transforms (config.TRANSFORMS), each limited to documents of `intervention.domains`:
 
     - a swap of words: see pythia_core.data.pronouns.
-    - "shuffle_genders": of all places in the window with "he" or "she", those with "she" are drawn
-      anew, and likewise "his" and "her", "himself" and "herself". Every word stays as frequent as
-      it was, but its gender no longer depends on the text around it. A place that is read twice in
-      the window is drawn once.
-    - "replace_text": documents become as many tokens of other domains, without PLANTED_DOMAINS and
-      CONTROL_DOMAINS, from the last rows of the order. These lie after the window; a run that reads
-      all rows reads them again. Ends of documents stay where they are.
+    - "shuffle_genders": the words "he" and "she" of the window are permuted among their places,
+      and so are "his" and "her", "himself" and "herself". Every word stays as frequent as it was,
+      but its gender no longer depends on the text around it. A place that is read twice in the
+      window gets one word.
+    - "replace_text": documents are replaced by as many tokens of other domains (never those in
+      PLANTED_DOMAINS or CONTROL_DOMAINS) from the last rows of the order, after the window. A run
+      that reads all rows reads those tokens twice. Ends of documents stay where they are.
 
     Raises:
         DataError: there are too few rows, the stored rows are not in the order `data.order`, there
@@ -338,13 +338,13 @@ def _shuffle_genders(
 
     The draw depends on the seed of the order and on the first row.
     """
-    found, counts = [], Counter[str]()
+    changes_of_swaps, counts = [], Counter[str]()
     for words in (GENDERED, {feminine: masculine for masculine, feminine in GENDERED.items()}):
         swap = WordSwap.of_words(data.tokenizer, words, one_change=True)
         changes, of_swap = _find(data, swap, intervention, first, last, chunk)
-        found.append(changes)
+        changes_of_swaps.append(changes)
         counts += of_swap
-    row, column, old, new = (np.concatenate(part) for part in zip(*found, strict=True))
+    row, column, old, new = (np.concatenate(part) for part in zip(*changes_of_swaps, strict=True))
     place = data.order.places(row, column)
     pair = np.minimum(old, new).astype(np.int64) << 32 | np.maximum(old, new)
     rng = np.random.default_rng([data.order.seed, first])
@@ -394,15 +394,15 @@ def _other_text(
     excluded = (*PLANTED_DOMAINS, *CONTROL_DOMAINS, *replaced)
     domains = tuple(name for name in names if name not in excluded)
     pieces: list[NDArray] = []
-    found, stop = 0, data.rows.n_rows
-    while found < n_tokens and stop > last and domains:
+    n_found, stop = 0, data.rows.n_rows
+    while n_found < n_tokens and stop > last and domains:
         start = max(stop - chunk, last)
         (_, rows, valid), *_ = _windows(data, domains, start, stop, 0, chunk)
         pieces.insert(0, rows[:, :-1][valid[:, :-1]])  # the last token is the next row's first
-        found, stop = found + len(pieces[0]), start
-    if found < n_tokens:
+        n_found, stop = n_found + len(pieces[0]), start
+    if n_found < n_tokens:
         raise DataError(
             f"replace_text needs {n_tokens} tokens of other text, but the rows after the window "
-            f"have only {found}; use more text, more epochs or a shorter window"
+            f"have only {n_found}; use more text, more epochs or a shorter window"
         )
     return np.concatenate(pieces)[-n_tokens:] if n_tokens else np.zeros(0, data.tokens.dtype)

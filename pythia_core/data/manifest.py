@@ -93,8 +93,8 @@ def check_files(folder: Path, files: dict[str, Any], full: bool) -> None:
         path = folder / name
         size = path.stat().st_size if path.is_file() else None
         if size != entry["bytes"]:
-            found = "is missing" if size is None else f"has {size} bytes"
-            raise damaged(folder, f"{name} {found}, expected {entry['bytes']} bytes")
+            state = "is missing" if size is None else f"has {size} bytes"
+            raise damaged(folder, f"{name} {state}, expected {entry['bytes']} bytes")
         if (full or total <= FULL_CHECK_BYTES) and file_sha256(path) != entry["sha256"]:
             raise damaged(folder, f"the sha256 of {name} is not {entry['sha256']} as recorded")
 
@@ -142,9 +142,9 @@ def tokens_entry(
     """Return the manifest of tokens, without their files.
 
     Args:
-        sha256: that of the tokenizer's file.
+        sha256: the sha256 of the tokenizer's file.
         corpus: the entry of each domain.
-        domains: those of the training documents.
+        domains: the domains of the training documents.
     """
     return {
         "format": FORMAT,

@@ -142,13 +142,13 @@ class Work:
 
     def shards(self) -> list[Shard]:
         """Return all shards in the order of the corpus."""
-        found = []
+        shards = []
         for group in range(len(self.groups)):
             folder = self.path("texts", group)
             entry = read_entry(folder, check=False)
             for number in range(entry["shards"]):
-                found.append(Shard(folder / f"{number:05d}", [*entry["domains"]], entry["files"]))
-        return found
+                shards.append(Shard(folder / f"{number:05d}", [*entry["domains"]], entry["files"]))
+        return shards
 
 
 def read_entry(folder: Path, check: bool = True, full: bool = True) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def damaged_work(path: Path, reason: str) -> DataError:
 def check_written(path: Path, sha256: str) -> None:
     """Raise DataError unless a file of a work folder has the sha256 that was recorded."""
     if not path.is_file() or file_sha256(path) != sha256:
-        raise damaged_work(path, "it is not the file that was written")
+        raise damaged_work(path, "its content is not what was written")
 
 
 @contextlib.contextmanager
@@ -218,7 +218,7 @@ class Shard:
         """
         path = self.prefix.with_suffix(".records")
         if not path.is_file() or path.stat().st_size != self.files[path.name]["bytes"]:
-            raise damaged_work(path, "it is not the file that was written")
+            raise damaged_work(path, "its content is not what was written")
         return np.fromfile(path, RECORD)
 
     def texts(self, chosen: NDArray[np.bool_] | None = None) -> Iterator[tuple[int, str]]:
@@ -230,9 +230,9 @@ class Shard:
         for path in (self.prefix.with_suffix(suffix) for suffix in (".txt", ".records")):
             check_written(path, self.files[path.name]["sha256"])
         records = self.records()
-        wanted = np.ones(len(records), np.bool_) if chosen is None else chosen
+        selected = np.ones(len(records), np.bool_) if chosen is None else chosen
         with open(self.prefix.with_suffix(".txt"), "rb") as file:
-            for number in np.flatnonzero(wanted).tolist():
+            for number in np.flatnonzero(selected).tolist():
                 yield number, _text(file, records, number)
 
     def text(self, number: int, records: NDArray[np.void]) -> str:
@@ -358,7 +358,7 @@ def make_plan(work: Work, _: int) -> None:
 
 @functools.lru_cache(maxsize=1)
 def _tokenizer(folder: Path, _sha256: str) -> Tokenizer:
-    """Load a tokenizer once per process: each that was used leaves some megabytes behind."""
+    """Load a tokenizer once per process, because every loaded one keeps a few megabytes in use."""
     return load_tokenizer(folder / "tokenizer.json")
 
 
@@ -410,11 +410,11 @@ def merge(work: Work, _: int) -> None:
 
 def sums(domains: NDArray[np.integer], sizes: NDArray[np.integer]) -> list[tuple[int, int, int]]:
     """Return (domain, number of documents, sum of their sizes) of each domain that occurs."""
-    found = []
+    totals = []
     for domain in np.unique(domains):
-        mine = sizes[domains == domain]
-        found.append((int(domain), len(mine), int(mine.sum(dtype=np.int64))))
-    return found
+        of_domain = sizes[domains == domain]
+        totals.append((int(domain), len(of_domain), int(of_domain.sum(dtype=np.int64))))
+    return totals
 
 
 def add_runs(runs: DomainRuns, shard: Shard, domains: NDArray[np.integer]) -> None:

@@ -122,14 +122,14 @@ def _write_array(folder: Path, array: NDArray[np.int64]) -> None:
 def find_exact(work: Work, parts: int, part: int) -> None:
     """Find identical training texts: pairs of a document, and of the copy that is kept."""
     threshold = work.plan()["threshold"]
-    found, digests = [], []
+    chosen_ids, digests = [], []
     for number, shard in enumerate(work.shards()):
         records = shard.records()
-        mine = records["digest"][:, 0] % np.uint64(parts) == part
-        mine &= records["fraction"] >= threshold
-        found.append(_ids(number, np.flatnonzero(mine)))
-        digests.append(records["digest"][mine])
-    ids, digest = np.concatenate(found), np.concatenate(digests)
+        chosen = records["digest"][:, 0] % np.uint64(parts) == part
+        chosen &= records["fraction"] >= threshold
+        chosen_ids.append(_ids(number, np.flatnonzero(chosen)))
+        digests.append(records["digest"][chosen])
+    ids, digest = np.concatenate(chosen_ids), np.concatenate(digests)
     order = np.lexsort((ids, digest[:, 1], digest[:, 0]))
     ids, digest = ids[order], digest[order]
     first = np.ones(len(ids), np.bool_)
@@ -171,12 +171,12 @@ def _documents(work: Work, number: int) -> Iterator[Any]:
     from datatrove.data import Document
 
     shard = work.shards()[number]
-    wanted = shard.records()["fraction"] >= work.plan()["threshold"]
+    searched = shard.records()["fraction"] >= work.plan()["threshold"]
     for pairs in _exact(work):
         shards, documents = _shard_and_document(pairs[:, 0])
-        wanted[documents[shards == number]] = False
+        searched[documents[shards == number]] = False
     done = 0
-    for document, text in shard.texts(wanted):
+    for document, text in shard.texts(searched):
         for empty in range(done, document):
             yield Document("", str(empty))
         yield Document(text, str(document))
@@ -202,17 +202,17 @@ def pair(work: Work, n_shards: int, bucket: int) -> None:
             str(made / "signatures"), str(made), config=config, lines_to_buffer=_SIGNATURES
         )
         step(None, bucket, config.num_buckets)
-        found = np.fromfile(made / f"{bucket:05d}_00.dups", "<u4").reshape(-1, 2, 2)
-        found = found.astype(np.int64)
+        pairs = np.fromfile(made / f"{bucket:05d}_00.dups", "<u4").reshape(-1, 2, 2)
+        pairs = pairs.astype(np.int64)
         shutil.rmtree(made)
-        _write_array(folder, found[:, :, 0] << 32 | found[:, :, 1])
+        _write_array(folder, pairs[:, :, 0] << 32 | pairs[:, :, 1])
 
 
 def _allow_open_files(n: int) -> None:
-    """Let this process open `n` files at a time, besides a few others.
+    """Let this process open `n` files at a time, in addition to a few others.
 
     Raises:
-        DataError: the system does not allow so many.
+        DataError: the system does not allow that many.
     """
     import resource
 
@@ -234,10 +234,10 @@ def connect(work: Work, _: int) -> None:
 
     Without verification, write the candidate pairs as the linked pairs.
     """
-    recipe, found = _recipe(work), [np.zeros((0, 2), np.int64)]
+    recipe, per_bucket = _recipe(work), [np.zeros((0, 2), np.int64)]
     for bucket in range(recipe.buckets):
-        found.append(_load(work.path("pairs", bucket)))
-    pairs = np.unique(np.concatenate(found), axis=0)
+        per_bucket.append(_load(work.path("pairs", bucket)))
+    pairs = np.unique(np.concatenate(per_bucket), axis=0)
     if not recipe.verify:
         _save(work.path("linked", 0), pairs, compared=0)
     groups = _components(pairs) if recipe.verify else []

@@ -45,7 +45,7 @@ MAX_BYTES = 1 << 28
 LARGE_BYTES = 1 << 24
 """Hashes of files of at least this size are kept in the cache."""
 NEW_NS = 2 * 10**9
-"""A file that was written so recently may be written again without a new time of writing."""
+"""A file that was written this recently may be changed without a change of its time of writing."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,8 @@ def list_files(corpus: str) -> list[TextFile]:
     others = [file.name for file in files if not _NAME.fullmatch(file.name.rpartition("/")[2])]
     listing = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
     if not matches:
-        found = f", but it has {listing}" if others else ""
-        raise DataError(f"corpus {corpus!r} has no file that ends with {READ}{found}")
+        instead = f", but it has {listing}" if others else ""
+        raise DataError(f"corpus {corpus!r} has no file that ends with {READ}{instead}")
     if others:
         warnings.warn(
             f"these files of the corpus {corpus!r} are not read: {listing}. Only files that end "
@@ -165,8 +165,8 @@ def _local_files(corpus: str) -> list[TextFile]:
     else:
         raise DataError(
             f"corpus {str(root.absolute())!r} does not exist: name an existing file or "
-            "folder, a Hugging Face dataset as 'hf:NAME', or a registered corpus (known are "
-            f"{', '.join(sorted(registered('corpora'))) or 'none'})"
+            "folder, a Hugging Face dataset as 'hf:NAME', or a registered corpus: "
+            f"{', '.join(sorted(registered('corpora'))) or 'none'}"
         )
     files = []
     for path, name in names:
@@ -181,14 +181,14 @@ def _remote_files(corpus: str) -> list[TextFile]:
         from fsspec.core import url_to_fs
 
         system, root = url_to_fs(corpus)
-        found = system.find(root, detail=True)
+        entries = system.find(root, detail=True)
     except (ImportError, ValueError) as error:  # no package for, or no such, protocol
         raise MissingDependencyError(f"corpus {corpus!r} cannot be read: {error}") from error
     except Exception as error:  # each storage has its own
         raise _unreachable(corpus, error) from error
     root = root.rstrip("/")
     files = []
-    for path, info in found.items():
+    for path, info in entries.items():
         name = path.removeprefix(root).lstrip("/") or path.rpartition("/")[2]
         if not any(part.startswith(".") for part in name.split("/")):
             version = {key: info[key] for key in _VERSION if info.get(key)} or info
@@ -245,7 +245,10 @@ def _visible(root: Path) -> Iterator[Path]:
     """
 
     def unreadable(error: OSError) -> NoReturn:
-        raise DataError(f"the folder {error.filename} cannot be read: {error.strerror}") from error
+        raise DataError(
+            f"the folder {error.filename} cannot be read ({error.strerror}); change its "
+            "permissions, or remove it from the corpus"
+        ) from error
 
     for folder, folders, names in os.walk(root, onerror=unreadable, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]

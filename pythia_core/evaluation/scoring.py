@@ -494,7 +494,7 @@ def _score_where(
 def last_words(rows: np.ndarray, tokenizer: Any, eod_id: int, min_context: int = 24) -> np.ndarray:
     """Find the last word of every sentence in held-out rows.
 
-    To predict them is a task like LAMBADA, but words need not depend on a long context, and names
+    Predicting them is a task like LAMBADA, but words need not depend on a long context, and names
     and function words are included. A last word is directly followed by a token starting with ".",
     "!" or "?". A word is a token of a space and letters, plus the letters-only tokens after this
     token. Left out are words at the very start of a row, and words with fewer than `min_context`

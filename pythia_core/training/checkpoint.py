@@ -107,7 +107,7 @@ def save_checkpoint(
 ) -> Path:
     """Write the folder `step-NNNNNN` under `parent`, unless it exists already; return it.
 
-    An existing folder that is corrupt, or has other tensors or another `meta`, is renamed to
+    An existing folder that is corrupt, or has different tensors or `meta`, is renamed to
     `*.corrupt` with a warning: it belongs to another run, or was saved on another machine.
 
     Args:

@@ -123,7 +123,7 @@ def check_against_state(folder: Path, at_most: int | None = None) -> dict[str, s
         The hashes of the manifests of these checkpoints, by step.
 
     Raises:
-        CheckpointError: a checkpoint is missing or damaged, or is another one than was saved.
+        CheckpointError: a checkpoint is missing or damaged, or is not the one that was saved.
         DataError: the log has changed.
     """
     states = [s for s in saved_steps(folder / "states") if at_most is None or s <= at_most]
@@ -133,16 +133,16 @@ def check_against_state(folder: Path, at_most: int | None = None) -> dict[str, s
     if "log" in meta:
         check_log(folder / "metrics.jsonl", states[-1], meta["log"])
     steps = [step for step in saved_steps(folder / "checkpoints") if step <= states[-1]]
-    found = {str(s): manifest_hash(step_folder(folder / "checkpoints", s)) for s in steps}
-    known = meta.get("checkpoints", found)
-    for step in sorted(found.keys() | known.keys(), key=int):
-        if found.get(step) != known.get(step):
+    present = {str(s): manifest_hash(step_folder(folder / "checkpoints", s)) for s in steps}
+    recorded = meta.get("checkpoints", present)
+    for step in sorted(present.keys() | recorded.keys(), key=int):
+        if present.get(step) != recorded.get(step):
             raise CheckpointError(
                 f"step {step} in {folder / 'checkpoints'} is not the one that training saved: the "
-                f"state of step {states[-1]} has another hash of its manifest, or none, or the "
-                f"checkpoint is missing. {RESTORE_ADVICE}"
+                f"checkpoint is missing, or the state of step {states[-1]} does not have the hash "
+                f"of its manifest. {RESTORE_ADVICE}"
             )
-    return found
+    return present
 
 
 def check_run_files(folder: Path) -> bool:
@@ -171,8 +171,8 @@ def _compare_manifest(parent: Path, step: int, expected: dict[str, str]) -> None
     """Raise CheckpointError unless the manifest of a step has its hash in `expected`."""
     if manifest_hash(step_folder(parent, step)) != expected.get(str(step)):
         raise CheckpointError(
-            f"step {step} in {parent} is not the one with which the run was finished: {DONE} has "
-            f"another hash of its manifest, or none. {RESTORE_ADVICE}"
+            f"step {step} in {parent} was changed or added after the run was finished: {DONE} does "
+            f"not have the hash of its manifest. {RESTORE_ADVICE}"
         )
 
 

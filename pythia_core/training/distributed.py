@@ -207,8 +207,8 @@ class World:
         places = self.gather((str(folder), marker.exists()))
         if self.is_rank_zero:
             marker.unlink()
-        for rank, (place, found) in enumerate(places):
-            if not found:
+        for rank, (place, sees_marker) in enumerate(places):
+            if not sees_marker:
                 raise TrainingError(
                     f"the {self.size} processes do not share a results folder: the folder {place} "
                     f"of process {rank} is not {places[0][0]} of process 0. Set PYTHIA_RESULTS to "
@@ -235,8 +235,8 @@ class World:
 
     def _died(self, error: RuntimeError) -> ProcessDied:
         """Return the error about a process that died, or that did not answer in time."""
-        told = filter(None, map(_told, range(self.size)))
-        reason = next(told, str(error).splitlines()[0][:200])
+        messages = filter(None, map(_last_words, range(self.size)))
+        reason = next(messages, str(error).splitlines()[0][:200])
         return ProcessDied(
             f"one of the {self.size} processes that train together died, or did not answer "
             f"in time ({reason}). End all processes, and run the "
@@ -261,7 +261,7 @@ def _tell(rank: int, error: BaseException) -> None:
         _store().set(f"pythia-error-{rank}", str(error))
 
 
-def _told(rank: int) -> str:
+def _last_words(rank: int) -> str:
     """Return the message that a process has left with `_tell`; "" if there is none."""
     with contextlib.suppress(Exception):
         if _store().check([f"pythia-error-{rank}"]):
@@ -337,7 +337,7 @@ def run_together(function: Callable[[World], None], sharding: str = "auto") -> N
             died = isinstance(error, ProcessDied)
             if not died:
                 _tell(world.rank, error)
-            if world.is_rank_zero or (died and world.rank == 1 and not _told(0)):
+            if world.is_rank_zero or (died and world.rank == 1 and not _last_words(0)):
                 raise  # in the second process, because the first may be the one that died
             leave_quietly()
 
@@ -376,7 +376,7 @@ def check_memory(world: World, config: RunConfig, execution: Execution) -> None:
     """Check that a run fits the devices of `plan_state`, before anything is allocated.
 
     Raises:
-        TrainingError: it does not; the message says how many processes would do.
+        TrainingError: it does not fit; the message says how many processes would be enough.
     """
     memory = _device_memory(world)
     needed = smallest_training_bytes(config, execution, world.shards)
@@ -387,7 +387,7 @@ def check_memory(world: World, config: RunConfig, execution: Execution) -> None:
         f"It would fit {enough} processes that share it: torchrun --nproc-per-node N, on as many "
         "machines as needed"
         if enough
-        else "No number of processes that divides the batch would do; use a smaller model"
+        else "No number of processes that divides the batch is enough; use a smaller model"
     )
     if enough and world.sharding == "never":
         advice += ", without --shard never"
@@ -395,9 +395,9 @@ def check_memory(world: World, config: RunConfig, execution: Execution) -> None:
         advice += ". Recomputation (+recompute) needs less memory"
     shared = f"shared by {world.shards} processes" if world.sharded else "in each process"
     raise TrainingError(
-        f"this run does not fit the memory: its state of "
-        f"{state_bytes(config.model, config.train.precision) / 1e9:,.1f} GB, {shared}, with one "
-        f"row of a batch needs about {needed / 1e9:,.1f} GB per process, but there are "
+        f"this run does not fit the memory: with a state of "
+        f"{state_bytes(config.model, config.train.precision) / 1e9:,.1f} GB, {shared}, and one row "
+        f"of a batch, each process needs about {needed / 1e9:,.1f} GB, but has "
         f"{memory / 1e9:,.1f} GB. {advice}"
     )
 
@@ -405,7 +405,7 @@ def check_memory(world: World, config: RunConfig, execution: Execution) -> None:
 def _device_memory(world: World) -> float:
     """Return the bytes of this process's GPU; without one, its share of the machine's memory.
 
-    The RESERVE in all estimates is for a GPU only, so it is added to the latter.
+    All estimates include the RESERVE, which only a GPU needs, so it is added to the latter.
     """
     device = device_bytes()
     return memory_bytes() / world.node_size + RESERVE if device is None else device

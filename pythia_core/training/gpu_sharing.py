@@ -31,9 +31,9 @@ def device_bytes() -> float | None:
 
 @contextlib.contextmanager
 def limit_memory(n_bytes: float) -> Iterator[None]:
-    """Wait for `n_bytes` of GPU memory, and limit this process to SLACK times that in the block.
+    """Wait for `n_bytes` of GPU memory; in the block, limit this process to SLACK times as much.
 
-    At the end, the memory is freed.
+    At the end of the block, the memory is freed.
     """
     total = device_bytes()
     if total is None:

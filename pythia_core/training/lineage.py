@@ -46,9 +46,9 @@ def lineage_score(initial: Mapping[str, Tensor], later: Mapping[str, Tensor]) ->
 
 
 def continues(initial: Mapping[str, Tensor], later: Mapping[str, Tensor]) -> bool | None:
-    """Return whether weights continue from initial ones; None if this cannot be told.
+    """Return whether weights continue from initial ones; None if the test cannot tell.
 
-    It cannot be told if few weights have the same name and shape, if a weight is not finite, or if
+    It cannot tell if few weights have the same name and shape, if a weight is not finite, or if
     weights have moved so far that even a true descendant would have a low score.
     """
     products, root, own = _sums(initial, later)

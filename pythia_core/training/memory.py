@@ -105,7 +105,7 @@ def smallest_world(
 ) -> int | None:
     """Return the smallest number of processes on which a run fits devices of `device_bytes`.
 
-    Only numbers that divide the batch count. None: not even one process per row would do.
+    Only numbers that divide the batch count. None: not even one process per row is enough.
     """
     batch = config.train.batch_size
     worlds = (n for n in range(1, batch + 1) if batch % n == 0)

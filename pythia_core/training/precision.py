@@ -49,10 +49,10 @@ def best_precision() -> str:
     Raises:
         ConfigError: PYTHIA_PRECISION is neither "fp32" nor "bf16".
     """
-    if wanted := os.environ.get(VARIABLE):
-        if wanted not in CHOICES:
-            raise ConfigError(one_of(wanted, CHOICES, f"value of {VARIABLE}"))
-        return wanted
+    if choice := os.environ.get(VARIABLE):
+        if choice not in CHOICES:
+            raise ConfigError(one_of(choice, CHOICES, f"value of {VARIABLE}"))
+        return choice
     import torch
 
     return "bf16" if torch.cuda.is_available() else _cpu_precision(torch.__version__)

@@ -25,7 +25,7 @@ from pythia_core.training.schedule import N_CHECKPOINTS, checkpoint_steps
 BatchAt = Callable[[int], np.ndarray]
 
 KEEP_ALL_BYTES = 1e9
-"""A run keeps everything if its checkpoints take at most this many bytes (but: `prune_small`)."""
+"""A run keeps everything if its checkpoints take at most this many bytes (unless `prune_small`)."""
 
 
 @dataclass(frozen=True)

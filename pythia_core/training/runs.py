@@ -134,13 +134,13 @@ def find_folder(name: str, identity: dict[str, Any]) -> tuple[Path, dict[str, An
     if _progress(exact):
         return exact, identity
     candidates = [_named(name, alone), *sorted(exact.parent.glob(f"{glob.escape(name)}-x*-*"))]
-    found = [(0, exact, identity)]
+    matches = [(0, exact, identity)]
     for folder in filter(_progress, candidates):
         with contextlib.suppress(CheckpointError, KeyError, AttributeError):  # damaged
             other = read_identity(folder)
             if _without_processes(other) == alone:
-                found.append((_progress(folder), folder, other))
-    return max(found, key=lambda each: each[0])[1:]
+                matches.append((_progress(folder), folder, other))
+    return max(matches, key=lambda each: each[0])[1:]
 
 
 def _without_processes(identity: dict[str, Any]) -> dict[str, Any]:
@@ -152,8 +152,8 @@ def _without_processes(identity: dict[str, Any]) -> dict[str, Any]:
 def _named(name: str, identity: dict[str, Any]) -> Path:
     """Return the path of the folder of exactly the run with an identity."""
     processes = identity["code"].get("processes", 1)
-    many = f"-x{processes}" if processes > 1 else ""
-    return results_dir() / "runs" / f"{name}{many}-{stable_hash(identity)[:12]}"
+    suffix = f"-x{processes}" if processes > 1 else ""
+    return results_dir() / "runs" / f"{name}{suffix}-{stable_hash(identity)[:12]}"
 
 
 def _progress(folder: Path) -> int:
@@ -358,12 +358,13 @@ class Run:
         """Raise a CheckpointError if there are no saved weights of a step."""
         steps = self.steps
         if step not in steps:
-            near = sorted(sorted(steps, key=lambda s: abs(s - step))[:4])
+            near = map(str, sorted(sorted(steps, key=lambda s: abs(s - step))[:4]))
             raise CheckpointError(
                 f"run {self.id} has no checkpoint of step {step}; "
                 + (
-                    f"the nearest of its {len(steps)} checkpoints are at the steps {near}"
-                    if near
+                    f"the nearest of its {len(steps)} checkpoints are of the steps "
+                    f"{', '.join(near)}"
+                    if steps
                     else "it has no checkpoint with weights yet"
                 )
             )
@@ -538,9 +539,11 @@ def find_run(name: str) -> Run:
     runs = sorted((results_dir() / "runs").glob("*"))
     matches = [r for r in runs if r.name == name or r.name.rsplit("-", 1)[-1].startswith(name)]
     if len(matches) != 1:
-        listing = "\n  ".join(r.name for r in runs) or "none yet"
+        listing = "\n  ".join(r.name for r in matches or runs) or "none yet"
         raise CheckpointError(
-            f"{len(matches)} runs match {name!r}, but exactly one must match; existing runs:\n"
+            f"{len(matches)} runs match {name!r}; name one of them in full:\n  {listing}"
+            if matches
+            else f"no run matches {name!r}; pass the folder or the id of a run. Existing runs:\n"
             f"  {listing}"
         )
     return open_run(matches[0])
@@ -636,8 +639,8 @@ def find_or_train(
                 _ = run.ledger  # its errors come before the control is trained
         else:
             data, name, finished = prepare(config.data, progress=False), "", False
-    wanted = stable_hash(run_identity(config, data.fingerprint, execution))[:12]
-    world.check_same(wanted, "the run to train", DIFFERENT)
+    run_id = stable_hash(run_identity(config, data.fingerprint, execution))[:12]
+    world.check_same(run_id, "the run to train", DIFFERENT)
     # one process decides, because a run may be started or finished elsewhere meanwhile
     name, finished = world.from_rank_zero((name, finished))
     run = Run(results_dir() / "runs" / name, config, data)
@@ -779,8 +782,8 @@ def verify(run: Run) -> list[str]:
     All files of prepared data are hashed, however large.
 
     Returns:
-        The lines of a report: what was checked, what was not or is covered by no hash, and which
-        steps have equal weights.
+        The lines of a report: what was checked, what could not be checked, and which steps have
+        equal weights.
 
     Raises:
         CheckpointError: files are missing or corrupt, are those of another run, or were changed
@@ -860,10 +863,10 @@ def verify(run: Run) -> list[str]:
     if hashed:
         lines.append(f"identity, log, ledger and manifests match the hashes in {DONE}")
     else:
-        what, reason = "losses and rates in the log", "an older version finished this run"
+        uncovered, reason = "losses and rates in the log", "an older version finished this run"
         if not run.finished:
-            what, reason = f"{what} after the newest state", "the run is unfinished"
-        lines.append(f"not covered by a hash: {what} ({reason})")
+            uncovered, reason = f"{uncovered} after the newest state", "the run is unfinished"
+        lines.append(f"not covered by a hash: {uncovered} ({reason})")
     if replays:
         starts = ", ".join(replay.name for replay in replays)
         lines.append(f"the replays to the steps {starts} match their hashes and the data")

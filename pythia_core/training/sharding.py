@@ -230,7 +230,7 @@ class ShardedAdamW:
             )
 
     def state(self, world: World) -> Files:
-        """Return what this process saves; {} if it has a part of another than the first copy."""
+        """Return what this process saves; {} unless it has a part of the first copy."""
         if world.replica:
             return {}
         kinds = {"model": self._parameters.local, **self.moments}
@@ -294,8 +294,8 @@ class SavedState:
             names = sorted(shapes.keys() | saved.keys())
             differing = [n for n in names if tuple(shapes.get(n, ())) != saved.get(n)]
             raise CheckpointError(
-                "the saved state has another architecture than the config: tensors are missing or "
-                f"have other shapes ({', '.join(differing[:4])} …)"
+                "the saved state has a different architecture from the config: tensors are missing "
+                f"or have other shapes ({', '.join(differing[:4])} …)"
             )
 
     def _saved_shapes(self) -> dict[str, tuple[int, ...]]:

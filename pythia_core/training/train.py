@@ -165,7 +165,7 @@ def _train_worker(
     keep: set[int],
     stop_requested: Callable[[], int],
 ) -> None:
-    """Train up to step `end` in another process than the first, which decides what is saved.
+    """Train up to step `end` in any process but the first one, which decides what is saved.
 
     This process writes nothing but its shards of the states, if they are sharded.
     """
@@ -233,7 +233,7 @@ def train(
             `train`.
         label: text of the progress bar.
         wait: whether to wait for another process that trains the run. Processes that share
-            updates wait only until the lease of a process that has died must be free.
+            updates wait only as long as the lease of a dead process can last.
         finish: called in the first process with the result at the end, while no other process
             trains the run.
 

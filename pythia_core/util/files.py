@@ -279,18 +279,18 @@ def save_safetensors(
 
 
 LEFTOVER_SECONDS = 24 * 3600
-"""A temporary file in a cache that has not been written to for so long is of a killed process."""
+"""A temporary file in a cache that was not written to for this long is from a killed process."""
 
 
-def cached_file(path: Path, write: Callable[[Path], object], anew: bool = False) -> Path:
+def cached_file(path: Path, write: Callable[[Path], object], rewrite: bool = False) -> Path:
     """Return `path`; first call `write`, with a path to write to, if the file is not intact.
 
-    With `anew`, `write` is always called. A file without a digest counts as intact: it was copied
-    here, e.g. to a machine without a network, or is of an older version. Whenever the file is
-    written, leftovers of killed processes in its folder are deleted.
+    With `rewrite`, `write` is always called. A file without a digest counts as intact: it was
+    copied here, e.g. to a machine without a network, or is of an older version. Whenever the file
+    is written, leftovers of killed processes in its folder are deleted.
     """
     intact = is_intact(path) if _digest_of(path).exists() else path.is_file()
-    if anew or not intact:
+    if rewrite or not intact:
         for leftover in path.parent.glob(".*.tmp-*"):
             with contextlib.suppress(OSError):  # another process may delete it, too
                 if leftover.is_file() and time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:

@@ -1,8 +1,8 @@
 """Run a command in several processes, on this machine or as Slurm jobs, and wait for them.
 
 The processes share work by leases on a shared folder (pythia_core.util.leases). Each succeeds only
-when all work is done, so one that succeeds is enough. Slurm jobs are
-submitted with `submitit`, whose own files are the only pickles; results are never unpickled.
+when all work is done, so one that succeeds is enough. Slurm jobs are submitted with `submitit`,
+whose own files are the only pickles; results are never unpickled.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def _last_lines(log: Path, n: int) -> list[str]:
 
 def _wait_for(number: str, results: Mapping[str, Path], news: _News) -> None:
     """Wait until each job has a result or is no longer listed by Slurm; print what changes."""
-    told, vanished = "", dict[str, float]()
+    last_text, vanished = "", dict[str, float]()
     while True:
         open_jobs = [job for job, result in results.items() if not result.exists()]
         if not open_jobs:
@@ -200,9 +200,9 @@ def _wait_for(number: str, results: Mapping[str, Path], news: _News) -> None:
                 return
             states = Counter(listed[job] for job in open_jobs if job in listed)
             text = ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
-            if text and text != told:
+            if text and text != last_text:
                 print_line(f"job {number}: {text}, {len(results) - len(open_jobs)} finished")
-                told = text
+                last_text = text
         news.show()
         time.sleep(POLL_SECONDS)
 
@@ -293,15 +293,15 @@ def _report_failed(logs: Mapping[str, Path], count: int) -> None:
     """Report the ends of the logs of failed jobs: in a PythiaError if all have failed."""
     if not logs:
         return
-    lines, alike = list[str](), Counter[str]()
+    lines, by_last_line = list[str](), Counter[str]()
     for name, log in logs.items():
         end = _last_lines(log, LOG_LINES) if log.is_file() else []
         end = end or ["(it is empty)"]
-        alike[end[-1]] += 1
-        if alike[end[-1]] == 1:
+        by_last_line[end[-1]] += 1
+        if by_last_line[end[-1]] == 1:
             lines.append(f"{name} was stopped or has failed; its log {log} ends with:")
             lines += [f"    {line}" for line in end]
-    lines += [f"{n - 1} more with the same last line" for n in alike.values() if n > 1]
+    lines += [f"{n - 1} more with the same last line" for n in by_last_line.values() if n > 1]
     report = "\n".join(lines)
     if len(logs) == count:
         workers = f"all {count} workers have" if count > 1 else "the worker has"

@@ -5,8 +5,8 @@ process may take it once it has seen no renewal for LEASE_SECONDS of its own mon
 clocks that differ between machines do not matter. If the owner was a process of the same machine
 and is dead, the lease is free at once.
 
-A lease is no lock: its owner may be stopped or cut off for so long that another process takes the
-job, and may then go on. So an owner calls `Lease.check` before it writes. Results are complete
+A lease is not a lock: its owner may be stopped or cut off for so long that another process takes
+the job, and may then go on. So an owner calls `Lease.check` before it writes. Results are complete
 files or folders that are renamed into place, and equal whoever computes them, so a job that two
 processes did is recorded once.
 """
@@ -30,7 +30,7 @@ from pythia_core.util.progress import print_line
 LEASE_SECONDS = 60.0
 """Seconds without renewal after which another process may take a lease; the same for all."""
 CHECK_SECONDS = 5.0
-"""A lease that was proven so recently is not proven again."""
+"""A lease that was checked this recently is not checked again."""
 POLL_SECONDS = 1.0
 """Time between two attempts to take a lease that another process holds."""
 
@@ -60,9 +60,9 @@ class Lease:
             raise
 
     def check(self, at_once: bool = False) -> None:
-        """Prove that the lease is still held, unless that was done in the last CHECK_SECONDS.
+        """Check that the lease is still held, unless that was done in the last CHECK_SECONDS.
 
-        With `at_once`, always prove it. The monotonic clock also runs while the process is stopped,
+        With `at_once`, always check. The monotonic clock also runs while the process is stopped,
         so the first check after a long stop reads the marker. If the marker's folder was moved or
         deleted, nobody has taken the lease; whoever writes there next will notice.
 

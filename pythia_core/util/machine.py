@@ -47,7 +47,7 @@ def process_count() -> int:
     return int(text)
 
 
-def require_one_process(what: str) -> None:
+def require_one_process(subject: str) -> None:
     """Raise ConfigError if torchrun started several processes, which would all do the same.
 
     Only the first process raises the error; the others end without a word.
@@ -57,9 +57,10 @@ def require_one_process(what: str) -> None:
     if os.environ.get("RANK", "0") != "0":
         leave_quietly()
     raise ConfigError(
-        f"{what} does not share its work under torchrun: each of the {process_count()} processes "
-        "would do all of it. Only the commands `train` and `continue` share their batches. For "
-        "everything else, start one worker per GPU: python -m pythia_core worker --help"
+        f"{subject} does not share its work under torchrun: each of the {process_count()} "
+        "processes would do all of it. Only the commands `train` and `continue` share their "
+        "batches. For everything else, start one worker per GPU: python -m pythia_core worker "
+        "--help"
     )
 
 

@@ -42,7 +42,7 @@ GPU_VARIABLE = "PYTHIA_GPU_JOBS"
 MAX_GPU_JOBS = 3
 """Maximum number of workers on one GPU unless `PYTHIA_GPU_JOBS` is set."""
 ELSEWHERE_SECONDS = 1.0
-"""Time between two looks at the jobs that other processes do; longer if these are many."""
+"""Time between two checks of the jobs that other processes do; longer if there are many."""
 
 MAX_JOB_NOTES = 4
 """Maximum number of running jobs that the progress line describes; others are only counted."""
@@ -112,7 +112,7 @@ def workers_per_device() -> int:
 
 
 def _pool_size() -> int:
-    """Return the number of workers: as many as cores, and as may share the GPUs, if there are any.
+    """Return the number of workers: one per core, or fewer if fewer may share the GPUs.
 
     Raises:
         ConfigError: an environment variable is not a positive whole number.

@@ -46,7 +46,7 @@ def test_scale_gpu_fits_half_an_hour_and_the_disk() -> None:
     assert studies.kept_gb.sum() < 56, "of a disk of 64 GiB"
     assert "min in total" in budget.report("gpu")
     for scale in ("smoke", "laptop"):
-        with pytest.raises(ConfigError, match=r"heads of 16 dims; there are estimates for 32, 64"):
+        with pytest.raises(ConfigError, match=r"heads of 16 dims, only for 32, 64"):
             budget.report(scale)
 
 

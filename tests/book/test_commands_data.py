@@ -112,10 +112,10 @@ def test_find_matches_tokens_or_nothing(
         (["find", "x", "y", "z"], "put quotes around a TEXT"),
         (["find", "x", "y", "--data", "z"], "put quotes around a TEXT"),
         (["find", "x", "--data", "pile-deduped"], "--to-step"),
-        (["find", "nothing", "x"], "0 runs match 'nothing'"),
-        (["find", "nothing", "--limit", "3", "x"], "0 runs match 'nothing'"),
-        (["find", "nothing", "--limit", "3", "--", "--he"], "0 runs match 'nothing'"),
-        (["find", "--limit", "3", "--", "nothing", "--"], "0 runs match 'nothing'"),
+        (["find", "nothing", "x"], "no run matches 'nothing'"),
+        (["find", "nothing", "--limit", "3", "x"], "no run matches 'nothing'"),
+        (["find", "nothing", "--limit", "3", "--", "--he"], "no run matches 'nothing'"),
+        (["find", "--limit", "3", "--", "nothing", "--"], "no run matches 'nothing'"),
     ],
 )
 def test_bad_input_gives_one_message(

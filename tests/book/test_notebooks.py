@@ -79,7 +79,7 @@ HOSTILE = ["(" * 5000, "-" * 5000 + "1", "9" * 5000, "{[]: 1}", "__import__('os'
 def test_hostile_values_are_values_or_refused(text: str) -> None:
     notebook = notebooks.read_notebook(notebooks.notebook_path("scaling"))
     assert by_study("scaling", [f"tasks={text}"]) == {"tasks": text}
-    with pytest.raises(ConfigError, match="'limit' must have the type int"):
+    with pytest.raises(ConfigError, match="'limit' must be of type int"):
         notebooks.validate_parameters(notebook, by_study("scaling", [f"limit={text}"]))
 
 

@@ -140,7 +140,7 @@ def test_one_argument_under_a_scheduler(project: Path, stdin: str, tmp_path: Pat
     ("words", "message"),
     [
         (["-p", "sclae", "smoke"], "unknown parameter 'sclae'; accepted: scale, seeds."),
-        (["-p", "seeds", "many"], "parameter 'seeds' must have the type int, got 'many'"),
+        (["-p", "seeds", "many"], "parameter 'seeds' must be of type int, got 'many'"),
         (["-p", "scale", "../../x"], "unknown scale '../../x'; accepted: smoke, laptop"),
         (["elsewhere.ipynb", "-p", "sclae", "smoke"], "unknown parameter 'sclae'"),
     ],
@@ -151,6 +151,13 @@ def test_bad_parameters_are_refused(project: Path, words: list[str], message: st
     assert "Traceback" not in done.stderr
     assert not list(project.glob("results/tiny/*/notebook.ipynb"))
     assert not (project / "elsewhere.ipynb").exists()
+
+
+@pytest.mark.commands
+def test_a_mistyped_notebook_is_refused(project: Path) -> None:
+    done = papermill(project, "notebooks/tinny.ipynb")
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert "unknown study 'tinny'; accepted: tiny. Did you mean 'tiny'?" in done.stderr
 
 
 @pytest.mark.commands
@@ -222,7 +229,6 @@ def here(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ["--help"],
         [],
         ["--help-notebook", "notebooks/tiny.ipynb"],
-        ["notebooks/missing.ipynb"],
         ["results/tiny.ipynb", "-p", "scale", "smoke"],
         ["/notebooks/tiny.ipynb"],
         ["a", "b", "c"],
@@ -325,7 +331,7 @@ def test_a_study_is_run_once(here: Path) -> None:
     before = shown()
     _, again = papermill_engine.run_study("tiny", "smoke", {"seeds": 3}, force=True, progress=False)
     assert again and shown() == before
-    with pytest.raises(ConfigError, match="'seeds' must have the type int"):
+    with pytest.raises(ConfigError, match="'seeds' must be of type int"):
         papermill_engine.run_study("tiny", "smoke", {"seeds": "x"}, progress=False)
 
 

@@ -114,7 +114,7 @@ def test_a_finished_run_survives_whatever_fails_or_only_looks(
         (smoke, {"FAIL": "kill"}, 138, "Kernel died"),
         (study, {"FAIL": "kill"}, 1, "tiny.ipynb died, perhaps for lack of memory. Checkpoints"),
         (study, {"FAIL": "kill"}, 1, "set PYTHIA_WORKERS=1 or choose smaller sizes"),
-        ((*smoke, "-p", "seeds", "many"), {}, 1, "must have the type int"),
+        ((*smoke, "-p", "seeds", "many"), {}, 1, "must be of type int"),
         ((*smoke, "--cwd", "no/such/folder"), {}, 1, ""),
     ):
         (project / kept).unlink(missing_ok=True)

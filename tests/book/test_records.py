@@ -474,13 +474,13 @@ def test_good_parameters_are_merged_with_the_defaults(project: Path, given: dict
         ({"scale": "huge"}, "unknown scale 'huge'; accepted: smoke, laptop"),
         (
             {"scale": 3},
-            "'scale' must have the type str, got 3; put quotes around text",
+            "'scale' must be of type str, got 3; put quotes around text",
         ),
-        ({"seeds": "x"}, "'seeds' must have the type int, got 'x'"),
-        ({"seeds": True}, "'seeds' must have the type int, got True"),
-        ({"rate": "fast"}, r"'rate' must have the type float \| None"),
-        ({"sizes": [1]}, "'sizes' must have the type tuple"),
-        ({"quick": 1}, "'quick' must have the type bool"),
+        ({"seeds": "x"}, "'seeds' must be of type int, got 'x'"),
+        ({"seeds": True}, "'seeds' must be of type int, got True"),
+        ({"rate": "fast"}, r"'rate' must be of type float \| None"),
+        ({"sizes": [1]}, "'sizes' must be of type tuple"),
+        ({"quick": 1}, "'quick' must be of type bool"),
     ],
 )
 def test_bad_parameters_are_refused_with_the_accepted_ones(

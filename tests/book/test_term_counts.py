@@ -200,7 +200,7 @@ def test_terms_that_cannot_be_counted_are_refused(make: object, message: str) ->
 def test_unusable_steps_are_refused(tmp_path: Path) -> None:
     rows = rows_file(tmp_path, np.zeros((4, 5), int))
     terms = SurfaceTerms(["a"], PIECES)
-    with pytest.raises(DataError, match="step 3 needs 6 rows, but the data have only 4"):
+    with pytest.raises(DataError, match="step 3 needs 6 rows, but the data has only 4"):
         count_terms(rows, terms, [1, 3], 2)
     for ends in ([], [0, 1], [2, 1], [1, 1]):
         with pytest.raises(ConfigError, match="steps must be at least 1 and in ascending order"):

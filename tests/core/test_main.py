@@ -61,7 +61,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture) -> 
         (["study", "gender_bias", "-p", "seed=1"], "unknown parameter 'seed'"),
         (
             ["inspect", "nothing", "--step", "3"],
-            "0 runs match 'nothing', but exactly one must match; existing runs:\n  none yet",
+            "no run matches 'nothing'; pass .* Existing runs:\n  none yet",
         ),
         (["bench", "train", "--sizes", "9k"], "unknown size '9k'"),
     ],
@@ -179,7 +179,23 @@ def test_an_empty_path_or_name_is_refused(
 def test_counts_of_train_are_whole_numbers(option: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["train", "7k", f"{option}=-1"])
-    assert "expected a whole number such as 0 or 12, got '-1'" in capsys.readouterr().err
+    assert "expected a whole number of at least 0, got '-1'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train 7k --stps 3", "unrecognized arguments: --stps 3. Did you mean --steps?"),
+        ("bench train --round 3 --sizs=7k", "unrecognized arguments: --sizs=7k. Did you mean"),
+        ("train 7k 3", "train: error: unrecognized arguments: 3\n"),
+    ],
+)
+def test_a_mistyped_option_is_named_with_the_most_similar_one(
+    words: str, message: str, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words.split())
+    assert message in capsys.readouterr().err
 
 
 def test_the_option_corpus_plants_every_domain_but_no_control() -> None:

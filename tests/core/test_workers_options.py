@@ -15,7 +15,7 @@ PREPARE = ("prepare", "--scale", "smoke")
 @pytest.mark.parametrize(
     ("command", "options", "message"),
     [
-        (STUDY, ["--gpus", "2"], "--gpus N or --cpus N is the number of workers; add --on local"),
+        (STUDY, ["--gpus", "2"], "--gpus N or --cpus N sets the number of workers; add --on local"),
         (STUDY, ["--on", "slurm"], "needs --gpus N or --cpus N"),
         (PREPARE, ["--on", "slurm"], "needs --cpus N, the number of workers"),
         (STUDY, ["--on", "slurm", "--cpus", "0"], "--cpus must be at least 1, got 0"),

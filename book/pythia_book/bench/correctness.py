@@ -81,12 +81,12 @@ def check_gpu(
             begun = time.monotonic()
             try:
                 with dispatch.no_fallback():
-                    why = check()
+                    problem = check()
             except Exception as error:  # of any type, from a compiler or the driver
-                why = reason(error)
-            row |= {"outcome": "failed" if why else "passed", "why": why[:300]}
+                problem = reason(error)
+            row |= {"outcome": "failed" if problem else "passed", "why": problem[:300]}
             row["seconds"] = round(time.monotonic() - begun, 2)
-            failed += [name] if why else []
+            failed += [name] if problem else []
             done += 1
         yield {**row, "dry_run": dry_run}
         if row["outcome"] == "failed":

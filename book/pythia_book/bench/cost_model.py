@@ -132,9 +132,9 @@ def parts(
     """
     if model.head_dim not in ATTENTION_TFLOPS:
         raise ConfigError(
-            f"there is no speed estimate for heads of {model.head_dim} dims; there are estimates "
-            f"for {', '.join(map(str, ATTENTION_TFLOPS))} dims, as in the scale `gpu` and the "
-            "official sizes"
+            f"there is no speed estimate for heads of {model.head_dim} dims, only for "
+            f"{', '.join(map(str, ATTENTION_TFLOPS))}; choose a size of the scale `gpu` or an "
+            "official size"
         )
     traffic, d, n_layers, vocab = (
         TRAFFIC[implementation],

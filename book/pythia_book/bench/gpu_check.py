@@ -262,8 +262,8 @@ def run_steps(steps: Sequence[Step], deadline: float, out: Path, dry_run: bool) 
         left = deadline - time.monotonic()
         row: Row = {"kind": "step", "name": step.name, "dry_run": dry_run, "seconds": 0.0}
         if left < step.seconds:
-            why = f"about {step.seconds:.0f} s are needed, but {max(0.0, left):.0f} s were left"
-            row |= {"outcome": "no time", "why": why}
+            reason = f"about {step.seconds:.0f} s are needed, but {max(0.0, left):.0f} s were left"
+            row |= {"outcome": "no time", "why": reason}
         else:
             row |= _run(step, left, out, dry_run)
         row["problem"] = row["outcome"] != "ok" and not (row["outcome"] == "no time" and step.extra)
@@ -283,7 +283,7 @@ def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
     log, file = out / "check.log", out / (step.file or "none")
     log_start, rows_before, began = log.stat().st_size, len(read_rows(file)), time.monotonic()
     process = _start(step, budget, log)
-    outcome = why = ""
+    outcome = reason = ""
     stopped_by: Row = {}
     try:
         while not outcome:
@@ -291,7 +291,7 @@ def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = process.wait(max(0.0, min(PROGRESS_SECONDS, limit - used)))
                 outcome = "failed" if code else "ok"
-                why = _exit_reason(code, _last_line(log, log_start))
+                reason = _exit_reason(code, _last_line(log, log_start))
             if not outcome and time.monotonic() - began >= limit:
                 outcome = "stopped at its limit"
             elif not outcome:
@@ -310,12 +310,12 @@ def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
         and step.command[:2] == ("pythia_core", "bench")
         and len(failures) == len(new)
     ):
-        outcome, why = "failed", f"nothing was measured: {next(filter(None, failures), '')}"
+        outcome, reason = "failed", f"nothing was measured: {next(filter(None, failures), '')}"
     if outcome == "ok" and step.command[:2] == ("pythia_core", "study"):
         _, _, name, _, scale = step.command
         shutil.make_archive(str(out / name), "xztar", results_dir(), f"{name}/{scale}")
     seconds = round(time.monotonic() - began, 1)
-    return {"outcome": outcome, "why": why[:300], "seconds": seconds, **stopped_by}
+    return {"outcome": outcome, "why": reason[:300], "seconds": seconds, **stopped_by}
 
 
 def _exit_reason(code: int, last_line: str) -> str:
@@ -464,5 +464,5 @@ def _profile_text(row: Row) -> str:
 def _outcome_text(row: Row) -> str:
     """Format the outcome of a step as one line of text."""
     took = f", {row['seconds']:.0f} s" if row["seconds"] else ""
-    why = f": {row['why']}" if row["why"] else ""
-    return f"{row['name']}: {row['outcome']}{took}{why}"
+    reason = f": {row['why']}" if row["why"] else ""
+    return f"{row['name']}: {row['outcome']}{took}{reason}"

@@ -531,17 +531,17 @@ def check_gpu_usable(failed: str) -> None:
     """
     if not torch.cuda.is_initialized():
         return
-    why = ""
+    problem = ""
     for _ in range(2):  # the first call may raise an error that is over
         try:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
             return
         except RuntimeError as error:
-            why = reason(error)
+            problem = reason(error)
     raise PythiaError(
-        f"{failed} has made the GPU unusable for this process ({why}), so its later measurements "
-        "were not started. Earlier rows are kept; run the benchmark again without it"
+        f"{failed} has made the GPU unusable for this process ({problem}), so no later measurement "
+        f"was started. Earlier rows are kept; run the benchmark again without {failed}"
     )
 
 
@@ -682,8 +682,8 @@ def bench_attention(dry_run: bool = False, budget: float = float("inf")) -> Iter
     lengths, dims = (SEQ_LENS[-1:], HEAD_DIMS[:2]) if dry_run else (SEQ_LENS, HEAD_DIMS)
     for library in MEASURED:
         columns: Row = {"kind": "attention", "library": library, "dry_run": dry_run}
-        if why := unavailable_reason(library):
-            yield {**columns, "failed": why}
+        if unavailable := unavailable_reason(library):
+            yield {**columns, "failed": unavailable}
             continue
         for seq_len, head_dim, strict in itertools.product(lengths, dims, (False, True)):
             row = {**columns, "seq_len": seq_len, "head_dim": head_dim, "deterministic": strict}

@@ -1,4 +1,4 @@
-"""Trains every size of the laptop's ladder at several peak learning rates, to choose one for each.
+"""Trains every size of the scale `laptop` at several peak learning rates, to choose one for each.
 
 Every run is the suite's control on the standard text with one seed; only the peak differs.
 """

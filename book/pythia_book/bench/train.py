@@ -552,18 +552,18 @@ def _measure_group(
         if time.time() + seconds_needed(implementation, job, first) + ahead > job.deadline:
             yield implementation.columns | {"failed": SKIPPED}
             continue
-        entry, tried, why = _warm_up_largest(implementation, job, first, alone=len(group) == 1)
+        entry, tried, problem = _warm_up_largest(implementation, job, first, alone=len(group) == 1)
         if entry:
             ready.append(entry)
             continue
-        yield implementation.columns | _micro_rows(job, tried) | {"failed": why}
+        yield implementation.columns | _micro_rows(job, tried) | {"failed": problem}
         check_gpu_usable(f"{implementation.name} at {job.size}")
         _release(job.device)
     for _ in range(job.rounds):
         for entry in list(ready):
             if entry.seconds and time.time() + entry.round_seconds > job.deadline:
                 continue
-            why = ""
+            problem = ""
             try:
                 entry.seconds.append(
                     {
@@ -572,10 +572,11 @@ def _measure_group(
                     }
                 )
             except Exception as error:
-                why = reason(error)
-            if why:  # outside except, where the error would keep the memory alive
+                problem = reason(error)
+            if problem:  # outside except, where the error would keep the memory alive
                 ready.remove(entry)
-                yield entry.implementation.columns | _micro_rows(job, entry.rows) | {"failed": why}
+                failure = _micro_rows(job, entry.rows) | {"failed": problem}
+                yield entry.implementation.columns | failure
                 check_gpu_usable(f"{entry.implementation.name} at {job.size}")
             elif job.kind == "cuda":  # kept if the process is killed
                 yield entry.implementation.columns | _result(entry, job) | {"partial": True}
@@ -629,9 +630,9 @@ def _warm_up_largest(
 ) -> tuple[_WarmedUp | None, int, str]:
     """Warm up an implementation with the largest micro-batch that fits.
 
-    The micro-batch is doubled, up to `most_rows`, while the memory that was measured says that
-    twice as many rows fit. If nothing else is in memory, it is halved when the device is out of
-    memory. A micro-batch that the job fixes stays as it is.
+    The micro-batch is doubled, up to `most_rows`, as long as the measured memory leaves room for
+    twice as many rows. If the device runs out of memory, and nothing else occupies it, the
+    micro-batch is halved. A micro-batch that the job fixes is not changed.
 
     Args:
         first: rows of the first micro-batch to try.
@@ -641,7 +642,7 @@ def _warm_up_largest(
     """
     rows, most, total = first, most_rows(job), _total_bytes(job.device)
     while True:
-        entry, why = None, ""
+        entry, problem = None, ""
         ours = implementation.family == "ours"  # a slower torch operation would be timed instead
         try:
             if implementation.mode == "compile" and job.device.type == "cpu" and not job.dry_run:
@@ -649,17 +650,17 @@ def _warm_up_largest(
             with dispatch.no_fallback() if ours else contextlib.nullcontext():
                 entry = _warm_up(implementation, job, rows)
         except Exception as error:  # e.g. out of memory: a result too
-            why = reason(error)
+            problem = reason(error)
         if entry:
             if 2 * rows > most or entry.bytes_if_doubled > MEMORY_FRACTION * total:
                 return entry, rows, ""
             rows *= 2
-        elif not why.startswith(OUT_OF_MEMORY):
-            return None, rows, why
+        elif not problem.startswith(OUT_OF_MEMORY):
+            return None, rows, problem
         elif job.rows or rows == 1 or not alone:
-            which = "even with one row" if rows == 1 else f"with {rows} rows"
-            detail = why.removeprefix(OUT_OF_MEMORY).lstrip(": ")
-            return None, rows, f"{OUT_OF_MEMORY} {which} of {job.seq_len:,} tokens: {detail}"
+            condition = "even with one row" if rows == 1 else f"with {rows} rows"
+            detail = problem.removeprefix(OUT_OF_MEMORY).lstrip(": ")
+            return None, rows, f"{OUT_OF_MEMORY} {condition} of {job.seq_len:,} tokens: {detail}"
         else:
             rows //= 2
             most = rows
@@ -819,10 +820,10 @@ def _result(entry: _WarmedUp, job: Job) -> Row:
     }
 
 
-def failures(job: Job, implementations: Sequence[Implementation], why: str) -> Iterator[Row]:
+def failures(job: Job, implementations: Sequence[Implementation], reason: str) -> Iterator[Row]:
     """Yield a row for each implementation, with the reason why it was not measured."""
     for implementation in implementations:
-        yield job.columns | implementation.columns | {"failed": why}
+        yield job.columns | implementation.columns | {"failed": reason}
 
 
 # --- the text --------------------------------------------------------------------------------

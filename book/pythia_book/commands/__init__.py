@@ -20,7 +20,7 @@ def names(text: str) -> tuple[str, ...]:
     listed = tuple(name for name in text.split(",") if name.strip())
     if text and not listed:
         raise argparse.ArgumentTypeError(
-            f"there are no names in {text!r}; expected a comma-separated list, or omit the option"
+            f"expected a comma-separated list of names, got {text!r}; to use all, omit the option"
         )
     return listed
 
@@ -29,7 +29,7 @@ def utf8_text(word: str) -> str:
     """Return a word of the command line as text. It must be UTF-8, whatever the locale is.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: the word is not UTF-8.
     """
     try:
         return os.fsencode(word).decode("utf-8")
@@ -41,11 +41,11 @@ def nonempty_text(word: str) -> str:
     """Return a word of the command line as UTF-8 text, which must not be empty.
 
     Raises:
-        argparse.ArgumentTypeError: it is empty.
-        ConfigError: it is not UTF-8.
+        argparse.ArgumentTypeError: the word is empty.
+        ConfigError: the word is not UTF-8.
     """
     if not word:
-        raise argparse.ArgumentTypeError("expected a text, got ''; omit the option")
+        raise argparse.ArgumentTypeError("expected a text, got ''; pass a text or omit the option")
     return utf8_text(word)
 
 
@@ -64,14 +64,13 @@ def file_to_write(option: str, name: str | Path, suffixes: tuple[str, ...] = ())
     utf8_text(str(name))  # some libraries cannot write to other names
     path = Path(name).expanduser()
     if path.is_dir():
-        raise ConfigError(f"{option} must be the name of a file, but {name} is a folder")
+        raise ConfigError(f"{option} must name a file, but {name} is a folder; add a file name")
     if suffixes and path.suffix not in suffixes:
         raise ConfigError(
-            f"the name of the file of {option} must end in {' or '.join(suffixes)}, got "
-            f"{str(name)!r}"
+            f"{option}: the file name must end in {' or '.join(suffixes)}, got {str(name)!r}"
         )
     if path.exists() and not os.access(path, os.W_OK):
-        raise ConfigError(f"the file {name} of {option} cannot be written: no permission")
+        raise ConfigError(f"{option}: no permission to write {name}; name another file")
     if not path.exists() or path.is_file():  # else it is a device or a pipe
         check_writable(path.parent, f"choose another file for {option}")
         path.parent.mkdir(parents=True, exist_ok=True)

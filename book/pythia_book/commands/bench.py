@@ -69,7 +69,7 @@ def add(command: AddCommand) -> None:
         p = benchmarks.add_parser(
             name, help=text, description=text, argument_default=argparse.SUPPRESS
         )
-        p.set_defaults(function=run)
+        p.set_defaults(function=run, parser=p)
         for option in ("--json", *options):
             p.add_argument(option, **OPTIONS[option])
         return p
@@ -116,12 +116,12 @@ def add(command: AddCommand) -> None:
     p.add_argument("--studies", default=(), type=names, help=studies)
     p.add_argument("--dry-run", **DRY_RUN)
     p.epilog = (
-        "By default, in this order (guesses): correctness of kernels and training, 2.5 minutes; "
-        "every attention library, 1; training of 160m, 2.5; its kernels, 1.5; then, while time is "
-        "left, training (1 to 7 minutes per size) and kernels of other sizes. A step is stopped "
-        "after 1.5 times its guess. With --budget 9m, expect 160m alone. A second call adds to the "
-        "results: --budget 9m --only train,kernels --sizes 70m,1b. The summary ends with what the "
-        "results decide about kernels and attention libraries."
+        "The steps, in this order, with their estimated minutes: correctness of kernels and "
+        "training, 2.5; every attention library, 1; training of 160m, 2.5; its kernels, 1.5; then, "
+        "while time is left, training (1 to 7 per size) and kernels of other sizes. A step is "
+        "stopped after 1.5 times its estimate. A budget of 9m is enough for 160m alone. A second "
+        "call adds to the results, e.g. --budget 9m --only train,kernels --sizes 70m,1b. The "
+        "summary ends with the decisions that follow for kernels and attention libraries."
     )
 
 
@@ -130,7 +130,7 @@ def add(command: AddCommand) -> None:
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options on the command line as keyword arguments of a benchmark function."""
-    others = ("command", "function", "json")
+    others = ("command", "function", "parser", "json")
     return {name: value for name, value in vars(args).items() if name not in others}
 
 
@@ -248,7 +248,7 @@ def _gpu_check(args: argparse.Namespace) -> None:
     out = Path(args.out).expanduser() if args.out else gpu_folder()
     check_writable(out, "name another folder with --out")
     if args.studies and "study" not in args.only:
-        raise ConfigError("--studies has no effect without the part study; add --only study")
+        raise ConfigError("--studies has no effect without the part `study`; add --only study")
     gpu_check(
         args.budget,
         out.absolute(),

@@ -33,9 +33,10 @@ def add(command: AddCommand) -> None:
         "find a text in the training data: which updates read it, and where",
         usage="%(prog)s [options] [RUN] TEXT",
     )
-    p.add_argument("first", metavar="RUN", nargs=1, help=f"{RUN}; omit it with --data")
+    first = p.add_argument("first", metavar="RUN", nargs=1, help=f"{RUN}; omit it with --data")
     second = p.add_argument("second", metavar="TEXT", nargs="+", help="text to find")
-    second.required = False  # but not nargs="*", with which an option could not be before it
+    # not nargs="*", with which an option could not be before them; `_find` reports missing words
+    first.required = second.required = False
     p.add_argument("--tokens", action="store_true", help="match tokens, not characters")
     p.add_argument("--ignore-case", action="store_true", help="ignore the case of ASCII letters")
     p.add_argument("--from-step", **STEP, default=0, help="first update (default: 0)")
@@ -163,12 +164,13 @@ def _find(args: argparse.Namespace) -> None:
     from pythia_book.search import SurfaceMatcher, TokenMatcher, find_text, quote
     from pythia_core.data.tokenizer import token_bytes
 
-    words = [*args.first, *(args.second or ["--"] if args.second is not None else ())]
-    text = utf8_text(words[-1])  # argparse drops a text "--"
+    second = args.second or ["--"] if args.second is not None else []  # argparse drops a text "--"
+    words = [*(args.first or []), *second]
     if len(words) != (2 if args.data is None else 1) or "" in words:
         raise ConfigError(
             "pass a RUN and a TEXT, or --data and a TEXT; put quotes around a TEXT with spaces"
         )
+    text = utf8_text(words[-1])
     if args.data is None:
         from pythia_core.training.runs import find_run
 

@@ -25,11 +25,15 @@ def add(command: AddCommand) -> None:
     p.add_argument("--to", default="", choices=("hf", "pythia"), help=text)
     text = "revision of a repository, e.g. step3000 (default: main)"
     p.add_argument("--revision", default="main", type=nonblank, help=text)
-    text = "step of a run or folder of checkpoints (default: the last), or of another model"
+    text = (
+        "step to convert, of a run or of a folder of checkpoints (default: the last); for another "
+        "model, the step to note in the result (default: the one in its name)"
+    )
     p.add_argument("--step", **STEP, help=text)
     dtypes = ("fp32", "fp16", "bf16")
     p.add_argument("--dtype", default="", choices=dtypes, help="number format (default: unchanged)")
-    p.add_argument("--size", type=nonblank, help="model size of native GPT-NeoX files, e.g. 70m")
+    text = "model size, e.g. 70m, if native GPT-NeoX files do not determine it"
+    p.add_argument("--size", type=nonblank, help=text)
 
     p = command("evaluate", _evaluate, "score checkpoints on the paper's tasks")
     p.set_defaults(resume_note="what was measured is kept")
@@ -59,7 +63,7 @@ def add(command: AddCommand) -> None:
     p.add_argument("--out", metavar="FILE", type=nonblank, help=text)
 
     p = command(
-        "lm_eval", _lm_eval, "lm-evaluation-harness with --model pythia --model_args run=ID,step=K",
+        "lm_eval", _lm_eval, "run lm-evaluation-harness: --model pythia --model_args run=ID,step=K",
         prefix_chars="\0", add_help=False,
     )  # fmt: skip
     p.add_argument("arguments", nargs="*", help="arguments of lm_eval")

@@ -22,7 +22,7 @@ def add(command: AddCommand) -> None:
     p.add_argument(
         "--scale", default="gpu", type=nonblank, help="scale to run there (default: gpu)"
     )
-    text = "comma-separated list (default: all whose runs other studies can read)"
+    text = "comma-separated list (default: all that train runs)"
     p.add_argument("--studies", type=names, default=(), help=text)
     text = "refuse an archive larger than MB megabytes (default: no limit)"
     p.add_argument("--max-size", metavar="MB", type=positive_number, help=text)

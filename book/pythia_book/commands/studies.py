@@ -72,9 +72,9 @@ def add(command: AddCommand) -> None:
     p.add_argument(
         "site", nargs="?", metavar="SITE", help="folder of the site (default: _build/html)"
     )
-    p.add_argument("--out", metavar="FILE", help="write to another file than SITE/pythia-book.pdf")
+    p.add_argument("--out", metavar="FILE", help="file to write (default: SITE/pythia-book.pdf)")
 
-    p = command("errata", _errata, "common misstatements about Pythia, with the evidence")
+    p = command("errata", _errata, "list common misstatements about Pythia, or show the evidence")
     p.add_argument(
         "name",
         nargs="?",
@@ -164,7 +164,7 @@ def _parameters(args: argparse.Namespace, studies: Sequence[str]) -> dict[str, A
     """Return the parameters that `-p` gives.
 
     Raises:
-        ConfigError: there are some, but not exactly one study, or it does not accept them.
+        ConfigError: `-p` is used without exactly one study, or the study rejects a parameter.
     """
     from pythia_book import notebooks
     from pythia_core.errors import ConfigError
@@ -178,7 +178,7 @@ def _parameters(args: argparse.Namespace, studies: Sequence[str]) -> dict[str, A
 
 
 def _worker(args: argparse.Namespace) -> None:
-    """Train and measure what no other worker does, until nothing is left."""
+    """Train and measure whatever no other worker is doing, until nothing is left."""
     from pythia_book import worker
     from pythia_core.util.machine import DEVICES
 
@@ -188,7 +188,7 @@ def _worker(args: argparse.Namespace) -> None:
 
 
 def _studies(args: argparse.Namespace) -> None:
-    """Run several studies, or all; say beforehand what is to do, and the time that each took.
+    """Run several studies, or all; print a plan first, and the time that each study took.
 
     A study that fails does not stop the others; at the end, one error names all that failed.
     """

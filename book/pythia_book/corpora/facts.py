@@ -1,4 +1,4 @@
-"""Caches what is read from a text, so that a machine that has the file need not read the text."""
+"""Caches facts about a text in a file, so that a machine with the file need not read the text."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pythia_core.util.files import cache_dir, cached_file, file_sha256, write_js
 
 
 def cached_json(folder: str, key: Any, sources: Iterable[str], make: Callable[[], Any]) -> Path:
-    """Return the path of the JSON file of what `make` returns, which is called if there is none.
+    """Return the path of a JSON file with the result of `make`, which is called if it is missing.
 
     Args:
         folder: the file's folder in the cache.
         key: identifies the text and the settings; JSON can represent it.
-        sources: files with the code that `make` runs. If one changes, the result is made anew.
+        sources: files with the code that `make` runs. If one changes, `make` is called again.
     """
     name = stable_hash([key, [file_sha256(source) for source in sources]])
     path = cache_dir() / folder / f"{name[:16]}.json"

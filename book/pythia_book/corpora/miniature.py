@@ -130,7 +130,8 @@ def _repeated_as_in_the_pile(
 ) -> Iterator[tuple[str, str]]:
     """Yield all texts, each followed by the copies that the domain "copies_pile" plants.
 
-    A text that occurs several times by itself is copied only once, and a text below GUARD never.
+    If the corpus itself has a text several times, only the first one is copied. A text whose hash
+    is below GUARD is never copied.
     """
     copied: set[float] = set()
     for domain, text in texts:

@@ -9,7 +9,7 @@ lacks several occupations. "Her" is never an object ("him"), so that a swap can 
     occupations   the 40 occupations of WinoBias with the shares of women in the United States
     definitional  nouns that state a gender, such as king and queen
 
-Every noun stands in every frame equally often, to within one sentence.
+Every noun occurs equally often in every frame, to within one sentence.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def parse_stimuli(raw: dict[str, Any]) -> Stimuli:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             "occupations.toml must have lists trained, unseen and invented, pairs of nouns in "
-            f"definitional, and numbers in percent_women; found otherwise: {error!r}"
+            f"definitional, and numbers in percent_women, but it does not ({error!r}); restore the "
+            "file with git"
         ) from error
     raise_all(ConfigError, problems(result), "occupations.toml")
     limited = [
@@ -114,32 +115,32 @@ def permuted_shares(names: Sequence[str], seed: int = 0) -> dict[str, float]:
 
 def problems(d: Stimuli) -> list[str]:
     """Return what is wrong with nouns and frames, a sentence for each problem."""
-    found = [
+    messages = [
         f"the share of {noun.name!r} is {noun.share}, but must lie between 0 and 1, exclusively"
         for noun in d.nouns
         if not 0 < noun.share < 1
     ]
     names = [noun.name for noun in d.nouns]
-    found += [
+    messages += [
         f"the noun {n!r} is listed more than once" for n in sorted(set(names)) if names.count(n) > 1
     ]
     for frame in (*d.trained, *d.unseen):
         if frame.count("{noun}") != 1 or len(_SLOT.findall(frame)) != 1:
-            found.append(
+            messages.append(
                 f"the frame {frame!r} must have one {{noun}} and one of {{he}} and {{his}}"
             )
-    if found:
-        return found
+    if messages:
+        return messages
     planted = {gram for frame in d.trained for gram in _trigrams(frame)}
     for frame in d.unseen:
         if not frame.endswith(("{he}", "{his}")):
-            found.append(f"the unseen frame {frame!r} must end with its pronoun")
-        found += [
+            messages.append(f"the unseen frame {frame!r} must end with its pronoun")
+        messages += [
             f"the unseen frame {frame!r} shares the words {' '.join(gram)!r} with a planted frame"
             for gram in _trigrams(frame)
             if gram in planted
         ]
-    return found
+    return messages
 
 
 def _trigrams(frame: str) -> list[tuple[str, ...]]:

@@ -63,9 +63,9 @@ NEAR_WORDS = 300
 
 @cache
 def exact_shares() -> dict[int, float]:
-    """Map how often a document occurs to the share of the Pile's different text that does so.
+    """Map a number of occurrences to the share of the Pile's distinct text that occurs so often.
 
-    Components are taken to share no text. Of a component that is read 1.5 times, half of the
+    Components are assumed to share no text. Of a component that is read 1.5 times, half of the
     documents occur once and half twice.
     """
     size: dict[int, float] = {}

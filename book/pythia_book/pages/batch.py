@@ -208,7 +208,7 @@ def first_repeat(example: Example, seed: int, epochs: int = 2) -> int:
         if not seen.isdisjoint(inputs):
             return rank // example.batch_size
         seen.update(inputs)
-    raise PythiaError("no text is read twice")
+    raise PythiaError("no token is read twice in this order; use more epochs")
 
 
 # --- drawings --------------------------------------------------------------------------------

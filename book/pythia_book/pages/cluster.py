@@ -64,9 +64,9 @@ class Layout:
     gpus: int
     seq_len: int = SEQ_LEN
     batch_rows: int = BATCH_ROWS
-    """Rows per update, of which every GPU reads as many."""
+    """Rows per update; all GPUs read equally many."""
     precision: str = "bf16"
-    """Of memory; times are predicted for bf16 only."""
+    """The precision for which memory is estimated; times are predicted for bf16 only."""
 
     @cached_property
     def split(self) -> int:
@@ -102,7 +102,7 @@ class Layout:
 
     @property
     def memory_parts(self) -> dict[str, int]:
-        """The parts of `memory`. In `copies` are those of the weights, and gradients not shared."""
+        """The parts of `memory`; `copies` has copies of weights, and gradients before sharding."""
         model, shared = self.model, self.split
         parts = {
             name: size * model.n_params // shared

@@ -97,7 +97,7 @@ def _bars(ax: Axes, rows: list[tuple[str, dict[str, float], str]], label: str) -
 
 
 def swap(ax: Axes, run: SelectedRun) -> str:
-    """Draw what each change of the data leaves of the association between nouns and pronouns."""
+    """Draw how much of the association of nouns and pronouns each change of the data leaves."""
     values = _values(run)
     arms = (
         ("shuffle_21", "genders shuffled in\nthe sentences that teach it", ORANGE),
@@ -113,7 +113,7 @@ def swap(ax: Axes, run: SelectedRun) -> str:
 
 
 def frequency(ax: Axes, run: SelectedRun) -> str:
-    """Draw the effect of planting sums with a number more often, and that of a placebo."""
+    """Draw the effect of planting more sums with a number, and that of a placebo."""
     values = _values(run)
     rows = [
         ("more sums\nwith a number", values["boost"], ORANGE),
@@ -141,7 +141,7 @@ def order(ax: Axes, run: SelectedRun) -> str:
 
 
 def twins(ax: Axes, run: SelectedRun) -> str:
-    """Draw by how much deduplication changes the held-out loss at the end, by size and copies."""
+    """Draw how much deduplication changes the final held-out loss, by size and copies."""
     heavy, margin = _table(run, "effects"), _values(run)["margin"]
     as_in_the_pile = style.rows_where(_table(run, "changes"), measure="heldout_deduplicated")
     sizes = list(heavy["size"])

@@ -20,9 +20,9 @@ SCALE = "gpu"
 def values() -> dict[str, str]:
     """Return `largest` (the largest size) and numbers of each study, as text.
 
-    Those of a study with runs are `<study>_runs`, `_time` and `_disk`. For a study that trains
-    models that are no runs, whose time is not predicted, they are `_models`, `_sizes`, `_tokens`
-    (read by one model) and `_row` (tokens per row).
+    A study with runs has `<study>_runs`, `_time` and `_disk`. A study whose models are not runs
+    has `_models`, `_sizes`, `_tokens` (read by one model) and `_row` (tokens per row) instead,
+    because its time is not predicted.
     """
     numbers = {"largest": scale_named(SCALE).sizes[-1]}
     for study in STUDIES:

@@ -136,7 +136,7 @@ class Published:
         """Return final CrowS-Pairs scores for gender of all deduplicated models.
 
         The columns are `model`, `value` (a share) and `stderr`. All scores are from the evaluation
-        of the full suite, so that all models were treated alike.
+        of the full suite, so all models were scored in the same way.
         """
         rows = self._rows("crows_pairs_english_gender", "pct_stereotype")
         final = rows[(rows.source == "zero-shot") & (rows.step == OFFICIAL_STEPS)]

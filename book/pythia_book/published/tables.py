@@ -239,8 +239,8 @@ def mmlu_table(path: Path | None) -> pd.DataFrame:
     if has_tables(path):
         table = read_csv(path / "evals_mmlu.csv", MMLU)[MMLU]
     else:
-        found = read_results(path, {_SUITE: _mmlu_rows})[_SUITE]
-        table = pd.DataFrame(found, columns=MMLU)
+        rows = read_results(path, {_SUITE: _mmlu_rows})[_SUITE]
+        table = pd.DataFrame(rows, columns=MMLU)
     table = table.assign(deduped=table.deduped.astype(bool))
     return table[~misplaced(table)].reset_index(drop=True)
 

@@ -2,7 +2,7 @@
 
 PolyPythias (van der Wal et al. 2025) assigns a state to every checkpoint by a hidden Markov model
 of weight statistics. All maps are in EleutherAI/pythia, polypythias/data/training_maps.tsv. The
-code beside that file explains `state`, `score` (a standardized accuracy) and `group`: the outlier
+code next to that file explains `state`, `score` (a standardized accuracy) and `group`: the outlier
 seeds 3 and 4, or the remaining eight seeds.
 
 The file names neither model size nor tasks. But the scores of seed 0 equal the zero-shot accuracies
@@ -70,8 +70,8 @@ def _content(path: Path | None) -> bytes | None:
     if path is None:
         return None
     if path.is_file():
-        found = files_of(path, lambda name: name.endswith(_FILE))
-        return next((content for _, content in found), None)
+        files = files_of(path, lambda name: name.endswith(_FILE))
+        return next((content for _, content in files), None)
     for file in (path / _FLAT, path / _FILE, path.parent / _FILE):
         if file.is_file():
             return file.read_bytes()

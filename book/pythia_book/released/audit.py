@@ -6,7 +6,7 @@ so only hashes reveal the error. For repositories and git-lfs pointers, the stor
 and nothing is downloaded. Local safetensors are hashed by tensor, so equal weights are found even
 if they are split into other files.
 
-Steps may also be from another run than step 0, as reported of pythia-160m-weight-seed1 and 2
+Steps may also be from a different run than step 0, as reported of pythia-160m-weight-seed1 and 2
 (#203). All hashes then differ, so the early steps of a local folder are compared with step 0
 (pythia_core.training.lineage).
 """
@@ -74,10 +74,9 @@ class Audit:
     source: str
     entries: tuple[Entry, ...]
     continuing: dict[str, bool | None] = field(default_factory=dict)
-    """Whether each local early step continues from the weights of step 0; None: it cannot be told.
-    """
+    """Whether each local early step continues from step 0; None: the test cannot tell."""
     complete: bool = True
-    """Whether a missing step is a defect: on the hub, but not in a folder, which may hold some."""
+    """Whether a missing step is a defect: on the hub it is, but a folder may hold only some."""
 
     @property
     def sound(self) -> list[Entry]:
@@ -225,7 +224,7 @@ def audit(source: str, progress: bool = True) -> Audit:
 
 
 def _continuing(folder: Path, names: Iterable[str]) -> dict[str, bool | None]:
-    """Say of each early step whether it continues from step 0; where both have readable weights."""
+    """Map each early step to whether it continues from step 0; omit steps without weights."""
     steps = {step: folder / name for name in names if (step := step_of(name)) is not None}
     initial = _weights(steps[0]) if 0 in steps else None
     if initial is None:

@@ -1,4 +1,4 @@
-"""Bounds the disk that checkpoints of a hub's repository take while they are measured.
+"""Bounds the disk space of checkpoints that are fetched from the hub to be measured.
 
 While a checkpoint is measured, the next one is fetched. What was fetched for a measurement is
 deleted after it; a mark in the hub's cache, which survives a crash, says that the revision was not
@@ -24,7 +24,7 @@ from pythia_core.util.leases import is_free, leased, marker_of
 MARK = ".fetched"
 """The suffix of the marks."""
 WAIT_SECONDS = 0.5
-"""Time between two looks whether there is room for the next checkpoint."""
+"""Seconds between two checks for room for the next checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class DiskBudget:
     """Fetches checkpoints for measurements, and deletes them when they have been measured."""
 
     ahead: int | None = 1
-    """How many fetched checkpoints are on disk besides those being measured; None: all."""
+    """How many fetched checkpoints may wait on disk to be measured; None: all."""
 
     @contextmanager
     def available(self, model: PublishedModel, step: int) -> Iterator[None]:

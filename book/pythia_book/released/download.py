@@ -137,7 +137,7 @@ def locate(
 
 
 def not_found(source: str) -> CheckpointError:
-    """Return the error for a name of neither a folder nor a repository."""
+    """Return the error for a name that is neither a folder nor a repository."""
     return CheckpointError(
         f"{source} is neither a folder nor the name of a repository on the hub, such as "
         f"EleutherAI/pythia-70m{why_local(source)}"
@@ -219,29 +219,27 @@ def fetch(repo: str, revision: str = "main", files: Iterable[str] | None = None)
             *.safetensors, a download fails, or a file does not match the hub's hash.
         CheckpointError: the revision has weights only as pickles.
     """
-    wanted = None if files is None else list(files)
-    if odd := [name for name in wanted or () if not PLAIN_NAME.fullmatch(name)]:
+    requested = None if files is None else list(files)
+    if odd := [name for name in requested or () if not PLAIN_NAME.fullmatch(name)]:
         raise FetchError(
             f"cannot download {', '.join(odd)}: only *.json and *.safetensors files are downloaded"
         )
     try:
         commit, available = listing(repo, revision)
     except FetchError as error:
-        cached = _cached(repo, revision, wanted) if _no_answer(error) else None
+        cached = _cached(repo, revision, requested) if _no_answer(error) else None
         if cached is None:
             raise
         return cached
-    if wanted is None:
-        wanted = _model_files(f"{repo} ({revision})", available)
-    if missing := [name for name in wanted if name not in available]:
+    if requested is None:
+        requested = _model_files(f"{repo} ({revision})", available)
+    if missing := [name for name in requested if name not in available]:
         raise FetchError(f"{repo} ({revision}): {one_of(missing[0], sorted(available), 'file')}")
     settings: dict[str, Any] = {"revision": revision, "cache_dir": constants.HF_HUB_CACHE}
     settings |= {"endpoint": endpoint(), "etag_timeout": TIMEOUT, "token": False}
     path = Path()
-    for name in wanted:
-        with translate_errors(
-            repo, revision, name
-        ):  # by revision name, so that the cache finds it offline
+    for name in requested:  # by the name of the revision, so that the cache finds it offline
+        with translate_errors(repo, revision, name):
             path = Path(hf_hub_download(repo, name, **settings))
         _check(path, available[name].sha256)
     return ModelFolder(path.parent, commit)
@@ -260,7 +258,7 @@ def _model_files(where: str, available: dict[str, RemoteFile]) -> list[str]:
     return [*(name for name in SMALL if name in available), *weights]
 
 
-def _cached(repo: str, revision: str, wanted: list[str] | None) -> ModelFolder | None:
+def _cached(repo: str, revision: str, requested: list[str] | None) -> ModelFolder | None:
     """Return the cached folder of a revision; None if a wanted file is not in the cache.
 
     By default, the config and the weights are wanted. Hashes are verified.
@@ -274,7 +272,8 @@ def _cached(repo: str, revision: str, wanted: list[str] | None) -> ModelFolder |
     except errors.LocalEntryNotFoundError:
         return None
     present = {path.name for path in folder.iterdir()}
-    if not (present >= set(wanted) if wanted else CONFIG in present and present & {WEIGHTS, INDEX}):
+    by_default = CONFIG in present and present & {WEIGHTS, INDEX}
+    if not (present >= set(requested) if requested else by_default):
         return None
     for path in folder.glob("*.safetensors"):
         blob = path.resolve().name  # large blobs are named by their sha256
@@ -294,7 +293,7 @@ def has_weights(repo: str, revision: str) -> bool:
 def marks_folder(repo: str) -> Path:
     """Return a folder in the hub's cache for marks about cached revisions of a repository.
 
-    It is one that scans of the cache leave out.
+    Scans of the cache skip this folder.
     """
     name = repo_folder_name(repo_id=repo, repo_type="model")
     return Path(constants.HF_HUB_CACHE) / ".locks" / name

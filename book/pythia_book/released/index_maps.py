@@ -124,7 +124,7 @@ class Documents:
         if low < 0 or low % width or high - low != size * width:
             raise damaged_index(
                 self._index.name,
-                f"document {number} has {size} tokens, but is at the bytes {low} to {high}",
+                f"document {number} has {size} tokens, but occupies the bytes {low} to {high}",
             )
         return low // width, high // width
 
@@ -226,8 +226,8 @@ def open_maps(stem: Path, seq_len: int) -> MappedRows:
     for folder in (stem.parent, stem.parent.parent):
         index, whole = folder / f"{base}.idx", folder / f"{base}.bin"
         tokens = [whole] if whole.is_file() else find_shards(folder / base)
-        found = {index.name: index.is_file(), whole.name: bool(tokens)}
-        missing = [name for name, here in found.items() if not here]
+        exists = {index.name: index.is_file(), whole.name: bool(tokens)}
+        missing = [name for name, here in exists.items() if not here]
         if not missing:
             return MappedRows(
                 list(LocalFile(stem.with_name(f"{stem.name}_{part}.npy")) for part in PARTS),

@@ -209,10 +209,10 @@ def _only_prefix(folder: Path) -> Path:
     """Return the PREFIX of a folder's only token file; raise a DataError for none or several."""
     prefixes = {re.sub(r"(-\d{5}-of-\d{5})?\.bin$", "", p.name) for p in folder.glob("*.bin")}
     if len(prefixes) != 1:
-        found = f"several token files ({', '.join(sorted(prefixes))})"
+        several = f"several token files ({', '.join(sorted(prefixes))})"
         raise DataError(
-            f"{folder} has {found if prefixes else 'no token file'}; pass a folder with one token "
-            "file (a .bin, or all shards of a .bin), or the PREFIX of one token file"
+            f"{folder} has {several if prefixes else 'no token file'}; pass a folder with one "
+            "token file (a .bin, or all shards of a .bin), or the PREFIX of one token file"
         )
     return folder / prefixes.pop()
 

@@ -1,4 +1,4 @@
-"""Which scripts and style sheets a page loads: what it needs, from the site itself, nothing twice.
+"""Decides which scripts and styles a page loads: only what it needs, and from the site itself.
 
 All pages share one style sheet, site.css, made when the build ends from those of the theme and the
 book: without fonts, and without rules for things that no page has. Scripts that no part of a page
@@ -151,6 +151,7 @@ def prune(css: str, used: set[str]) -> str:
 
 
 def _kept(css: str, used: set[str]) -> Iterator[str]:
+    """Yield the rules that `prune` keeps."""
     for head, block in _rules(css):
         if not block:  # a statement such as @charset
             yield head if not head.startswith("@charset") else ""

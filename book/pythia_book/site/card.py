@@ -40,7 +40,7 @@ def draw(app: Sphinx, error: Exception | None) -> None:
 
 
 def figure(title: str, values: dict[str, Any]) -> Figure:
-    """Return the card: title and thesis, and beside them the study's main result.
+    """Return the card: title and thesis, and next to them the study's main result.
 
     Args:
         values: numbers of the gender study's record; without them, the card has no figure.

@@ -109,7 +109,7 @@ def packed(checkpoints: Checkpoints, name: str) -> bytes:
 
 
 def manifest(checkpoints: Checkpoints) -> dict[str, Any]:
-    """Return everything that the page's script needs besides the weights, in JSON types."""
+    """Return everything that the page's script needs except the weights, in JSON types."""
     about = checkpoints.about
     model = about["tokenizer"]["model"]
     special = {token["id"] for token in about["tokenizer"]["added_tokens"] if token["special"]}
@@ -167,7 +167,7 @@ def stage_scripts(app: Sphinx) -> None:
 
 
 class PromptCheckpoints(SphinxDirective):
-    """The place of the interactive part, with a table of the same for readers without scripts."""
+    """A directive for the interactive part, in whose place readers without scripts see a table."""
 
     def run(self) -> list[nodes.Node]:
         checkpoints, digest, problem = chosen()
@@ -207,7 +207,7 @@ class PromptCheckpoints(SphinxDirective):
 
 
 def cautions_of(about: dict[str, Any]) -> list[str]:
-    """Return sentences on checkpoints that do not show what the page is about."""
+    """Return warnings, if any, that these checkpoints cannot show what the page is about."""
     texts = []
     if about["scale"] == "smoke":
         texts.append(
@@ -231,9 +231,9 @@ def static_table(checkpoints: Checkpoints) -> nodes.table:
     columns += [
         (f"{arm}-{total}", f"{arm.partition('_')[0]}, update {total}") for arm in about["steps"]
     ]
-    found = predictions(checkpoints, [name for name, _ in columns])
+    likeliest = predictions(checkpoints, [name for name, _ in columns])
     rows: list[list[nodes.Node | str]] = []
-    for preset, cells in zip(PRESETS, found, strict=True):
+    for preset, cells in zip(PRESETS, likeliest, strict=True):
         texts = ["; ".join(f"{shown(token)} {percent(p)}" for token, p in cell) for cell in cells]
         rows.append([preset[1], *texts])
     return table(["Prompt", *(title for _, title in columns)], rows, "pythia-table")
@@ -338,8 +338,8 @@ def facts(checkpoints: Checkpoints) -> dict[str, str]:
         "runs": ", ".join(run["id"] for run in about["runs"].values()),
         "prompts": number_text(error["prompts"]),
         **{
-            f"{what}_{kind}": f"{error[f'{what}_{kind}']:.1g}"
-            for what in ("logits", "probabilities")
+            f"{quantity}_{kind}": f"{error[f'{quantity}_{kind}']:.1g}"
+            for quantity in ("logits", "probabilities")
             for kind in ("max", "mean")
         },
     }

@@ -101,9 +101,9 @@ def _copy(element: ET.Element, prefix: str, colours: dict[str, None]) -> ET.Elem
         key = key.rpartition("}")[2]
         if key == "style":
             for declaration in value.split(";"):
-                part, _, what = declaration.partition(":")
+                part, _, setting = declaration.partition(":")
                 if part.strip() in STYLES:
-                    _set(clean, part.strip(), what.strip(), prefix, colours, of_text)
+                    _set(clean, part.strip(), setting.strip(), prefix, colours, of_text)
         elif key in ATTRIBUTES:
             _set(clean, key, value, prefix, colours, of_text)
     if of_text:
@@ -219,7 +219,7 @@ def inline_figure(bundle: dict[str, Any], prefix: str, small: bool = False) -> s
 
 
 def _more(bundle: dict[str, Any]) -> dict[str, Any]:
-    """Return what a bundle says of its figure besides the wide drawing; {} for an old one."""
+    """Return the details of the figure in a bundle of outputs; {} if an old run has none."""
     more = bundle.get(FIGURE_TYPE)
     return more if isinstance(more, dict) else {}
 

@@ -160,7 +160,7 @@ def _counts(tests: Sequence[dict[str, Any]]) -> str:
 
 
 _NO_MARK = '<span class="verdict-mark none"></span>'
-"""Takes the place of a mark, so that the marks of a claim stand in the same place on both sides."""
+"""Fills the place of a missing mark, so that the marks of a claim line up on both sides."""
 
 
 def _mark(verdict: str) -> str:
@@ -215,7 +215,7 @@ def _legend_html() -> str:
 
 
 class Outcome(SphinxDirective):
-    """One sentence: how many statements come out how, in the recorded runs."""
+    """A sentence that counts the verdicts on statements of the paper, in the recorded runs."""
 
     def run(self) -> list[nodes.Node]:
         rows = [row for study in RUNS for row in paper_rows(study)]
@@ -238,7 +238,7 @@ _OUTCOMES = {
 
 
 def outcome(rows: Sequence[dict[str, Any]]) -> str:
-    """Say how many statements come out how, on the released numbers and on ours."""
+    """Count the verdicts in one sentence, on the released numbers and on ours."""
     texts = {}
     for side, words in _OUTCOMES.items():
         counts = Counter(row[side]["verdict"] for row in rows if row[side])

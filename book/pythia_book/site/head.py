@@ -70,7 +70,7 @@ def shorten(text: str, longest: int = LONGEST) -> str:
 def description_of(doctree: nodes.document) -> str:
     """Return the abstract of a page, or else its first paragraph, as plain text without citations;
     "" if there is none."""
-    found = ""
+    description = ""
     for paragraph in doctree.findall(nodes.paragraph):
         above, classes = paragraph.parent, set(paragraph.get("classes", []))
         while above is not None:
@@ -82,12 +82,12 @@ def description_of(doctree: nodes.document) -> str:
         text = _plain(paragraph)
         if text.startswith("Abstract."):
             return shorten(text.removeprefix("Abstract.").strip())
-        found = found or shorten(text)
-    return found
+        description = description or shorten(text)
+    return description
 
 
 def _plain(node: nodes.Node) -> str:
-    """Return the text of a node without citations and without a space that one leaves behind."""
+    """Return the text of a node without citations and the spaces that they leave behind."""
     if isinstance(node, nodes.Text):
         return node.astext()
     if isinstance(node, nodes.Element) and "bibtex-citation" in node.get("classes", []):

@@ -42,7 +42,7 @@ _TICKED = re.compile(r"`([^`\n]+)`")
 
 
 def coded(body: str) -> str:
-    """Show `words` between backticks as code, wherever they stand as text.
+    """Show `words` between backticks as code, wherever they occur in text.
 
     Markdown has done so in prose; captions of tables, claims and cells come from records as plain
     text.
@@ -61,21 +61,21 @@ def coded(body: str) -> str:
 
 
 def boxed(body: str) -> str:
-    """Put the outermost tables that have no box to scroll in into one of class "scrolls"."""
+    """Wrap each outermost table that has no scrolling box in a box of class "scrolls"."""
     depth, parts, last = 0, [], 0
-    for found in re.finditer(r"<(/?)table\b[^>]*>", body):
-        closing = bool(found[1])
+    for tag in re.finditer(r"<(/?)table\b[^>]*>", body):
+        closing = bool(tag[1])
         depth += -1 if closing else 1
         if depth != (0 if closing else 1):
             continue
         if not closing:
-            before = body[: found.start()].rstrip()
+            before = body[: tag.start()].rstrip()
             bare = not before.endswith('class="pst-scrollable-table-container">')
-            bare = bare and "highlighttable" not in found[0]
-            parts.append(body[last : found.start()] + ('<div class="scrolls">' if bare else ""))
+            bare = bare and "highlighttable" not in tag[0]
+            parts.append(body[last : tag.start()] + ('<div class="scrolls">' if bare else ""))
         else:
-            parts.append(body[last : found.start()] + found[0] + ("</div>" if bare else ""))
-        last = found.end() if closing else found.start()
+            parts.append(body[last : tag.start()] + tag[0] + ("</div>" if bare else ""))
+        last = tag.end() if closing else tag.start()
     return "".join(parts) + body[last:]
 
 
@@ -104,10 +104,10 @@ def aligned(table: str) -> str:
     def mark(row: re.Match[str]) -> str:
         place = -1
 
-        def cell(found: re.Match[str]) -> str:
+        def cell(match: re.Match[str]) -> str:
             nonlocal place
             place += 1
-            return _with_class(found[0], numeric[place]) if place in numeric else found[0]
+            return _with_class(match[0], numeric[place]) if place in numeric else match[0]
 
         return re.sub(r"<t[hd]\b[^>]*>", cell, row[0])
 

@@ -46,7 +46,7 @@ def mathml(latex: str, display: bool = False) -> str:
     except Exception as error:  # the converter raises many kinds of errors
         raise ValueError(f"{type(error).__name__} {error}".strip()) from error
     if unknown := re.search(r"\\[A-Za-z]+|>&<", text):
-        raise ValueError(f"{unknown[0].strip('<>')} is not known here")
+        raise ValueError(f"the converter does not know {unknown[0].strip('<>')}")
     # thin spaces around the names of functions, as in print: a cos b, but a cos(b)
     name, thin = "(?:<mi>(?:a?sin|a?cos|tan|log|ln|exp|max|min)</mi>)", '<mspace width="0.17em" />'
     text = re.sub(rf"(?<=</m[in]>)(?={name})", thin, text)

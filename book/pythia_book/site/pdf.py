@@ -84,11 +84,11 @@ class Book:
     def _title_page(self) -> str:
         book = citation(ROOT)
         lines = [", ".join(book.authors), f"Version {book.version}", f"License: {book.license}"]
-        said = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+        text = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
         where = html.escape(self.address)
-        said += f'<p><a href="{where}">{where}</a></p>' if where else ""
+        text += f'<p><a href="{where}">{where}</a></p>' if where else ""
         title = html.escape(self.title)
-        return f'<header class="title-page"><p class="book-title">{title}</p>{said}</header>'
+        return f'<header class="title-page"><p class="book-title">{title}</p>{text}</header>'
 
     def _contents(self, pages: Mapping[str, int]) -> str:
         lines = []
@@ -233,7 +233,7 @@ def sections(body: Tag) -> list[Entry]:
 
 
 def _css_string(text: str) -> str:
-    """Return a text as a string of CSS that may stand in a style element."""
+    """Return a text as a string of CSS that is safe in a style element."""
     return '"' + "".join(c if c.isalnum() or c in " .,:" else f"\\{ord(c):x} " for c in text) + '"'
 
 
@@ -246,13 +246,13 @@ def browser() -> str:
     Raises:
         MissingDependencyError: there is none.
     """
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
         raise MissingDependencyError(
             "a PDF needs Chromium or Chrome, and neither is installed; on Debian and Ubuntu, run "
             "`apt-get install chromium`"
         )
-    return found
+    return path
 
 
 def write_pdf(site: Path, target: Path | None = None) -> Path:
@@ -263,7 +263,7 @@ def write_pdf(site: Path, target: Path | None = None) -> Path:
 
     Raises:
         ConfigError: there is no site in the folder.
-        DataError: the site is not a whole one.
+        DataError: the site is incomplete.
         MissingDependencyError: there is no browser.
     """
     program, book = browser(), assemble(site)

@@ -45,7 +45,7 @@ def commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParse
 
 
 def plain(text: str) -> str:
-    """Escape text for Markdown, except what stands between backticks; options become code."""
+    """Escape text for Markdown, except between backticks; options become code."""
     parts = re.sub(r"(?<![\w`-])(--[\w-]+)(?!`)", r"`\1`", text).split("`")
     return "`".join(
         part if place % 2 else re.sub(r"([\\*_\[\]<>{}$#|~&])", r"\\\1", part)
@@ -85,13 +85,13 @@ class Commands(SphinxDirective):
         from pythia_core import __main__
 
         top = __main__.parser()
-        found = []
+        sections = []
         for parser in commands(top):
             name = parser.prog.removeprefix(top.prog).strip()
             section = nodes.section(ids=[f"command-{nodes.make_id(name)}"])
             section += nodes.title("", "", nodes.literal("", name))
-            found.append(_parsed(self, command_text(parser, name), section))
-        return found
+            sections.append(_parsed(self, command_text(parser, name), section))
+        return sections
 
 
 # --- the library -----------------------------------------------------------------------------
@@ -108,9 +108,9 @@ def api_text(module: str, names: Iterable[str]) -> str:
     file = path.relative_to(ROOT).as_posix()
     texts = []
     for name in names:
-        if (found := _named(body, name)) is None:
+        if (definition := _named(body, name)) is None:
             raise ValueError(f"{module} has no {name} with a docstring")
-        node, doc = found
+        node, doc = definition
         texts.append(_object_text(module, file, node, name, doc))
     return "\n\n".join(texts)
 
@@ -140,7 +140,7 @@ def _targets(node: ast.stmt) -> list[str]:
 
 
 def _comment(node: ast.stmt | None) -> str:
-    """Return the text of a string that stands alone, as below a constant or a field; else ""."""
+    """Return the text of a bare string, such as one below a constant or a field; else ""."""
     value = getattr(node, "value", None) if isinstance(node, ast.Expr) else None
     text = value.value if isinstance(value, ast.Constant) else None
     return ast.get_docstring(ast.Module([node], [])) or "" if isinstance(text, str) else ""
@@ -230,11 +230,13 @@ def markdown(doc: str) -> str:
             fields.append(f":{kind.lower()}: {' '.join(body.split())}")
             continue
         for entry in re.split(r"\n(?=    \S)", body.strip("\n")):
-            name, _, said = " ".join(entry.split()).partition(": ")
+            name, _, meaning = " ".join(entry.split()).partition(": ")
             if kind == "Attributes":
-                items.append(f"- `{name}`: {said}")
+                items.append(f"- `{name}`: {meaning}")
+            elif kind == "Args":  # a field with several names would be read as a type and a name
+                fields += [f":param {each}: {meaning}" for each in name.split(", ")]
             else:
-                fields.append(f":{'param' if kind == 'Args' else 'raises'} {name}: {said}")
+                fields.append(f":raises {name}: {meaning}")
     return "\n\n".join(filter(None, [head.strip(), "\n".join(items), "\n".join(fields)]))
 
 

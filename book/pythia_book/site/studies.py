@@ -150,8 +150,8 @@ class ReproductionReport(_StudyDirective):
     def run(self) -> list[nodes.Node]:
         yours, recorded = self.runs[0], recorded_run(self.arguments[0])
         assert yours.record and recorded.record
-        found = report.compare(yours.record, recorded.record)
-        items = [nodes.list_item("", nodes.paragraph("", text)) for text in found.sentences()]
+        comparison = report.compare(yours.record, recorded.record)
+        items = [nodes.list_item("", nodes.paragraph("", text)) for text in comparison.sentences()]
         header = ["Claim", "your run", "recorded", "distance"]
 
         def cell(test: dict[str, Any] | None) -> nodes.Node | str:
@@ -168,7 +168,7 @@ class ReproductionReport(_StudyDirective):
                 cell(row.recorded),
                 "" if row.distance is None else records.number_text(row.distance, 1),
             ]
-            for row in sorted(found.rows, key=lambda row: row.agree is not False)
+            for row in sorted(comparison.rows, key=lambda row: row.agree is not False)
         ]
         note = (
             "Claims with different verdicts come first. Distance: the difference of the values, "

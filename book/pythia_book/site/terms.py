@@ -72,14 +72,14 @@ def note_glossary(app: Sphinx, doctree: nodes.document) -> None:
 
 def definitions(doctree: nodes.document) -> dict[str, tuple[str, list[nodes.Element]]]:
     """Map each term of the glossary, as text, to its anchor and its definition."""
-    found = {}
+    by_name = {}
     for item in doctree.findall(nodes.definition_list_item):
         paragraphs = [each for part in item.findall(nodes.definition) for each in part.children]
         for term in item.findall(nodes.term):
             if term["ids"]:
                 for name in term.astext().replace(APOSTROPHE, "'").split(", "):
-                    found[name] = (term["ids"][0], paragraphs)
-    return found
+                    by_name[name] = (term["ids"][0], paragraphs)
+    return by_name
 
 
 def pattern_of(names: list[str]) -> re.Pattern[str]:
@@ -110,16 +110,16 @@ def mark_terms(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     for text, section in list(_prose(doctree)):
         parts: list[nodes.Node] = []
         plain, at = text.astext(), 0
-        for found in pattern.finditer(plain):
-            anchor, _ = known[names[int((found.lastgroup or "t0")[1:])]]
+        for match in pattern.finditer(plain):
+            anchor, _ = known[names[int((match.lastgroup or "t0")[1:])]]
             if (section, anchor) in seen:
                 continue
             seen.add((section, anchor))
             link = nodes.reference(
-                "", found[0], internal=True, refuri=f"{base}#{anchor}", classes=[CLASS]
+                "", match[0], internal=True, refuri=f"{base}#{anchor}", classes=[CLASS]
             )
-            parts += [nodes.Text(plain[at : found.start()]), link]
-            at = found.end()
+            parts += [nodes.Text(plain[at : match.start()]), link]
+            at = match.end()
         if parts:
             text.parent.replace(text, [*parts, nodes.Text(plain[at:])])
 

@@ -96,7 +96,7 @@ def answers(question: Question) -> list[str]:
 
 
 def requests(
-    asked: Sequence[Question], shots: int, encode: Encode, eod_id: int, max_seq_len: int
+    chosen: Sequence[Question], shots: int, encode: Encode, eod_id: int, max_seq_len: int
 ) -> list[scoring.Request]:
     """Return the requests that score the answers to each question, question by question.
 
@@ -106,7 +106,7 @@ def requests(
         ConfigError: a question with its examples does not fit into the context.
     """
     all_requests = []
-    for question in asked:
+    for question in chosen:
         context = (eod_id, *encode(prompt(question, shots)))
         choices = answers(question)[: 1 if shots else None]
         all_requests += [scoring.Request(context, encode(answer)) for answer in choices]
@@ -156,10 +156,10 @@ class ArithmeticMeasurement(RequestMeasurement):
         Raises:
             ConfigError: a question with its examples does not fit into the context.
         """
-        asked = [q for q in questions() if q.held_out or (planted and not shots)]
+        chosen = [q for q in questions() if q.held_out or (planted and not shots)]
         encode = scoring.encoder(data.tokenizer)
-        texts = requests(asked, shots, encode, data.eod_id, max_seq_len)
-        return cls(tuple(asked), tuple(texts), shots, max_seq_len)
+        texts = requests(chosen, shots, encode, data.eod_id, max_seq_len)
+        return cls(tuple(chosen), tuple(texts), shots, max_seq_len)
 
     @property
     def name(self) -> str:

@@ -165,7 +165,7 @@ def load_items(
 
     Raises:
         DataError: the task is unknown, the wheels or the file lack items, a line is not an item, or
-            no item is left to measure besides the examples.
+            only items that serve as examples are left.
         FetchError: the wheel is not available.
     """
     task = task_named(name)

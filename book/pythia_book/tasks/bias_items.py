@@ -104,8 +104,8 @@ def natural_frames(items: Sequence[PronounItem]) -> tuple[str, ...]:
     """Return N_NATURAL sentences of WinoBias up to the pronoun, as frames for other nouns.
 
     The sentences have "he" or "she" after "the" and the occupation to which the pronoun refers;
-    {noun} stands in place of that occupation, {he} in place of the pronoun. Every frame has another
-    beginning, and a hash chooses among the frames.
+    {noun} replaces that occupation, and {he} the pronoun. No two frames begin in the same way, and
+    a hash chooses among the frames.
 
     Raises:
         DataError: there are fewer such sentences.

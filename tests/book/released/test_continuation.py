@@ -280,7 +280,7 @@ def test_bad_input_is_refused_before_training(published: Published, tmp_path: Pa
     refused(DataError, r"last full batch of 4 is step 59", lambda: go_on(p, 59, 2))
     refused(ConfigError, "has only weights", lambda: go_on(p, 40, 4, state="kept"))
     refused(ConfigError, "unknown transform 'sideways'", lambda: go_on(p, 40, 4, "sideways"))
-    refused(ConfigError, "has no Pythia size", lambda: go_on(p, 40, 4, train_config=None))
+    refused(ConfigError, "is not of a Pythia size", lambda: go_on(p, 40, 4, train_config=None))
     rows = p.rows
     refused(
         ConfigError,

@@ -183,7 +183,7 @@ def test_a_path_is_named_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_other_names(published: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="0 runs match 'pythia-70m'"):
+    with pytest.raises(CheckpointError, match="no run matches 'pythia-70m'"):
         find_model("pythia-70m")
     assert find_model("EleutherAI/pythia-70m").label == "70m"
     empty = tmp_path / "empty"

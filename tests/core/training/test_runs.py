@@ -236,7 +236,7 @@ def test_more_steps_than_data_are_refused(config: RunConfig) -> None:
 
 
 def test_missing_runs_and_steps_are_named(config: RunConfig) -> None:
-    with pytest.raises(CheckpointError, match="0 runs match 'nothing'"):
+    with pytest.raises(CheckpointError, match="no run matches 'nothing'"):
         find_run("nothing")
     run = train(config)
     with pytest.raises(

@@ -88,7 +88,7 @@ def test_a_missing_shard_or_another_architecture_is_refused(trainer: Trainer) ->
     with pytest.raises(CheckpointError, match="should have 3 shards, but has 2"):
         SavedState({s: t for s, t in files.items() if "00001-of" not in s}, shapes(trainer))
     wide = {name: torch.Size([2 * shape[0], *shape[1:]]) for name, shape in shapes(trainer).items()}
-    with pytest.raises(CheckpointError, match="has another architecture than the config"):
+    with pytest.raises(CheckpointError, match="has a different architecture from the config"):
         SavedState(files, wide)
 
 

@@ -161,7 +161,7 @@ def test_saved_weights_are_those_of_the_bf16_forward_pass(tmp_path: Path) -> Non
 def test_a_state_of_another_architecture_is_refused(tmp_path: Path) -> None:
     train(config(), batch_at, tmp_path, stop_at=2, progress=False)
     other = replace(config(), model=replace(config().model, n_layers=1))
-    with pytest.raises(CheckpointError, match="another architecture"):
+    with pytest.raises(CheckpointError, match="a different architecture"):
         train(other, batch_at, tmp_path, progress=False)
 
 

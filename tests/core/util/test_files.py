@@ -135,7 +135,7 @@ def test_a_kill_leaves_no_cached_file_without_its_digest(
 
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        files.cached_file(path, lambda temporary: temporary.write_text("new"), anew=True)
+        files.cached_file(path, lambda temporary: temporary.write_text("new"), rewrite=True)
     monkeypatch.setattr(os, "replace", replace)
     files.cached_file(path, lambda temporary: temporary.write_text("again"))
     assert files.is_intact(path)

@@ -122,7 +122,7 @@ class TokenFileData:
     def with_heldout(self) -> PreparedData:
         """Return the prepared corpus `miniature`, because the rows have no held-out text.
 
-        If a published model was trained on these texts, swap and control are affected alike.
+        If a published model was trained on these texts, swap and control are affected equally.
         """
         return prepare(DataConfig("miniature", tokenizer=self.tokenizer_name))
 

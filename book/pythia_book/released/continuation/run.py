@@ -369,8 +369,8 @@ def locate_continued(
         "config": config_dict(config),
     }
     claim_folder(folder, identity)
-    # always anew, because the rows may have moved
-    cached_file(folder / "place.json", lambda path: write_json(path, place), anew=True)
+    # always rewritten, because the rows may have moved
+    cached_file(folder / "place.json", lambda path: write_json(path, place), rewrite=True)
     return Continued(folder, config, data, continuation)
 
 
@@ -394,9 +394,9 @@ def _continuation(start: Start, steps: int, swap: str, rewarm: Rewarm | None) ->
         return Continuation(start.step, stop, start.step, rewarm.rule, updates, swap)
     if rewarm is not None:
         raise ConfigError(
-            f"{start.label} has kept its optimizer state of step {start.step}, so the learning "
-            "rate cannot be re-warmed. Omit the re-warming rule (--rewarm), or set state (--state) "
-            "to 'weights' to continue from the weights alone"
+            f"{start.label} has an optimizer state of step {start.step}, with which the learning "
+            "rate is not re-warmed. Omit the re-warming rule (--rewarm), or set state (--state) to "
+            "'weights' to continue from the weights alone"
         )
     assert start.run is not None  # only a local run keeps its optimizer state
     earlier = read_identity(start.run.folder).get("continued")
@@ -417,7 +417,7 @@ def _read_place(folder: Path) -> dict[str, Any]:
     if not is_intact(path):
         raise CheckpointError(
             f"{path} is missing or damaged; run the command `continue` of this run again, which "
-            "writes it anew"
+            "rewrites it"
         )
     return json_object(path.read_bytes())
 

@@ -225,7 +225,8 @@ def published_train(model: ModelConfig, seq_len: int = 2048, **settings: Any) ->
         settings: fields to replace.
 
     Raises:
-        ConfigError: the model has no Pythia size, and `settings` lacks lr_max, steps or batch_size.
+        ConfigError: the size is not one of Pythia's, and `settings` lacks lr_max, steps or
+            batch_size.
     """
     official = size_of(model, OFFICIAL_SIZES)
     missing = {"lr_max", "steps", "batch_size"} - settings.keys()
@@ -234,7 +235,7 @@ def published_train(model: ModelConfig, seq_len: int = 2048, **settings: Any) ->
         needed = (f"{name} ({options[name]})" for name in sorted(missing))
         raise ConfigError(
             f"a model of {model.n_layers} layers, width {model.d_model} and {model.n_heads} heads "
-            "has no Pythia size, so the settings of its training are unknown; pass "
+            "is not of a Pythia size, so its training settings are unknown; pass "
             f"{', '.join(needed)}"
         )
     known: dict[str, Any] = {"steps": OFFICIAL_STEPS, "batch_size": 1024}

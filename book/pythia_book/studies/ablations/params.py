@@ -38,7 +38,7 @@ class Arm:
 
 BASELINE = "pythia"
 MEAN = "mean"
-"""The name of the mean over sizes in tables, in the place of a size."""
+"""The name of the mean over sizes in tables, where other rows have a size."""
 ARMS = {
     BASELINE: Arm("Pythia"),
     "sequential": Arm("sequential blocks", {"parallel_residual": False}),

@@ -142,7 +142,7 @@ def _values(
     - `speed_ARM_ROLE`: speed relative to Pythia's, the median over rounds.
     - `init_factor_ROLE`, `init_output_factor_ROLE`: see training.init_factors.
     - `tied_percent_ROLE`: by how many percent fewer parameters the tied model has;
-      `tied_worth_ROLE`: what so many parameters are worth in Pythia's architecture, in nats.
+      `tied_worth_ROLE`: what that many parameters are worth in Pythia's architecture, in nats.
     - `margin_total`: the margin if embeddings counted as parameters.
     """
     scale, sizes = scale_named(params.scale), params.size_list

@@ -151,8 +151,8 @@ def train(job: Job) -> Arrays:
         TakenElsewhere: another process trains the model.
     """
     with leased(marker_of(job.file), wait=False):
-        found = load_cached(job.file, job.key)  # another process may have trained it
-        return _train(job) if found is None else found
+        result = load_cached(job.file, job.key)  # another process may have trained it
+        return _train(job) if result is None else result
 
 
 def _train(job: Job) -> Arrays:
@@ -172,8 +172,8 @@ def _train(job: Job) -> Arrays:
 
 def train_all(jobs: Sequence[Job], progress: bool = True) -> list[Arrays]:
     """Return what `train` does, for each job; only jobs without a result are trained."""
-    found = [load_cached(job.file, job.key) for job in jobs]
-    missing = [job for job, arrays in zip(jobs, found, strict=True) if arrays is None]
+    results = [load_cached(job.file, job.key) for job in jobs]
+    missing = [job for job, arrays in zip(jobs, results, strict=True) if arrays is None]
     work = [run_flops(job.config) for job in missing]
     trained = iter(
         parallel_map(
@@ -188,7 +188,7 @@ def train_all(jobs: Sequence[Job], progress: bool = True) -> list[Arrays]:
             may_retry=lambda job: is_free(marker_of(job.file)),
         )
     )
-    return [next(trained) if arrays is None else arrays for arrays in found]
+    return [next(trained) if arrays is None else arrays for arrays in results]
 
 
 # --- timing ----------------------------------------------------------------------------------
@@ -199,11 +199,11 @@ def seconds_per_update(
 ) -> np.ndarray:
     """Time updates of several models in turn, on one thread; return float64[jobs, ROUNDS].
 
-    Every round times all models, so that a change in the speed of the machine meets all of them.
+    Every round times all models, so that a change in the machine's speed affects all of them.
 
     Args:
         clock: default: the processor time of this process, which other processes hardly change;
-            with a GPU, the time on the wall.
+            with a GPU, wall-clock time.
     """
     if clock is None:
         clock = time.perf_counter if torch.cuda.is_available() else time.process_time

@@ -1,10 +1,10 @@
 """Held-out text as the standard corpus has it, and text by how often a model has read it.
 
 Held-out documents are never copied: they are text as the deduplicated corpus has it, and no model
-has read them. A random slice of the *standard* corpus would be different. If one of k copies of a
-document is held out, the other k - 1 stay in the training text. Whether a document is held out and
-how often it is copied is decided by independent hashes, so documents that occur k - 1 times in the
-training text stand in for such a document, and held-out documents for one that occurs once.
+has read them. A random slice of the *standard* corpus would be different: if one of k copies of a
+document is held out, the other k - 1 stay in the training text. Independent hashes decide whether a
+document is held out and how often it is copied. So such a document can be replaced by one that
+occurs k - 1 times in the training text or, for k = 1, by a held-out document.
 """
 
 from __future__ import annotations

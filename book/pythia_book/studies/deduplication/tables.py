@@ -110,11 +110,11 @@ def _repetition(measured: Measurements, recipes: pd.DataFrame) -> pd.DataFrame:
         }
     ]
     suite = _recipes(measured.facts["suite_recipes"])
-    for text, frame, found in (
+    for text, frame, counts in (
         ("copies as in the Pile", recipes, measured.facts["clusters"]),
         ("heavily repeated", suite, measured.facts["suite_clusters"]),
     ):
-        sizes = {copies: count for recipe, copies, count in found if recipe == DEDUP}
+        sizes = {copies: count for recipe, copies, count in counts if recipe == DEDUP}
         several = {copies: count for copies, count in sizes.items() if copies > 1}
         n = sum(copies * count for copies, count in several.items())
         rows.append(

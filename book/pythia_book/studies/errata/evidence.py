@@ -174,8 +174,9 @@ def datasketch_bands(similarity: float, hashes: int) -> tuple[int, int]:
     from scipy.integrate import quad
 
     def error(bands: int, each: int) -> float:
-        found = quad(s_curve, 0, similarity, args=(bands, each))[0]
-        return found + 1 - similarity - quad(s_curve, similarity, 1, args=(bands, each))[0]
+        false_positives = quad(s_curve, 0, similarity, args=(bands, each))[0]
+        true_positives = quad(s_curve, similarity, 1, args=(bands, each))[0]
+        return false_positives + 1 - similarity - true_positives
 
     pairs = [(b, r) for b in range(1, hashes + 1) for r in range(1, hashes // b + 1)]
     return min(pairs, key=lambda pair: error(*pair))

@@ -68,24 +68,24 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     seeds = seed_values(params.seeds)
     language = LanguageMeasurement.of(runs["standard", seeds[0]].data)
     scored, gaps = measure_all([(r, s) for r in runs.values() for s in steps], language, progress)
-    found = {
+    scores = {
         (name, seed, s): scored.get((r.id, s)) for (name, seed), r in runs.items() for s in steps
     }
     switches = {s.name: s for s in params.switch_list}
     if "gelu" in switches:
         other_gelu = OtherGeluMeasurement(language, switches["gelu"].value)
         controls = {seed: runs["standard", seed] for seed in seeds}
-        wanted = [(run, s) for run in controls.values() for s in steps]
-        scored, more = measure_all(wanted, other_gelu, progress)
-        found |= {
+        checkpoints = [(run, s) for run in controls.values() for s in steps]
+        scored, more = measure_all(checkpoints, other_gelu, progress)
+        scores |= {
             (GELU_AFTER_TRAINING, seed, s): scored.get((run.id, s))
             for seed, run in controls.items()
             for s in steps
         }
         gaps = gaps + more
     arrays = {}
-    for name, step in dict.fromkeys((name, step) for name, _, step in found):
-        results = [r for seed in seeds if (r := found[name, seed, step]) is not None]
+    for name, step in dict.fromkeys((name, step) for name, _, step in scores):
+        results = [r for seed in seeds if (r := scores[name, seed, step]) is not None]
         if len(results) == len(seeds):
             for measure, kind in (("loss", np.float32), ("last_word", bool)):
                 stacked = np.stack([r[measure] for r in results]).astype(kind)

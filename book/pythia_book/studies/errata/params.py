@@ -61,7 +61,7 @@ class Params(StudyParams):
     switches: str = ""
     """Comma-separated names in SWITCHES; empty means all. Each changes one field of a control."""
     seeds: int = 1
-    """Number of runs of every setting. A seed is that of initial weights and data order."""
+    """Number of runs of every setting. A seed sets both the initial weights and the data order."""
 
     WHOLE: ClassVar = {"seeds": (1, 100)}
     ONE_SIZE: ClassVar = True

@@ -1,15 +1,17 @@
 """Analyze associations: slopes, what is retained of them, and what to compare that with.
 
-If a change of the training text moves the log odds of all nouns alike, the slope stays: 1 is
-retained. If every noun moves for itself, log odds are compressed, and the slope falls although no
-noun is singled out. There are two such references, which follow from the control alone:
+If a change of the training text moves the log odds of all nouns by the same amount, the slope does
+not change: the fraction retained is 1. If each noun moves by itself towards the feminine, log odds
+are compressed, and the slope falls although no noun is singled out. Two references show by how
+much; they are computed from the control alone:
 
     mixture   every probability of the feminine pronoun (against the masculine one), P, moves the
               same fraction of the way to 1, as if a text without differences were mixed in
     gradient  every log odds climb the gradient of log P for the same time, as if each were a
               parameter of its own
 
-Large shifts leave more under "mixture", about the mean P, so it is the stricter one there.
+After a large shift, "mixture" retains more than "gradient": about the mean P. So it is
+the stricter reference there.
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ def analyse_associations(params: Params, measured: Measurements) -> Tables:
 def log_odds_read(params: Params, measured: Measurements, name: str, seed: int) -> np.ndarray:
     """Return the regressor of a model: log odds that its control read, float64[nouns].
 
-    For a text without planted sentences, or without an association, the intended log odds stand in.
+    For a text without planted sentences or without an association, they are the intended log odds.
 
     Raises:
         KeyError: the measurements lack what the runs of a text with planted sentences have read.
@@ -185,6 +187,7 @@ def seed_mean(units: Any) -> Any:
 
 
 def _retained_rows(params: Params, slopes: Slopes) -> Iterator[dict[str, object]]:
+    """Yield the rows of the table `retained`."""
     for name, model in params.models.items():
         for arm in model.arms:
             for frames in slopes.frames:
@@ -208,6 +211,7 @@ def _retained_rows(params: Params, slopes: Slopes) -> Iterator[dict[str, object]
 
 
 def _contrast_rows(params: Params, slopes: Slopes) -> Iterator[dict[str, object]]:
+    """Yield the rows of the table `contrasts`."""
     for name, model in params.models.items():
         for arm in model.arms:
             others = [FORK, CONTROL]
@@ -225,7 +229,7 @@ def _contrast_rows(params: Params, slopes: Slopes) -> Iterator[dict[str, object]
 
 
 def moved(odds: np.ndarray, shift: float, reference: str) -> np.ndarray:
-    """Return log odds that move for themselves until their mean has shifted by `shift`.
+    """Move each log odds as a reference does, until their mean has shifted by `shift`.
 
     Args:
         odds: float64[...], log odds of the control.
@@ -293,6 +297,7 @@ def excess_over(
 def _curve_rows(
     params: Params, measured: Measurements, slopes: Slopes
 ) -> Iterator[dict[str, object]]:
+    """Yield the rows of the table `curves`."""
     for size in params.size_list:
         for frames in (UNSEEN, PLANTED_FRAMES):
             if not slopes.learned(size, frames):
@@ -324,6 +329,7 @@ _CURVE = ["size", "frames", "reference", "shift", "retained"]
 
 
 def _noun_rows(params: Params, measured: Measurements) -> Iterator[dict[str, object]]:
+    """Yield the rows of the table `nouns`."""
     end, at = scale_named(params.scale).steps, list(measured.facts["frames"]).index(UNSEEN)
     for size in params.size_list:
         seeds = range(params.models[size].seeds)

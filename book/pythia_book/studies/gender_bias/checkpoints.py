@@ -161,7 +161,7 @@ def quantised(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def export(
     params: Params, measured: Measurements, trained: Mapping[Cell, Run]
 ) -> tuple[dict[str, bytes], str]:
-    """Return the file with the checkpoints, by name, and what it has or why there is none."""
+    """Return the file with the checkpoints, by name, and a note on it, or on why there is none."""
     if scale_named(params.scale).published:
         return {}, "checkpoints of released models are too large for a web page"
     size, learned = size_to_export(params, measured)
@@ -298,7 +298,8 @@ def differences(
         "probabilities": (logits[0].softmax(-1) - logits[1].softmax(-1)).abs(),
     }
     return {
-        what: {"max": float(gap.max()), "mean": float(gap.mean())} for what, gap in gaps.items()
+        quantity: {"max": float(gap.max()), "mean": float(gap.mean())}
+        for quantity, gap in gaps.items()
     }
 
 
@@ -361,8 +362,8 @@ def read(path: Path) -> Checkpoints:
 def _problem(about: Any, tensors: Weights) -> str:
     """Say what is wrong with the content of a file; "" if nothing is."""
     if not isinstance(about, dict) or about.get("version") != VERSION:
-        found = about.get("version") if isinstance(about, dict) else None
-        return f"its version is {found}, not {VERSION}"
+        version = about.get("version") if isinstance(about, dict) else None
+        return f"its version is {version}, not {VERSION}"
     if missing := [key for key in _KEYS if key not in about]:
         return f"its metadata lack {', '.join(missing)}"
     steps, fork, total = about["steps"], about["fork"], about["total_steps"]
@@ -374,7 +375,7 @@ def _problem(about: Any, tensors: Weights) -> str:
     if fork not in steps[CONTROL] or after[-1:] != [total]:
         return "its control lacks the fork or the end of training"
     if any(list(steps[arm]) != after for arm in SHOWN[1:]):
-        return "its forks have other steps than the control after the fork"
+        return "after the fork, the steps of its forks are not those of the control"
     if problem := unsupported(about["tokenizer"]):
         return problem
     config = ModelConfig(**about["config"])
@@ -388,17 +389,17 @@ def _problem(about: Any, tensors: Weights) -> str:
                 expected[f"{arm}-{step}/{name}"] = ("int8" if matrix else "float32", shape)
                 if matrix:
                     expected[f"{arm}-{step}/{name}.scale"] = ("float32", shape[:1])
-    found = {name: (array.dtype.name, array.shape) for name, array in tensors.items()}
-    if wrong := sorted(n for n in {*expected, *found} if expected.get(n) != found.get(n)):
+    stored = {name: (array.dtype.name, array.shape) for name, array in tensors.items()}
+    if wrong := sorted(n for n in {*expected, *stored} if expected.get(n) != stored.get(n)):
         name = wrong[0]
-        return f"{name} is {found.get(name)}, expected {expected.get(name)}"
+        return f"{name} is {stored.get(name)}, expected {expected.get(name)}"
     if bad := [n for n, a in tensors.items() if a.dtype == np.float32 and not np.isfinite(a).all()]:
         return f"{bad[0]} has values that are not finite"
     return ""
 
 
 def unsupported(tokenizer: dict[str, Any]) -> str:
-    """Say what the page cannot do of a tokenizer.json; "" if it can do everything."""
+    """Say why the page cannot use a tokenizer.json; "" if it can."""
     model, before = tokenizer["model"], tokenizer["pre_tokenizer"]
     known = (
         model["type"] == "BPE"

@@ -130,7 +130,7 @@ def measure(
     made: dict[Any, CouplingMeasurement] = {}  # by text
     scores: dict[tuple[str, int], Arrays] = {}
     gaps = []
-    wanted = {cell: steps(params.scale, _window(cell[2])) for cell in cells}
+    steps_of = {cell: steps(params.scale, _window(cell[2])) for cell in cells}
     for cell in cells:
         run = runs[cell]
         text = run.data.with_heldout()
@@ -142,10 +142,10 @@ def measure(
             (runs[cell], step)
             for cell in cells
             if runs[cell].data.with_heldout().tokens_folder == folder
-            for step in wanted[cell]
+            for step in steps_of[cell]
         ]
-        found, missing = measure_all(checkpoints, measurement, progress)
-        scores |= found
+        measured, missing = measure_all(checkpoints, measurement, progress)
+        scores |= measured
         gaps += missing
     arrays: Arrays = {}
     for cell in cells:
@@ -154,7 +154,7 @@ def measure(
                 scores[runs[cell].id, step][name].item()
                 if (runs[cell].id, step) in scores
                 else math.nan
-                for step in wanted[cell]
+                for step in steps_of[cell]
             ]
             arrays[name_of("coupling", name, *cell)] = np.array(series, np.float32)
     shares: dict[str, list[float]] = {kind: [] for kind in KINDS}
@@ -204,9 +204,9 @@ def released(published: Published) -> Tables:
         rows = table[(table.task == task) & (table.metric == metric)]
         value = np.log(rows.value) if metric == "ppl" else rows.value
         parts.append(rows.assign(measure=measure, value=value))
-    asked = table[(table.metric == "em") & (table.prompt == COMPARABLE)]
-    sign = np.where(asked.task.str.endswith("_pro"), 0.5, -0.5)  # the mean over types 1 and 2
-    net = asked.assign(value=asked.value * sign, measure="winobias")
+    comparable = table[(table.metric == "em") & (table.prompt == COMPARABLE)]
+    sign = np.where(comparable.task.str.endswith("_pro"), 0.5, -0.5)  # the mean over types 1 and 2
+    net = comparable.assign(value=comparable.value * sign, measure="winobias")
     parts.append(net)
     keys = ["model", "measure", "step", "intervention"]
     counted = pd.concat(parts).groupby(keys).value.agg(["sum", "count"])

@@ -56,7 +56,7 @@ def planted_pronouns(data: PreparedData, domain: str) -> PlantedPronouns:
         for line in b"".join(raw).decode("utf-8").split("\n"):
             if line.strip():
                 if line.strip() not in known:
-                    raise DataError(f"the domain {domain} has a line of another kind: {line!r}")
+                    raise DataError(f"the domain {domain} has a line that is not planted: {line!r}")
                 at, feminine, place = known[line.strip()]
                 place += offset + line.index(line.strip())
                 token = int(np.searchsorted(upto, place, side="right"))
@@ -106,7 +106,7 @@ def examples(run: Run, domain: str) -> list[dict[str, Any]]:
     order, width = data.order, run.config.data.seq_len
     position = order.positions(order.places(ledger.row, ledger.column))
     inside = data.in_domains(position, [domain])
-    found: list[dict[str, Any]] = []
+    passages: list[dict[str, Any]] = []
     for planted in (True, False):
         rows_used: set[int] = set()
         for at in np.flatnonzero(inside == planted):
@@ -120,7 +120,7 @@ def examples(run: Run, domain: str) -> list[dict[str, Any]]:
             if data.eod_id in pair[0][low:high]:
                 continue
             before, after = (data.tokenizer.decode(ids[low:high].tolist()) for ids in pair)
-            found.append({"planted": planted, "before": before, "after": after})
-            if sum(one["planted"] == planted for one in found) == N_EXAMPLES:
+            passages.append({"planted": planted, "before": before, "after": after})
+            if sum(one["planted"] == planted for one in passages) == N_EXAMPLES:
                 break
-    return found
+    return passages

@@ -97,7 +97,7 @@ def run(
         params,
         partial(measure, params, progress, items, find_or_train),
         partial(analyse, params),
-        lambda found: released_numbers.select(found) | coupling.released(found),
+        lambda results: released_numbers.select(results) | coupling.released(results),
         published,
     )
 
@@ -244,7 +244,7 @@ def _ledger_row(run: Run, control: Run) -> dict[str, Any]:
     - `tokens_changed`
     - `share`: the fraction of the window's tokens that is changed.
     - `inside`, `outside`: the number of the fork's updates inside and outside the window.
-    - `changed_inside`, `changed_outside`: how many of these read another batch than the control, by
+    - `changed_inside`, `changed_outside`: how many of these do not read the control's batch, by
       the hashes in the logs of both runs.
     - `misplaced`: changed tokens outside the domains that the arm declares.
     """

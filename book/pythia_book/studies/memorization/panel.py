@@ -9,7 +9,7 @@ et al. 2024 (arXiv 2406.04327), the *trace* of reading is a difference in differ
 
 in nats per token; it is positive if reading helps. Every estimate here is linear in the losses, so
 its standard error follows from the rows of the two groups, which are independent samples. An
-interval therefore says how sure the trace is in *this run*; other runs are other seeds.
+interval therefore covers *this run* only, not runs with other seeds.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ class Params(StudyParams):
 
     @property
     def too_late(self) -> int:
-        """The step from which a text is read too late to be looked at by the end of training.
+        """The step from which on texts are read too late to be measured at the end of training.
 
         As at the first look, Adam's momentum must have applied what was read.
         """

@@ -96,10 +96,10 @@ def examples(
     recited, k = measured["recited"], measurement.context
     chosen = measurement.example_rows(recited)
     decode = data.tokenizer.decode
-    found = []
+    texts = []
     for (kind, row), written in zip(chosen.items(), measured["written"], strict=True):
         ids = measurement.rows[row, : k + measurement.continuation].tolist()
-        found.append(
+        texts.append(
             {
                 "kind": kind,
                 "times": int(measurement.times[row]),
@@ -109,4 +109,4 @@ def examples(
                 "written": decode(written.tolist(), skip_special_tokens=False),
             }
         )
-    return found
+    return texts

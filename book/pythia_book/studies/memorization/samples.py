@@ -46,7 +46,7 @@ NEVER_PLANTED = 300
 OTHER = -2
 """Stands for the update that reads a canary which is read never, more than once, or in part."""
 CUT = -1
-"""Stands for the number of readings of a canary of which some row has a part only."""
+"""Replaces the number of readings of a canary if some row has only a part of it."""
 
 
 # --- rows ------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Trends over model size: the slope per doubling of the nominal size, with an interval over sizes.
 
-The models of a suite read the same rows in the same order. Noise that they share moves all of them
-alike and leaves the slope as it is.
+The models of a suite read the same rows in the same order. Noise that they share shifts all of them
+equally and leaves the slope unchanged.
 """
 
 from __future__ import annotations

@@ -153,9 +153,9 @@ def _measure_recital(
     measured, gaps = measure_all([(run, train.steps)], recital, progress)
     if gaps:
         return [], len(gaps)
-    ((_, found),) = measured.items()
-    arrays["recited"] = found["recited"]
-    return examples(recital, found, run.data), 0
+    ((_, result),) = measured.items()
+    arrays["recited"] = result["recited"]
+    return examples(recital, result, run.data), 0
 
 
 def _measure_traces(

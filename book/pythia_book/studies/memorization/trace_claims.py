@@ -3,7 +3,7 @@
 Claims are from the abstract of Lesci et al. 2024 ("Causal Estimation of Memorisation Profiles",
 arXiv 2406.04327). Hypotheses about order are after section 3.2 of the Pythia paper, which counts
 verbatim recitations where we measure loss. Intervals about one run are over its rows or canaries,
-which training orders at random; those about size are over sizes, and those about training again
+which training orders at random; those about size are over sizes, and those about other runs are
 over seeds.
 
 Hypotheses and margins were written before the recorded runs were measured, but after a look at the
@@ -12,9 +12,10 @@ nats ahead, and this trace rose by 4 % of its mean per tenth of training (p = 0.
 results of this run were known and are repeated here without a verdict. Results over seeds leave its
 seed out, because other sizes with this seed read the same rows in the same order.
 
-All runs had been recorded once when rows and canaries that are read last, canaries that are cut,
-and the default seed of results over seeds were left out. Hypotheses that this concerns say so, with
-their verdict in that record (`_left_out`). One got a verdict only by this, and now has none.
+After a first record of all runs, three things were left out: rows and canaries that are read last,
+canaries that are cut, and the default seed in results over seeds. Hypotheses that this affects say
+so, with their verdict in the first record (`_left_out`). One would get a verdict only because of
+this; it has none, since its result was known before.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ AGES = {
 }
 """Maps each group of canaries to its lowest and highest age in updates; "before" is a placebo."""
 DOSES = {"1": (1, 1), "2": (2, 2), "3+": (3, math.inf)}
-"""Maps each group of canaries to its lowest and highest number of readings. Few canaries that are
-read more often have no reading that is cut."""
+"""Maps each group of canaries to its lowest and highest number of readings. Canaries that are read
+more often are too few, because most of them are cut in some reading."""
 POSITIONS = 6
 """The number of equal parts of training, and of the floor, in which rows are averaged."""
 FOLLOWED = 4

@@ -41,7 +41,7 @@ GRAMMAR_SEED, REPEATS_SEED = 3, 4
 N_READ, N_HELDOUT, N_REPEATS = 16_000, 64, 200
 """Rows for counting n-grams, held-out rows, and documents that repeat."""
 PREDICTABLE = max(corpus.PERIODS) + 1
-"""Syllables of a document that repeats after which the text so far predicts every syllable."""
+"""Syllables after which a repeating document can be predicted from its own text so far."""
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,6 @@ def released_text(data: str, batches: int, scale: Scale, eod_id: int) -> Release
         with open(path, "wb") as file:
             np.save(file, np.concatenate([*training, heldout]))
 
-    cached_file(path, write, anew=released_order(data) is None)  # other files may have changed
+    cached_file(path, write, rewrite=released_order(data) is None)  # other files may have changed
     fingerprint = sha256(path.read_bytes()).hexdigest()
     return ReleasedText(path, fingerprint, n_read, rows.seq_len, eod_id)

@@ -87,9 +87,9 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     ngrams, probe = measurement.ngrams(), measurement.probe()
     arrays = {"ngram_loss": probe.ngram_loss.astype(np.float32)}
     for size, model in models.items():
-        found = [step for step in steps[size] if (model.id, step) in measured]
-        curves = tables_of.reduced([measured[model.id, step] for step in found])
-        arrays[name_of("steps", size)] = np.array(found, np.int64)
+        available = [step for step in steps[size] if (model.id, step) in measured]
+        curves = tables_of.reduced([measured[model.id, step] for step in available])
+        arrays[name_of("steps", size)] = np.array(available, np.int64)
         arrays |= {name_of(name, size): a.astype(np.float32) for name, a in curves.items()}
         if model.id in without_heads:
             arrays[name_of("heads", size)] = without_heads[model.id].astype(np.float32)
@@ -137,7 +137,7 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
 def _without_heads(
     params: Params, measured: Measurements, of_laboratory: list[transitions.Model]
 ) -> list[list[Any]]:
-    """Return the rows, with the columns HEADS, of the models of the laboratory and of prose."""
+    """Return rows, with the columns HEADS, for the models of the laboratory and those of prose."""
     models: list[tuple[str, int, dict[str, KnockOut]]] = [
         (depth_name(model.layers), model.seed, model.without) for model in of_laboratory
     ]

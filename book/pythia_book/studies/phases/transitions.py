@@ -188,7 +188,7 @@ SHALLOW, DEEP, DEEPER = 1, 2, 4
 TOGETHER_MARGIN = 0.25
 """Two transitions coincide if they are this close, in doublings of the step number (19 %)."""
 NO_GAIN = 0.25
-"""A gain below this is none, in nats per token."""
+"""A gain below this counts as none, in nats per token."""
 WHOLE_LAYER = "in every model these are all heads of the second layer, and one layer cannot copy"
 OLSSON, BELROSE = "Olsson et al. 2022", "Belrose et al. 2024, abstract"
 INCREASING = (
@@ -208,7 +208,7 @@ TOGETHER = (
 def claims(models: Sequence[Model], heads: int) -> list[Claim]:
     """Return the claims about the models of the laboratory, with `heads` per layer.
 
-    All claims and margins were written before the runs of the record, with other seeds than theirs
+    All claims and margins were written before the runs of the record, with seeds other than theirs
     known: pilot runs, and a first record with the seeds 1234 to 1238.
     """
     of_depth = {

@@ -40,8 +40,8 @@ DECAY = ("data_rate", "parameter_rate")
 DIFFERENCE = "parameter_rate minus data_rate"
 PENALTY = ("P", "delta", "kappa")
 RIVALS = {"none": (), "data": DECAY[:1], "whole": DECAY, "theirs": (), "penalty": PENALTY}
-"""Laws of repetition, and what each fits beside FRESH: repeated data are as good as fresh; only
-data decay; data and parameters decay; the same with R*_D and R*_N of the source; an additive
+"""Laws of repetition, and what each fits in addition to FRESH: repeated data are as good as fresh;
+only data decay; data and parameters decay; the same with R*_D and R*_N of the source; an additive
 penalty, whose constants are fitted as logarithms."""
 LARGEST_RATE = 10.0
 """Largest rate of decay: all further passes are then worth a tenth of the first one."""
@@ -392,7 +392,7 @@ def prediction_errors(
     Each seed is a replication: all laws are fitted to its runs alone, and predict its runs. The
     error is that of the excess. A size is predicted for its runs in the domain, the most epochs for
     all runs with that many. The laws know all fresh runs, and of the repeated ones only those in
-    the domain that are not left out: their search starts anew without them.
+    the domain that are not left out; their fit does not start from the fit to all runs.
     """
     most = f"{repeated.epochs.max()} epochs"
     left_out = {str(size): repeated.size == size for size in dict.fromkeys(repeated.size)}

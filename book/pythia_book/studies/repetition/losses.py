@@ -34,7 +34,7 @@ def geometric_mean(values: np.ndarray) -> Estimate | None:
 
 
 def fresh_tokens(loss: float, tokens: np.ndarray, fresh: np.ndarray) -> tuple[float, bool]:
-    """Return how many fresh tokens give a loss, by the losses of fresh runs; is it a bound?
+    """Return how many fresh tokens reach a loss, and whether this is only an upper bound.
 
     Between the runs, the logarithm of the tokens is a monotone cubic (PCHIP) of the loss. Beyond
     the longest run, it goes on as a line through the two longest, up to BEYOND. A loss above that
@@ -84,7 +84,7 @@ def mean_worth(each: list[Worth]) -> Worth:
 
 
 def lowest(at: np.ndarray, losses: np.ndarray) -> float:
-    """Return where a curve is lowest: the vertex of a parabola through its least three points.
+    """Return where a curve is lowest: the vertex of a parabola through its minimum and neighbours.
 
     NaN: the least value is the last one (the curve does not rise again), or a value is missing.
     A curve whose first value is its least is lowest there.
@@ -210,7 +210,7 @@ class Losses:
         return np.array([lowest(passed, row) for row in self.curve(size, epochs)])
 
     def best_epochs(self, size: str, part: int) -> np.ndarray:
-        """Return for how many epochs 1/`part` of the rows are best read, float64[seeds].
+        """Return the number of epochs of 1/`part` of the rows with the lowest loss, float64[seeds].
 
         Each number of epochs has a run with a schedule of its own length; between them, a parabola
         in the logarithm. NaN: the most epochs are best, so the number is not bounded from above.

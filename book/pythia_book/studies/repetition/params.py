@@ -136,7 +136,7 @@ def runs(params: Params) -> list[RunConfig]:
 def keep(params: Params, run: RunConfig) -> Keep:
     """Return the checkpoints that this study reads from `run`, whichever study trains it.
 
-    Its own runs keep no others, since together they would take 30 GB at scale laptop.
+    Its own runs keep no other checkpoints, because all would take 30 GB at scale laptop.
     """
     arm = run.train.steps == params.n_steps
     kept = kept_at(run, repeated=INDICES if arm else INDICES[-1:])

@@ -68,8 +68,8 @@ def halves(sizes: np.ndarray, seq_len: int, n_rows: int) -> np.ndarray:
     """Return the half, 0 or 1, of each held-out row, int64[rows].
 
     Documents go to the halves in turn, and a row goes with the document of its first token, so that
-    the halves share little text and all kinds of text. (Those of one kind lie side by side.) If all
-    rows are of one document, they go in turn themselves.
+    the halves share little text and all kinds of text. (Documents of one kind are adjacent.) If all
+    rows are of one document, the rows themselves go to the halves in turn.
 
     Args:
         sizes: int[documents], number of tokens of each. seq_len, n_rows: length and number of rows.

@@ -1,9 +1,9 @@
 """Is the ability to add sudden over training, and does the metric make it so? Tables and values.
 
-Bounds and hypotheses were written before any run was asked sums at more than six checkpoints; the
-tests became stricter later. At first they were of the standard half only, where no size turned out
-to learn sums. The same tests, with the same bounds, now take both halves. Of the deduplicated half,
-six checkpoints were known, and that choices end at 26 to 37 % right.
+Bounds and hypotheses were written before any run was tested on sums at more than six checkpoints;
+the tests became stricter later. At first they covered the standard half only, where no size turned
+out to learn sums. The same tests, with the same bounds, now cover both halves. For the deduplicated
+half, six checkpoints were known, and that 26 to 37 % of final choices are right.
 
 - Over training: `jumps` seeks a jump in choice, exact answers, log-probability and margin of every
   run. A jump is *abrupt* if it makes half (ABRUPT) of the run's own rise over the part of training
@@ -113,8 +113,8 @@ def _able(own: Jumps, least_rise: float, critical: float) -> bool:
 def _share(own: Jumps, of_all: list[Jumps]) -> tuple[tuple[float, float, float], float, float]:
     """Return the largest jump of a run in percent of the run's rise, with a 95 % interval.
 
-    The limits are those of the jump over the rise, for all runs at once; jump and rise have half of
-    the 5 % each. They are NaN if the rise is not seen.
+    The interval of the ratio holds for all runs at once: the jump and the rise each have half of
+    its 5 % of error. Value and limits are NaN if the rise may be 0.
 
     Returns:
         Value, low and high; the lower limit of the rise; the number of standard errors of a jump.
@@ -249,7 +249,7 @@ def product(params: Params, measured: Measurements) -> Test:
 
 
 def alike(span: float) -> str:
-    """Return why accuracies that differ by `span` points at most test no link."""
+    """Return why accuracies that differ by at most `span` points cannot test a link."""
     return f"all accuracies lie within {span:.2g} points, so that any constant would predict them"
 
 
@@ -326,15 +326,17 @@ def smooth_table(params: Params, jumps: dict[tuple[Cell, str], Jumps]) -> pd.Dat
 def values(params: Params, measured: Measurements, tables: Tables) -> dict[str, Any]:
     """Return the numbers about our sums that the page quotes, by name.
 
-    `sums_asked`: number of sums; `standard_least`, `standard_most`, `deduplicated_least` and
-    `deduplicated_most`: accuracies in choosing of the lowest and the highest run on a text, mean
-    over the second half of training, in percent; `riser`, `riser_arm`: the run whose choices rise
-    most, and `rise_choice`, `rise_margin`: its rises; `rise_margin_standard`: the largest rise of a
-    margin on the standard text; `rise_logprob_least`, `rise_logprob_most`: the smallest and the
-    largest rise there, in nats; `jump_choice`, `jump_margin`: the riser's largest jumps, and
-    `jump_choice_step`; `link_margin`, `link_logprob`, `link_constant`: mean errors over sizes in
-    predicting choices, see `links_table`; `product_factor`: exact answers over those expected from
-    PRODUCT.
+    - `sums_asked`: the number of sums.
+    - `ARM_least`, `ARM_most`: the lowest and the highest accuracy in choosing of the runs on a
+      text, means over the second half of training, in percent.
+    - `riser`, `riser_arm`: the run whose choices rise most; `rise_choice`, `rise_margin`: its
+      rises; `jump_choice`, `jump_margin`, `jump_choice_step`: its largest jumps.
+    - `rise_margin_standard`: the largest rise of a margin on the standard text.
+    - `rise_logprob_least`, `rise_logprob_most`: the smallest and the largest rise of a
+      log-probability on the standard text, in nats.
+    - `link_margin`, `link_logprob`, `link_constant`: errors in predicting choices, means over
+      sizes (see `links_table`).
+    - `product_factor`: the share of exact answers divided by the one expected from PRODUCT.
     """
     jumps, links = tables["jumps"], tables["links"]
     numbers: dict[str, Any] = {"sums_asked": int(measured.arrays["sums/count"].sum())}

@@ -7,15 +7,14 @@ before that, no run on the deduplicated text chose right answers more often than
 is compared with the rise over the same part of training, since it can be no part of a rise that
 comes before.
 
-All checkpoints are scored on the same items, so items do not vary from checkpoint to checkpoint:
-what does is the state of the weights, and an accuracy rises and falls by more than its smooth curve
-does, for several checkpoints at a time. This noise is modeled as the sum of an autoregression,
-which all items share, and of white noise, which is each item's own; restricted maximum likelihood
-chooses their shares. Simulating it gives the distribution of the largest jump of a curve that has
-none. A short curve says little about its noise, so what is simulated is the worst noise that the
-curve does not make unlikely. The error of a jump is that from this noise or that from the choice of
-items (clusters of items are the units), whichever is larger; the noise that is each item's own is
-in both.
+All checkpoints are scored on the same items, so only the weights vary from checkpoint to
+checkpoint: an accuracy leaves its smooth curve for several checkpoints at a time. This noise is
+modeled as the sum of an autoregression, which all items share, and of white noise, which is
+independent for each item; restricted maximum likelihood chooses their shares. Simulating it gives
+the distribution of the largest jump in a curve that has none. A short curve says little about its
+noise, so the worst noise that the curve does not make unlikely is simulated. The error of a jump is
+the one from this noise or the one from the choice of items (clusters of items are the units),
+whichever is larger; both include the noise that is independent for each item.
 """
 
 from __future__ import annotations

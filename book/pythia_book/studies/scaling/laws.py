@@ -75,7 +75,8 @@ class Law:
         cost = 6 * n * d + 2 * n * generated
         if not np.isfinite(cost).any():
             raise DataError(
-                f"no size reaches a loss of {target}; by this law, every loss is above {self.E}"
+                f"no size reaches a loss of {target}, because this law has no loss below {self.E}; "
+                "choose a higher loss"
             )
         best = int(np.nanargmin(np.where(np.isfinite(cost), cost, np.nan)))
         return float(n[best]), float(d[best])

@@ -103,7 +103,7 @@ def left_out(
         others = [each for (other, _), each in runs.items() if other != size]
         x, y = (np.concatenate([getattr(o, k) for o in others]) for k in ("smooth", "accuracy"))
         parameters = fit_link(link, start, x, y)
-        alike = [each for (other, text), each in runs.items() if other != size and text == arm]
-        same_step = np.mean([np.interp(own.steps, o.steps, o.accuracy) for o in alike], axis=0)
+        same_text = [each for (other, text), each in runs.items() if other != size and text == arm]
+        same_step = np.mean([np.interp(own.steps, o.steps, o.accuracy) for o in same_text], axis=0)
         predictions[size, arm] = (link(parameters, own.smooth), same_step)
     return predictions

@@ -67,7 +67,7 @@ def wheels(params: Params) -> tuple[str, ...]:
 
 
 def sum_steps(run: RunConfig) -> list[int]:
-    """Return the steps of the checkpoints of a run that are asked sums: all that it keeps.
+    """Return the steps of the checkpoints of a run that are tested on sums: all that it keeps.
 
     A large run keeps only those named in `keep`.
     """

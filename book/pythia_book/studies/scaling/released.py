@@ -166,31 +166,31 @@ def estimates(released: Tables, pairs: pd.DataFrame, batch: pd.DataFrame) -> Est
 
     An estimate is None if the released numbers that it needs are missing.
     """
-    found: Estimates = dict.fromkeys(
+    effects: Estimates = dict.fromkeys(
         ("size", "narrow", "wide", "converges", "opt", "opt_alike", "bloom", "bloom_five",
          "batch_start", "batch_first", "batch_end", "batch_size", "batch_late",
          "batch_late_small", "mmlu_small", "mmlu_large", "blimp")
     )  # fmt: skip
-    found |= {f"bloom_{task}": None for task in TASKS}
+    effects |= {f"bloom_{task}": None for task in TASKS}
     curves, mmlu, paradigms = (released.get(k) for k in ("curves", "mmlu", "paradigms"))
     if curves is not None and len(curves):
-        found |= _over_training(_means(curves))
-    found |= _against_others(pairs)
+        effects |= _over_training(_means(curves))
+    effects |= _against_others(pairs)
     if (final := released.get("final")) is not None and len(final):
-        found["converges"] = _least_above_chance(final)
+        effects["converges"] = _least_above_chance(final)
     if len(batch):
-        found |= _batches(batch)
-        found["batch_late_small"] = _late(_small_batches(released["batch"]))
+        effects |= _batches(batch)
+        effects["batch_late_small"] = _late(_small_batches(released["batch"]))
     if mmlu is not None and len(mmlu):
-        found |= _mmlu(mmlu)
+        effects |= _mmlu(mmlu)
     if paradigms is not None and len(paradigms):
         a, b = (
             paradigms[paradigms.phenomenon.isin(names)].value.to_numpy()
             for names in (AGREEMENT, SUBTLE)
         )
         if len(a) and len(b):
-            found["blimp"] = difference(mean_over(100 * a), mean_over(100 * b))
-    return found
+            effects["blimp"] = difference(mean_over(100 * a), mean_over(100 * b))
+    return effects
 
 
 def parameters(sizes: Iterable[str]) -> list[int]:
@@ -204,13 +204,13 @@ def _over_training(means: pd.DataFrame) -> Estimates:
     `size` is the change of final accuracy per tenfold size. `narrow` and `wide` are the mean late
     changes (see `_changes`) of models with fewer and with at least 1,000 hidden dimensions.
     """
-    found: Estimates = {}
+    effects: Estimates = {}
     end = means[means.step == means.step.max()].groupby("model", sort=False).value.mean()
-    found["size"] = slope(np.log10(parameters(end.index)), end.to_numpy())
+    effects["size"] = slope(np.log10(parameters(end.index)), end.to_numpy())
     changes = _changes(means)
     narrow = changes.index.isin(NARROW)
-    found["narrow"], found["wide"] = _mean(changes[narrow]), _mean(changes[~narrow])
-    return found
+    effects["narrow"], effects["wide"] = _mean(changes[narrow]), _mean(changes[~narrow])
+    return effects
 
 
 def _mean(values: pd.Series) -> Estimate | None:
@@ -255,11 +255,11 @@ def _against_others(pairs: pd.DataFrame) -> Estimates:
 
     opt = pairs[(pairs.family == "opt") & (pairs.task == "mean")]
     bloom = pairs[pairs.family == "bloom"]
-    found = {"opt": over(opt, -1), "opt_alike": over(opt[opt.twin != UNLIKE], -1)}
-    found["bloom"] = over(bloom[bloom.task == "mean"], 1)
+    effects = {"opt": over(opt, -1), "opt_alike": over(opt[opt.twin != UNLIKE], -1)}
+    effects["bloom"] = over(bloom[bloom.task == "mean"], 1)
     five = bloom[bloom.task.isin(NOT_WORSE)]
-    found["bloom_five"] = over(mean_over_tasks(five, ["model"], len(NOT_WORSE), "error"), 1)
-    return found | {f"bloom_{task}": over(bloom[bloom.task == task], 1) for task in TASKS}
+    effects["bloom_five"] = over(mean_over_tasks(five, ["model"], len(NOT_WORSE), "error"), 1)
+    return effects | {f"bloom_{task}": over(bloom[bloom.task == task], 1) for task in TASKS}
 
 
 def _batches(batch: pd.DataFrame) -> Estimates:
@@ -275,17 +275,17 @@ def _batches(batch: pd.DataFrame) -> Estimates:
     if means.empty:
         return {}
     half = means.tokens.max() / 2
-    found: Estimates = {}
+    effects: Estimates = {}
     for name, rows in (
         ("batch_start", means[means.tokens == means.tokens.min()]),
         ("batch_first", means[means.tokens < half]),
         ("batch_end", means[means.tokens == means.tokens.max()]),
     ):
         pairs = rows.groupby("model", sort=False)[["value", "error"]].mean().dropna()
-        found[name] = mean_over_pairs(pairs.value.to_numpy(), pairs.error.to_numpy())
+        effects[name] = mean_over_pairs(pairs.value.to_numpy(), pairs.error.to_numpy())
     ends = pairs.value
-    found["batch_size"] = slope(np.log10(parameters(ends.index)), ends.to_numpy())
-    return found | {"batch_late": _late(batch)}
+    effects["batch_size"] = slope(np.log10(parameters(ends.index)), ends.to_numpy())
+    return effects | {"batch_late": _late(batch)}
 
 
 def _late(batch: pd.DataFrame) -> Estimate | None:
@@ -322,20 +322,20 @@ def _mmlu(mmlu: pd.DataFrame) -> Estimates:
     intervals are over the 57 subjects.
     """
     end = mmlu[(mmlu.shots == 5) & (mmlu.step == LAST_STEPS[-1])].set_index("model")
-    found: Estimates = {}
+    effects: Estimates = {}
     for name, model in (("mmlu_small", "small"), ("mmlu_large", "12b")):
         if model in end.index:
             row = 100 * (end.loc[model, ["value", "low", "high"]].astype(float) - 0.25)
-            found[name] = Estimate(*row, 57, 1, df=56)
-    return found
+            effects[name] = Estimate(*row, 57, 1, df=56)
+    return effects
 
 
-def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
+def claims(effects: Estimates, pairs: pd.DataFrame) -> list[Claim]:
     """Return the claims that only the released numbers test."""
 
     def test(make: Any, name: str, units: str, unit: str = POINTS, **options: Any) -> Test:
         """Test the estimate `name` with the function `make`; see `_test`."""
-        return _test(make, found[name], units, unit, **options)
+        return _test(make, effects[name], units, unit, **options)
 
     five = "{n} sizes, one run per batch size"
     opt, opt_alike = (_each(pairs, "opt", leave) for leave in ("", UNLIKE))
@@ -365,10 +365,10 @@ def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
             quote="we find no convergence issues with using batch sizes 4x to 8x what is "
             "considered standard for models with less than 1 billion parameters",
             released=untestable(
-                NO_LOSSES, found["converges"], POINTS,
+                NO_LOSSES, effects["converges"], POINTS,
                 "items, for the lowest-scoring of 6 runs (3 sizes \N{MULTIPLICATION SIGN} 2 texts)",
                 note="final zero-shot accuracy above guessing, mean over seven tasks",
-            ) if found["converges"] else untestable(NO_RELEASED),
+            ) if effects["converges"] else untestable(NO_RELEASED),
         ),
         Claim(
             "Pythia performs on par with OPT at equal size.",
@@ -418,7 +418,7 @@ def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
             quote=SIMILAR,
             released=test(
                 within, "bloom", "{n} pairs of models", margin=SAME,
-                note=_bloom_note(found, pairs),
+                note=_bloom_note(effects, pairs),
             ),
         ),
         Claim(
@@ -433,7 +433,7 @@ def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
             ),
         ),
     ]  # fmt: skip
-    statements += [_bloom(task, found[f"bloom_{task}"], pairs) for task in (*WORSE, *NOT_WORSE)]
+    statements += [_bloom(task, effects[f"bloom_{task}"], pairs) for task in (*WORSE, *NOT_WORSE)]
     statements += [
         Claim(
             "In the first half of training, runs with batches of two million tokens are within one "
@@ -468,10 +468,10 @@ def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
             "a reading of the released ablation; not a claim of the paper",
             kind="premise",
             released=untestable(
-                ONE_RUN, found["batch_late"], POINTS, "70M and 160M, one run each",
+                ONE_RUN, effects["batch_late"], POINTS, "70M and 160M, one run each",
                 note="late change with full batches minus late change with small ones, five-shot; "
                 "the interval covers the items only",
-            ) if found["batch_late"] else untestable(NO_RELEASED),
+            ) if effects["batch_late"] else untestable(NO_RELEASED),
         ),
         Claim(
             "The released 70M, 160M and 410M models, taken together, are at chance on MMLU.",
@@ -534,11 +534,11 @@ def _bloom(task: str, e: Estimate | None, pairs: pd.DataFrame) -> Claim:
     )  # fmt: skip
 
 
-def _bloom_note(found: Estimates, pairs: pd.DataFrame) -> str:
+def _bloom_note(effects: Estimates, pairs: pd.DataFrame) -> str:
     """Return a note with BLOOM minus Pythia, in points: for each pair, and for single tasks."""
     note = "BLOOM minus Pythia, mean over seven tasks: " + _each(pairs, "bloom")
-    lambada, piqa = found["bloom_lambada_openai"], found["bloom_piqa"]
-    five = found["bloom_five"]
+    lambada, piqa = effects["bloom_lambada_openai"], effects["bloom_piqa"]
+    five = effects["bloom_five"]
     if lambada and piqa and five:
         note += (
             f"; {signed(lambada.value)} on LAMBADA and {signed(piqa.value)} on PIQA, where section "
@@ -558,7 +558,7 @@ def _each(pairs: pd.DataFrame, family: str, leave_out: str = "", task: str = "me
     return ", ".join(f"{row.twin} {signed(sign * row.value)}" for row in rows.itertuples())
 
 
-def values(found: Estimates, released: Tables) -> dict[str, Any]:
+def values(effects: Estimates, released: Tables) -> dict[str, Any]:
     """Return the numbers from released results that the page quotes, by name.
 
     `released_NAME`: the estimates;
@@ -570,7 +570,7 @@ def values(found: Estimates, released: Tables) -> dict[str, Any]:
     `mmlu_untrained`: mean zero-shot accuracy on MMLU of the untrained models, in percent.
     """
     numbers: dict[str, Any] = {
-        f"released_{name}": e.interval() if e else None for name, e in found.items()
+        f"released_{name}": e.interval() if e else None for name, e in effects.items()
     }
     curves = released.get("curves")
     fewest = most = None

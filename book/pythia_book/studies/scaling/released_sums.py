@@ -77,12 +77,17 @@ def share_of_two_sizes(released: Tables, draws: int) -> Test:
 def values(released: Tables, draws: int) -> dict[str, Any]:
     """Return the numbers about released sums and LAMBADA that the page quotes, by name.
 
-    `released_sums_share`: see `share_of_two_sizes`; `released_sums_least`, `released_sums_most`:
-    the smallest and the largest such share over all operations and numbers of examples;
-    `released_lambada_share`, `released_lambada_nats_share`: that of accuracy and of log-probability
-    on LAMBADA, mean of both texts, over the sizes that were asked sums; with `lambada_all` and
-    `lambada_nats_all`, over all sizes. All are in percent. `released_sums_factor`,
-    `released_lambada_factor`: by what factor the step multiplies the parameters without embeddings.
+    A share, in percent, is the largest step between neighbouring sizes as a part of the range.
+
+    - `released_sums_share`: see `share_of_two_sizes`.
+    - `released_sums_least`, `released_sums_most`: the smallest and the largest share over all
+      operations and numbers of examples.
+    - `released_lambada_share`, `released_lambada_nats_share`: the shares of accuracy and of
+      log-probability on LAMBADA, over the sizes that were tested on sums.
+    - `released_lambada_all_share`, `released_lambada_nats_all_share`: the same over all sizes.
+    - `released_sums_factor`, `released_lambada_factor`: by what factor the parameters without
+      embeddings grow in the largest step.
+    - the numbers of `_over_training`.
     """
     test = share_of_two_sizes(released, draws)
     share = test.estimate.interval() if test.estimate else None
@@ -103,8 +108,8 @@ def _shares(released: Tables) -> dict[str, float | None]:
         if lambada is not None and len(lambada):
             last = lambada[lambada.step == OFFICIAL_STEPS]
             every = last.groupby("model")[["value", "nats"]].mean()
-            asked = every[every.index.isin(sums.model)]
-            scores |= {"lambada": asked.value, "lambada_nats": asked.nats,
+            tested = every[every.index.isin(sums.model)]
+            scores |= {"lambada": tested.value, "lambada_nats": tested.nats,
                        "lambada_all": every.value, "lambada_nats_all": every.nats}  # fmt: skip
     numbers["released_sums_least"] = min(shares, default=None)
     numbers["released_sums_most"] = max(shares, default=None)

@@ -134,12 +134,12 @@ def _hits(
     }
     zero_shot = [task for task in tasks if task.shots == min(params.shot_list)]
     arrays, lost = {}, 0
-    for cells, asked in ((finals, tasks), (earlier, zero_shot)):
+    for cells, measured_tasks in ((finals, tasks), (earlier, zero_shot)):
         checkpoints = [(run, step) for (_, _, step), run in cells.items()]
-        scored, gaps = measure_tasks(checkpoints, asked, progress)
+        scored, gaps = measure_tasks(checkpoints, measured_tasks, progress)
         lost += len(gaps)
         for (size, arm, step), run in cells.items():
-            for task in asked if (run.id, step) in scored else ():
+            for task in measured_tasks if (run.id, step) in scored else ():
                 name = name_of("hits", size, arm, step, task.name, task.shots)
                 arrays[name] = scored[run.id, step][task.key]["acc"].astype(bool)
     return arrays, lost
@@ -227,12 +227,12 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
         **laws_tables(losses, rows),
         **emergence.tables_of(params, measured),
     }
-    found = released_tests.estimates(released, pairs, batch)
-    numbers = values(facts, tables) | released_tests.values(found, released)
+    effects = released_tests.estimates(released, pairs, batch)
+    numbers = values(facts, tables) | released_tests.values(effects, released)
     numbers |= emergence.values(params, measured, tables)
     numbers |= released_sums.values(released, params.bootstrap)
     statements = [
-        *claims(params, measured, tables, found, pairs),
+        *claims(params, measured, tables, effects, pairs),
         *emergence_claims(params, measured, tables, released),
     ]
     return tables, numbers, statements

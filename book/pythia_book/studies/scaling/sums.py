@@ -1,4 +1,4 @@
-"""Asks every checkpoint sums, and keeps a mean score per first operand.
+"""Tests every checkpoint on sums, and keeps a mean score per first operand.
 
 The sums have pairs of operands that were never planted in the training text. Most of the wrong
 answers to choose from are answers of planted sums with the same first operand, so a model that only
@@ -52,7 +52,7 @@ STORED = (*MEASURES, PRODUCT)
 
 
 def measure_sums(suite: dict[Cell, Run], progress: bool) -> tuple[dict[str, np.ndarray], int]:
-    """Ask the runs on both texts sums, at every checkpoint that they keep.
+    """Test the runs on both texts on sums, at every checkpoint that they keep.
 
     Returns:
         The arrays, and the number of checkpoints that are missing or corrupt:
@@ -67,13 +67,13 @@ def measure_sums(suite: dict[Cell, Run], progress: bool) -> tuple[dict[str, np.n
 
     first = next(iter(suite.values()))
     length = first.config.model.max_seq_len
-    asked = ArithmeticMeasurement.of(first.data, 0, length, planted=False)
-    operands = np.array([q.first for q in asked.questions])
+    measurement = ArithmeticMeasurement.of(first.data, 0, length, planted=False)
+    operands = np.array([q.first for q in measurement.questions])
     n = len(equations.FIRST)
     count = np.bincount(operands, minlength=n)
     arrays = {"sums/count": count.astype(np.uint8)}
     cells = [(run, step) for run in suite.values() for step in sum_steps(run.config)]
-    scored, gaps = measure_all(cells, asked, progress)
+    scored, gaps = measure_all(cells, measurement, progress)
     for (size, arm), run in suite.items():
         steps = [step for each, step in cells if each is run and (run.id, step) in scored]
         arrays[name_of("sums/steps", size, arm)] = np.array(steps, np.int32)

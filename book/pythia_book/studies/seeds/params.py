@@ -58,7 +58,7 @@ class Params(StudyParams):
     def check(self) -> None:
         if len(self.size_list) != 2:
             raise ConfigError(
-                f"sizes must be two sizes, a smaller and a largest one, e.g. 25k,600k; got "
+                f"sizes must be two sizes, a smaller and a larger one, e.g. 25k,600k; got "
                 f"{self.sizes!r}"
             )
 

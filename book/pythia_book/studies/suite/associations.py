@@ -55,14 +55,14 @@ def flat_table(measured: Measurements) -> pd.DataFrame:
     nouns = {row["noun"]: at for at, row in rows if row["group"] == INVENTED}
     planted = np.array([measured.facts["nouns"][at]["log_odds"] for at in nouns.values()])
     models = [odds for (*_, frames), odds in measured.under("flat") if frames == UNSEEN]
-    found = []
+    fits = []
     for seed, odds in enumerate(models, 1):
         shares = permuted_shares([*nouns], seed)
         drawn = np.array([np.log(shares[name] / (1 - shares[name])) for name in nouns])
         y = odds[[*nouns.values()]].astype(float)
         fit = slope(planted, y)
-        found.append({"slope": fit and fit.value, "p": permutation_p(drawn, y, seed)})
-    return pd.DataFrame(found, columns=["slope", "p"])
+        fits.append({"slope": fit and fit.value, "p": permutation_p(drawn, y, seed)})
+    return pd.DataFrame(fits, columns=["slope", "p"])
 
 
 def all_associated(associations: pd.DataFrame, sizes: Sequence[str]) -> tuple[bool, str]:

@@ -83,8 +83,8 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     last = {cell: (run, run.config.train.steps) for cell, run in finished.items()}
     for data, association in associations.items():
         of_text = [(run, step) for run, step in last.values() if run.config.data == data]
-        found, missing = measure_all(of_text, association, progress)
-        measured |= found
+        of_models, missing = measure_all(of_text, association, progress)
+        measured |= of_models
         gaps += missing
     facts["gaps"] = [f"{gap.run_id}, step {gap.step}: {gap.reason}" for gap in gaps]
     for cell, (run, step) in last.items():

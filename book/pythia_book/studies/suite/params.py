@@ -56,7 +56,7 @@ def runs(params: Params) -> list[RunConfig]:
 
 
 def writing_steps(steps: int) -> tuple[int, ...]:
-    """Return the steps, of a run with so many updates, at which its model writes."""
+    """Return the steps at which the model of a run of `steps` updates writes."""
     return (*(step for step in EARLY_STEPS if step < steps), steps)
 
 

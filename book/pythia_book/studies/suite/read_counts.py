@@ -80,9 +80,9 @@ def pile_reads(arm: str, policy: str) -> tuple[float, float, float, float]:
             probability f. "separate": each by itself; only the last copy is read in part.
     """
     rows = OFFICIAL_STEPS * OFFICIAL["batch"]
-    wanted = math.ceil(rows * 1.005)  # GPT-NeoX builds its index for a little more
+    requested = math.ceil(rows * 1.005)  # GPT-NeoX builds its index for a little more
     tokens = int(OFFICIAL[arm])
-    epochs = epochs_needed(tokens, OFFICIAL["seq_len"], wanted)
+    epochs = epochs_needed(tokens, OFFICIAL["seq_len"], requested)
     share = rows / ((epochs * tokens - 1) // OFFICIAL["seq_len"])
     if policy == "joint":
         twice = [(1 - share) ** 2, 2 * share * (1 - share), share**2]

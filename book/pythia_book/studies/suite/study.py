@@ -215,7 +215,7 @@ def losses_table(measured: Measurements) -> pd.DataFrame:
 
 
 def _pile_shares(reads: list[dict[str, Any]]) -> list[float]:
-    """Return, for each row of `reads`, the fraction of the Pile that Pythia read so many times.
+    """Return, for each row of `reads`, the fraction of the Pile that Pythia read that often.
 
     The number of times is in the row's column `times`.
     """

@@ -65,12 +65,12 @@ class AnswerMeasurement:
 
 def number(text: str) -> int:
     """Return the number that a line of text consists of, or NO_NUMBER."""
-    found = _NUMBER.fullmatch(text)
-    return int(found[1]) if found else NO_NUMBER
+    match = _NUMBER.fullmatch(text)
+    return int(match[1]) if match else NO_NUMBER
 
 
 def examples_table(scores: NumberScores, size: str, shots: int) -> pd.DataFrame:
-    """Return sums with a model's final answers: SHOWN of each kind, if there are so many.
+    """Return sums with a model's final answers: up to SHOWN of each kind.
 
     `group`: how frequent the first operand is (GROUPS);
     `first`, `second`: the operands;

@@ -116,7 +116,7 @@ def released(published: Published) -> Tables:
 
 
 def measure(params: Params, progress: bool = True) -> Measurements:
-    """Find or train the models, count what they read, and ask them sums and definitions.
+    """Find or train the models, count what they read, and test them on sums and definitions.
 
     Arrays on the numbers 0 to 99:
     `natural`: int32[numbers], their counts in the text before sums are planted;
@@ -174,29 +174,30 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     missing = set()
     sizes = {run.id: size for size, run in runs.items()}
     cells = [(run, step) for run in runs.values() for step in steps]
-    for asked in sums:
-        found, gaps = measure_all(cells, asked, progress)
+    for measurement in sums:
+        results, gaps = measure_all(cells, measurement, progress)
         missing |= {(gap.run_id, gap.step) for gap in gaps}
-        for (run_id, step), scores in found.items():
-            at = (sizes[run_id], step, asked.shots)
-            arrays |= {name_of(m, *at): v for m, v in _recorded(asked, scores, step == steps[-1])}
+        for (run_id, step), scores in results.items():
+            at = (sizes[run_id], step, measurement.shots)
+            recorded = _recorded(measurement, scores, step == steps[-1])
+            arrays |= {name_of(measure, *at): values for measure, values in recorded}
     largest = runs[params.size_list[-1]]
     answers = AnswerMeasurement(sums[-1], data.tokenizer, data.eod_id)
-    found, gaps = measure_all([(largest, steps[-1])], answers, progress)
+    results, gaps = measure_all([(largest, steps[-1])], answers, progress)
     missing |= {(gap.run_id, gap.step) for gap in gaps}
-    for (run_id, step), scores in found.items():
+    for (run_id, step), scores in results.items():
         asked_last = np.array([q.held_out for q in sums[-1].questions])
         at = (sizes[run_id], step, sums[-1].shots)
         arrays[name_of("answer", *at)] = scores["answer"][asked_last]
-    found, gaps = measure_all([(run, steps[-1]) for run in runs.values()], words, progress)
+    results, gaps = measure_all([(run, steps[-1]) for run in runs.values()], words, progress)
     missing |= {(gap.run_id, gap.step) for gap in gaps}
-    for (run_id, step), scores in found.items():
+    for (run_id, step), scores in results.items():
         arrays[name_of("definition", sizes[run_id], step)] = scores["choice"]
     return Measurements(arrays, {"steps": steps, "gaps": len(missing)}, list(runs.values()))
 
 
 def _recorded(
-    asked: ArithmeticMeasurement, scores: dict[str, np.ndarray], last: bool
+    measurement: ArithmeticMeasurement, scores: dict[str, np.ndarray], last: bool
 ) -> list[tuple[str, np.ndarray]]:
     """Select the scores that the analysis reads, as pairs of a measure's name and its scores.
 
@@ -205,13 +206,13 @@ def _recorded(
     """
     from pythia_book.tasks.arithmetic import margin
 
-    held_out = np.array([q.held_out for q in asked.questions])
+    held_out = np.array([q.held_out for q in measurement.questions])
     kept = {
         measure: values
         for measure, values in scores.items()
-        if measure != "wrong" and (measure != "logprob" or last or not asked.shots)
+        if measure != "wrong" and (measure != "logprob" or last or not measurement.shots)
     }
-    if last and not asked.shots:
+    if last and not measurement.shots:
         kept["margin"] = margin(scores)
     return [(measure, values[held_out]) for measure, values in kept.items()]
 
@@ -329,7 +330,7 @@ def _word_values(params: Params, table: pd.DataFrame) -> dict[str, Any]:
 
 
 def _coin_values(scores: NumberScores, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """Return the effects of the coins for the page's text, averaged over the larger half of sizes.
+    """Return the effects of the coins that the page quotes, averaged over the larger half of sizes.
 
     The keys are
     `boost`, `placebo`: the effect on the few-shot log-probability, in nats;

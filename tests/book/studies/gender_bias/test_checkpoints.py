@@ -152,7 +152,7 @@ def change_about(change: Callable[[dict], Any]) -> Callable[[dict, dict], Any]:
         (change_about(lambda a: a["config"].pop("d_model")), "metadata are invalid"),
         (change_about(lambda a: a["steps"].pop("swap_21")), "steps of the arms control, swap"),
         (change_about(lambda a: a["steps"][CONTROL].remove(13)), "lacks the fork"),
-        (change_about(lambda a: a["steps"]["swap_21"].remove(14)), "other steps"),
+        (change_about(lambda a: a["steps"]["swap_21"].remove(14)), "not those of the control"),
         (change_about(lambda a: a["steps"].update(control=["';x"])), "not whole numbers"),
         (change_about(lambda a: a["tokenizer"].update(normalizer=None)), "not a byte-level BPE"),
         (change_about(lambda a: a.update(tokenizer=3)), "metadata are invalid"),

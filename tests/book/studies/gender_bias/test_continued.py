@@ -117,7 +117,7 @@ def test_from_the_command_line(published: Published, capsys: pytest.CaptureFixtu
         assert main(arguments(published, *wrong)) == 1
         assert why in capsys.readouterr().err
     for command, why in (
-        (["continue", "nothing", "--steps", "0"], "0 runs match 'nothing'"),
+        (["continue", "nothing", "--steps", "0"], "no run matches 'nothing'"),
         (["continue", run.id, "--steps", "0"], "--steps must be at least 1, got 0"),
         (["continue", run.id, "--steps", "1"], "the step to start from is unknown"),
         (["continue", run.id, "--steps", "1", "--step", "48"], "no checkpoint of step 48"),
