@@ -31,7 +31,7 @@ Rotary = tuple[Tensor, Tensor]
 Attend = Callable[..., Tensor]
 """Maps (qkv, cos, sin), and optionally a buffer for the gradient of qkv's bias, to the output of
 attention (see kernels.attention)."""
-Initialiser = Callable[[str, Tensor, torch.Generator], None]
+Initializer = Callable[[str, Tensor, torch.Generator], None]
 """Fills a parameter in place, given (name, parameter, generator)."""
 Branches = tuple[()] | tuple[Tensor, Tensor]
 """The outputs of a block's attention and MLP, each (B*T, d), not yet added to the residual stream;
@@ -232,7 +232,7 @@ def init_deviations(rule: str, d: int, n_layers: int) -> tuple[float, float]:
     return std, std_output
 
 
-def pythia_init(config: ModelConfig) -> Initialiser:
+def pythia_init(config: ModelConfig) -> Initializer:
     """Return the initializer for the rule `config.init`.
 
     Every rule sets biases to 0, LayerNorm weights to 1, and matrices to normal values of mean 0.
@@ -269,7 +269,7 @@ class GPTNeoX(nn.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, ops: Ops = FAST, init: Initialiser | None = None
+        self, config: ModelConfig, ops: Ops = FAST, init: Initializer | None = None
     ) -> None:
         super().__init__()
         self.config, self.ops = config, ops

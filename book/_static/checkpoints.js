@@ -50,7 +50,7 @@
   }
 
   /** Prepare the checkpoints before and after the one shown when nothing else is to be done. */
-  async function prepareNeighbours(page, turn) {
+  async function prepareNeighbors(page, turn) {
     for (const by of [1, -1]) {
       await idle();
       await prepare(page, namesAt(page, page.state.index + by), turn, idle).catch(() => {});
@@ -83,7 +83,7 @@
       const words = pythiaView.summary(page, prompt);
       if (parts.status.textContent !== words) parts.status.textContent = words;
       redraw();
-      prepareNeighbours(page, turn).then(redraw);
+      prepareNeighbors(page, turn).then(redraw);
     }, 200);
   }
 
@@ -145,7 +145,7 @@
   }
 
   /** A label with its control; the control comes back. */
-  function labelled(parent, text, control, name) {
+  function labeled(parent, text, control, name) {
     const label = make("label", name, text);
     label.append(control);
     parent.append(label);
@@ -155,7 +155,7 @@
   function build(page) {
     const { host, state, timeline } = page, parts = page.parts = {};
     host.replaceChildren();
-    parts.prompt = labelled(host, "Prompt", make("textarea", "", undefined, {
+    parts.prompt = labeled(host, "Prompt", make("textarea", "", undefined, {
       rows: 1, maxlength: LIMIT, spellcheck: "false", autocomplete: "off", dir: "auto",
     }), "prompt");
     parts.prompt.value = state.prompt;
@@ -165,7 +165,7 @@
     const head = time.appendChild(make("div", "head"));
     parts.play = head.appendChild(make("button", "play", "\u25b6 Play", { type: "button" }));
     parts.when = head.appendChild(make("output", "when"));
-    parts.range = labelled(time, "Training", make("input", "", undefined, {
+    parts.range = labeled(time, "Training", make("input", "", undefined, {
       type: "range", min: 0, max: timeline.length - 1, step: 1,
     }), "slider");
     time.append(pythiaView.ticks(page));
@@ -179,7 +179,7 @@
     parts.notes = host.appendChild(make("p", "notes"));
     parts.arms = host.appendChild(make("div", "arms"));
     const foot = host.appendChild(make("div", "foot"));
-    parts.heat = labelled(foot, "Temperature", make("input", "", undefined, {
+    parts.heat = labeled(foot, "Temperature", make("input", "", undefined, {
       type: "range", min: 0, max: 1.5, step: 0.1, value: state.temperature,
     }));
     parts.heat.after(parts.heatNow = make("b", "", state.temperature.toFixed(1)));

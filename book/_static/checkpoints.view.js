@@ -161,7 +161,7 @@ const pythiaView = (() => {
     return list;
   }
 
-  /** The prompt and its continuation, with pronouns in their colours. */
+  /** The prompt and its continuation, with pronouns in their colors. */
   function told(page, prompt, sampled) {
     const text = make("p", "told", undefined, { dir: "auto" });
     text.append(make("span", "given", prompt.text));

@@ -23,9 +23,9 @@ function numberText(value) {
 
 /** The points of a drawing's panels, in the order in which the arrow keys walk. */
 function pointsOf(panels) {
-  return panels.flatMap((panel, p) => panel.series.flatMap(([name, colour, flat, points], s) =>
+  return panels.flatMap((panel, p) => panel.series.flatMap(([name, color, flat, points], s) =>
     points.map(([x, y, along, value, low, high]) =>
-      ({ panel, p, s, name, colour, flat, x, y, along, value, low, high }))));
+      ({ panel, p, s, name, color, flat, x, y, along, value, low, high }))));
 }
 
 /** What is said of a point: its series, its place, its value with the interval. */
@@ -50,7 +50,7 @@ function nearest(points, x, y, reach) {
 }
 
 /** The point that an arrow key leads to: left and right along a series, up and down to others. */
-function neighbour(points, current, key) {
+function neighbor(points, current, key) {
   if (!points.length) return null;
   if (key === "Home" || !current) return points[0];
   if (key === "End") return points[points.length - 1];
@@ -66,11 +66,11 @@ function neighbour(points, current, key) {
 }
 
 /** All points of a named series, in every panel: they are ringed, so that the eye finds it in a crowd. */
-function seriesOf(points, { name, colour }) {
-  return name ? points.filter((point) => point.name === name && point.colour === colour) : [];
+function seriesOf(points, { name, color }) {
+  return name ? points.filter((point) => point.name === name && point.color === color) : [];
 }
 
-/** Where all labelled panels share a label, the others have it too: it is drawn once for a column or a row. */
+/** Where all labeled panels share a label, the others have it too: it is drawn once for a column or a row. */
 function shareLabels(panels) {
   for (const axis of ["x", "y"]) {
     const labels = new Set(panels.map((panel) => panel[axis]).filter(Boolean));
@@ -128,7 +128,7 @@ function setUp(figure) {
       line.textContent = text;
       return line;
     }));
-    tip.style.setProperty("--series", point.colour);
+    tip.style.setProperty("--series", point.color);
     tip.hidden = false;
     rings = rings || document.createElementNS(SVG, "g");
     rings.setAttribute("class", "value-rings");
@@ -158,7 +158,7 @@ function setUp(figure) {
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
   drawing.addEventListener("keydown", (event) => {
     if (!/^(Arrow(Left|Right|Up|Down)|Home|End)$/.test(event.key)) return;
-    const { svg, points } = layout(), next = neighbour(points, current, event.key);
+    const { svg, points } = layout(), next = neighbor(points, current, event.key);
     if (next) {
       event.preventDefault();
       show(next, svg, true);
@@ -191,6 +191,6 @@ if (typeof document !== "undefined") {
 }
 
 if (typeof module !== "undefined") {
-  module.exports = { numberText, pointsOf, linesOf, nearest, neighbour, seriesOf, shareLabels };
+  module.exports = { numberText, pointsOf, linesOf, nearest, neighbor, seriesOf, shareLabels };
 }
 })();

@@ -90,14 +90,14 @@ function results(c, state) {
 function bars(c, found, width) {
   const left = 148, wide = width - left - 64, largest = Math.max(...Object.values(found.parts));
   const x = (bytes) => left + wide * bytes / Math.max(found.memory, c.gpuBytes), end = (bytes) => left + wide * bytes / largest;
-  const rows = Object.entries(c.parts).map(([part, [label, colour]], i) =>
+  const rows = Object.entries(c.parts).map(([part, [label, color]], i) =>
     `<text x="${left - 8}" y="${i * 22 + 16}" class="end">${escaped(label)}</text>` +
-    `<rect x="${left}" y="${i * 22 + 4}" width="${Math.max(0.5, end(found.parts[part]) - left).toFixed(1)}" height="16" fill="${colour}"/>` +
+    `<rect x="${left}" y="${i * 22 + 4}" width="${Math.max(0.5, end(found.parts[part]) - left).toFixed(1)}" height="16" fill="${color}"/>` +
     `<text x="${(end(found.parts[part]) + 6).toFixed(1)}" y="${i * 22 + 16}">${gigabytes(found.parts[part])}</text>`);
   const bottom = rows.length * 22 + 8;
   let at = 0;
-  const whole = Object.entries(c.parts).map(([part, [, colour]]) => {
-    const shape = `<rect x="${x(at).toFixed(1)}" y="${bottom}" width="${(x(found.parts[part]) - left).toFixed(1)}" height="20" fill="${colour}"/>`;
+  const whole = Object.entries(c.parts).map(([part, [, color]]) => {
+    const shape = `<rect x="${x(at).toFixed(1)}" y="${bottom}" width="${(x(found.parts[part]) - left).toFixed(1)}" height="20" fill="${color}"/>`;
     at += found.parts[part];
     return shape;
   });

@@ -114,10 +114,10 @@ function quarter(width) {
     `${dim < dims ? ` data-pair="${dim % half}"` : ""}/>`;
   const cells = (count, y) => Array.from(
     { length: count }, (_, dim) => cell(dim, count, y, dim < dims ? "pair" : "rest")).join("");
-  const wide = width / dims, centre = (dim) => (dim + 0.5) * wide, top = 138;
+  const wide = width / dims, center = (dim) => (dim + 0.5) * wide, top = 138;
   const others = Array.from({ length: half }, (_, i) => i).filter((i) => i !== pair);
   const arcs = [...others, pair].map((i) => // the chosen one on top
-    `<path d="M${centre(i)},${top}A${half * wide / 2},42 0 0 1 ${centre(i + half)},${top}" ` +
+    `<path d="M${center(i)},${top}A${half * wide / 2},42 0 0 1 ${center(i + half)},${top}" ` +
     `class="arc ${i === pair ? "chosen" : ""}" ${tone(i, half)} data-pair="${i}"/>`);
   const every = wide > 20 ? 1 : wide > 10 ? 2 : 8;
   const names = Array.from({ length: dims }, (_, dim) => dim).filter((dim) => dim % every === 0);
@@ -125,7 +125,7 @@ function quarter(width) {
     text(0, 13, `${dims} rotate`) + text(width, 13, `${headDim - dims} stay as they are`, "end") +
     line(0, 44, 0, top, "guide") + line(width * dims / headDim, 44, width, top, "guide") + arcs.join("") +
     cells(dims, top) + [pair, pair + half].map((dim) => cell(dim, dims, top, "pair chosen")).join("") +
-    names.map((dim) => text(centre(dim), top + 40, dim, "middle")).join("");
+    names.map((dim) => text(center(dim), top + 40, dim, "middle")).join("");
   return {
     markup: picture(width, top + 48, body),
     says: `Head of ${headDim} dims: the first ${dims} rotate. ` +

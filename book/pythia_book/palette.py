@@ -40,7 +40,7 @@ _DARKEST, _LIGHTEST = 0.30, 0.66
 _PALE_LIGHTNESS, _PALE_CHROMA = 0.80, 0.05
 
 
-def size_colour(size: str) -> str:
+def size_color(size: str) -> str:
     """Return the color of a model size. Smaller sizes are darker.
 
     Raises:
@@ -61,33 +61,33 @@ def shade(position: float) -> str:
 
 def contrast(one: str, other: str) -> float:
     """Return the contrast ratio of two colors "#rrggbb", from 1 to 21."""
-    low, high = sorted(luminance(colour) for colour in (one, other))
+    low, high = sorted(luminance(color) for color in (one, other))
     return (high + 0.05) / (low + 0.05)
 
 
-def luminance(colour: str) -> float:
+def luminance(color: str) -> float:
     """Return the relative luminance of a color "#rrggbb", from 0 (black) to 1 (white)."""
-    red, green, blue = _linear(colour)
+    red, green, blue = _linear(color)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 @functools.cache
-def text_colour(colour: str) -> str:
+def text_color(color: str) -> str:
     """Return the color, darkened until text in it can be read on a light page."""
-    lightness, chroma, hue = _to_lch(colour)
-    while contrast(colour, WHITE) < TEXT:
+    lightness, chroma, hue = _to_lch(color)
+    while contrast(color, WHITE) < TEXT:
         lightness -= 0.01
-        colour = _from_lch(lightness, chroma, hue)
-    return colour
+        color = _from_lch(lightness, chroma, hue)
+    return color
 
 
 @functools.cache
-def dark_variant(colour: str, text: bool = False) -> str:
+def dark_variant(color: str, text: bool = False) -> str:
     """Return the color of the same hue for a dark page.
 
     Darker colors stay darker than lighter ones, and pale areas stay close to the background.
     """
-    lightness, chroma, hue = _to_lch(colour)
+    lightness, chroma, hue = _to_lch(color)
     paper = _to_lch(DARK_PAGE)[0]
     if lightness > _PALE_LIGHTNESS and chroma < _PALE_CHROMA and not text:
         return _from_lch(paper + 1.1 * (1 - lightness), chroma, hue)
@@ -128,15 +128,15 @@ def _times(matrix: _Matrix, vector: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(sum(m * v for m, v in zip(row, vector, strict=True)) for row in matrix)
 
 
-def _linear(colour: str) -> tuple[float, ...]:
+def _linear(color: str) -> tuple[float, ...]:
     """Return red, green and blue in linear light, from 0 to 1."""
-    parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    parts = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
     return tuple(c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
 
 
-def _to_lch(colour: str) -> tuple[float, float, float]:
+def _to_lch(color: str) -> tuple[float, float, float]:
     """Return lightness (0 to 1), chroma and hue in degrees."""
-    cones = tuple(math.cbrt(c) for c in _times(_TO_CONES, _linear(colour)))
+    cones = tuple(math.cbrt(c) for c in _times(_TO_CONES, _linear(color)))
     lightness, a, b = _times(_TO_LAB, cones)
     return lightness, math.hypot(a, b), math.degrees(math.atan2(b, a))
 

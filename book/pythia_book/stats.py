@@ -259,10 +259,10 @@ def permutation_p(x: np.ndarray, y: np.ndarray, seed: int = 0) -> float:
 
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         return math.nan
-    centred = np.asarray(y, np.float64) - np.mean(y)
+    centered = np.asarray(y, np.float64) - np.mean(y)
     test = permutation_test(
         (np.asarray(x, np.float64),),
-        lambda drawn, axis: (drawn * centred).sum(axis),
+        lambda drawn, axis: (drawn * centered).sum(axis),
         permutation_type="pairings",
         alternative="greater",
         n_resamples=PERMUTATIONS,

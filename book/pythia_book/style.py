@@ -29,7 +29,7 @@ from pythia_book import records, seed_spread, svg
 from pythia_book.claim_tables import claims_frame, claims_html
 from pythia_book.palette import BLUE as BLUE
 from pythia_book.palette import GREEN as GREEN
-from pythia_book.palette import GRID, INK, MUTED, WHITE, shade, size_colour, text_colour
+from pythia_book.palette import GRID, INK, MUTED, WHITE, shade, size_color, text_color
 from pythia_book.palette import ORANGE as ORANGE
 from pythia_book.study import Result
 from pythia_core.suite import nominal_parameters, scale_named
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.legend import Legend
 
-__all__ = ["BLUE", "GREEN", "GRID", "INK", "MUTED", "ORANGE", "WHITE", "shade", "size_colour"]
+__all__ = ["BLUE", "GREEN", "GRID", "INK", "MUTED", "ORANGE", "WHITE", "shade", "size_color"]
 
 FIGURE_TYPE = "application/vnd.pythia.figure+json"
 """MIME type of what the site needs to know of a figure, apart from its wide SVG."""
@@ -524,8 +524,8 @@ def say(ax: Axes, text: str) -> None:
     ax.grid(False)
     for side in ax.spines.values():
         side.set(visible=True, color=GRID)
-    centred = {"transform": ax.transAxes, "ha": "center", "va": "center"}
-    ax.text(0.5, 0.5, text, **centred, color=MUTED, wrap=True)
+    centered = {"transform": ax.transAxes, "ha": "center", "va": "center"}
+    ax.text(0.5, 0.5, text, **centered, color=MUTED, wrap=True)
 
 
 def rows_where(frame: pd.DataFrame, **values: Any) -> pd.DataFrame:
@@ -539,7 +539,7 @@ def curve(
     ax: Axes,
     frame: pd.DataFrame,
     x: str,
-    colour: str,
+    color: str,
     factor: float = 1,
     bars: bool = False,
     name: str = "",
@@ -553,15 +553,15 @@ def curve(
         name: name of the curve on hover.
     """
     at = frame[x].astype(float)
-    (drawn,) = ax.plot(at, factor * frame.value.astype(float), color=colour, **line)
+    (drawn,) = ax.plot(at, factor * frame.value.astype(float), color=color, **line)
     svg.register(drawn, svg.Series(name, flat=False))
     if "low" in frame:
         low, high = (factor * frame[bound].astype(float) for bound in ("low", "high"))
         svg.register(drawn, svg.Series(name, list(low), list(high), flat=False))
         if bars:
-            ax.vlines(at, low, high, color=colour, linewidth=1.1)
+            ax.vlines(at, low, high, color=color, linewidth=1.1)
         else:
-            ax.fill_between(at, low, high, color=colour, alpha=0.13, linewidth=0)
+            ax.fill_between(at, low, high, color=color, alpha=0.13, linewidth=0)
 
 
 def seed_band(
@@ -599,7 +599,7 @@ def seed_band(
         if known.any():
             at, shape = curve[x].to_numpy(float), {"alpha": 0.16, "linewidth": 0, "zorder": 1}
             ax.fill_between(at[known], factor * low[known], factor * high[known],
-                            color=size_colour(size), **shape)  # fmt: skip
+                            color=size_color(size), **shape)  # fmt: skip
 
 
 def seed_note(result: Result, measure: str = "loss") -> str:
@@ -621,25 +621,25 @@ def size_curves(
     sizes: Iterable[str],
     factor: float = 1,
     banded: Iterable[str] | None = None,
-    labelled: bool = False,
+    labeled: bool = False,
     **line: Any,
 ) -> None:
     """Plot one `curve` per model size, in the color of the size (column `size`).
 
     Args:
         banded: sizes drawn with intervals (many bands would hide each other); None: all sizes.
-        labelled: write the sizes at the ends of their curves.
+        labeled: write the sizes at the ends of their curves.
     """
     ends = []
     for size in sizes:
         points = rows_where(frame, size=size).sort_values(x)
         if banded is not None and size not in banded:
             points = points.drop(columns=["low", "high"], errors="ignore")
-        curve(ax, points, x, size_colour(size), factor, **({"name": size} | THIN | line))
+        curve(ax, points, x, size_color(size), factor, **({"name": size} | THIN | line))
         if len(known := points.dropna(subset=["value"])):
             last = known.iloc[-1]
-            ends.append((size, float(last[x]), factor * float(last.value), size_colour(size)))
-    if labelled:
+            ends.append((size, float(last[x]), factor * float(last.value), size_color(size)))
+    if labeled:
         end_labels(ax, ends)
 
 
@@ -652,9 +652,9 @@ def end_labels(ax: Axes, labels: Iterable[tuple[str, float, float, str]]) -> Non
         labels: (text, x and y of the end of the curve, color of the curve).
     """
     labels = [label for label in labels if math.isfinite(label[2])]
-    for text, _, y, colour in labels:  # the layout makes room for them
+    for text, _, y, color in labels:  # the layout makes room for them
         ax.annotate(text, (1, y), (_GAP, 0), ("axes fraction", "data"), "offset points",
-                    color=text_colour(colour), va="center", annotation_clip=False)  # fmt: skip
+                    color=text_color(color), va="center", annotation_clip=False)  # fmt: skip
     _PAGES[ax.figure].ends.append((ax, labels))
 
 
@@ -666,21 +666,21 @@ def _spread(ax: Axes, labels: list[tuple[str, float, float, str]]) -> None:
     """Move the labels at the ends of curves apart, after the layout is final."""
     texts = {id(t): t for t in ax.texts}.values()
     places = sorted(
-        (float(ax.transData.transform((x, y))[1]), text, x, y, colour)
-        for text, x, y, colour in labels
+        (float(ax.transData.transform((x, y))[1]), text, x, y, color)
+        for text, x, y, color in labels
     )
     heights = spread([place[0] for place in places], _LINE)
     box = ax.get_window_extent()
     shift = min(0.0, box.y1 - 3 - heights[-1]) if heights else 0.0
     shift = max(shift, box.y0 - heights[0]) if heights else 0.0
-    for height, (old, text, x, y, colour) in zip(heights, places, strict=True):
+    for height, (old, text, x, y, color) in zip(heights, places, strict=True):
         moved = height + shift - old
         label = next(t for t in texts if t.get_text() == text and t.xy == (1, y))
         label.set_position((_GAP, moved))
         end = ax.transData.transform((x, y))
         path = ((end[0] + 2, end[1]), (box.x1 + _GAP - 2, height + shift))
         points = [ax.transAxes.inverted().transform(place) for place in path]
-        (link,) = ax.plot(*zip(*points, strict=True), transform=ax.transAxes, color=colour,
+        (link,) = ax.plot(*zip(*points, strict=True), transform=ax.transAxes, color=color,
                           linewidth=0.5, alpha=0.6, clip_on=False, scalex=False,
                           scaley=False)  # fmt: skip
         svg.hide(link)
@@ -726,14 +726,14 @@ def line(
     width, marker = (1.1, 1.8) if dense else (1.5, 3.4)
     shape = {**ARM_STYLES[arm], "linewidth": width, "markersize": marker, "markeredgewidth": 0}
     shape["name"] = f"{size}, {ARM_LABELS[arm]}"
-    curve(ax, frame.sort_values(x), x, size_colour(size), factor, **shape)
+    curve(ax, frame.sort_values(x), x, size_color(size), factor, **shape)
 
 
 def interval_point(
     ax: Axes,
     at: float,
     row: Any,
-    colour: str,
+    color: str,
     factor: float = 100,
     width: float = 1.3,
     flat: bool = False,
@@ -751,9 +751,9 @@ def interval_point(
     bar, point = ([at, at], [low, high]), ([at], [value])
     if flat:
         bar, point = bar[::-1], point[::-1]
-    (whisker,) = ax.plot(*bar, color=colour, linewidth=width, solid_capstyle="butt")
+    (whisker,) = ax.plot(*bar, color=color, linewidth=width, solid_capstyle="butt")
     svg.hide(whisker)
-    (dot,) = ax.plot(*point, color=colour, **({"marker": "o", "linestyle": ""} | shape))
+    (dot,) = ax.plot(*point, color=color, **({"marker": "o", "linestyle": ""} | shape))
     size = getattr(row, "size", "")
     name = name or (size if isinstance(size, str) else "")
     svg.register(dot, svg.Series(name, [low], [high], flat=flat))
@@ -780,12 +780,12 @@ def size_points(
     for j, (key, mark) in enumerate(marks.items()):
         shift = 0.22 * (j - (len(marks) - 1) / 2)
         for row in rows_where(frame, **{column: key}).itertuples():
-            at, colour = sizes.index(row.size) + shift, size_colour(row.size)
-            face = "white" if mark["markerfacecolor"] == "white" else colour
+            at, color = sizes.index(row.size) + shift, size_color(row.size)
+            face = "white" if mark["markerfacecolor"] == "white" else color
             name = (names or {}).get(key, key if isinstance(key, str) else f"{column} {key}")
             look = {"markersize": 5, "marker": mark["marker"], "markerfacecolor": face}
             look["name"] = f"{row.size}, {name}"
-            interval_point(ax, at, row, colour, factor, **(look | shape))
+            interval_point(ax, at, row, color, factor, **(look | shape))
     category_ticks(ax, sizes)
     ax.set_xlim(-0.6, len(sizes) - 0.4)
 
@@ -853,7 +853,7 @@ def mark(marker: str, hollow: bool = False) -> dict[str, Any]:
 
 def size_legend(where: Axes | Figure, sizes: Iterable[str], **options: Any) -> None:
     """Add a legend with the colors of model sizes."""
-    lines = {size: {"color": size_colour(size), "linewidth": 3} for size in sizes}
+    lines = {size: {"color": size_color(size), "linewidth": 3} for size in sizes}
     legend(where, lines, handlelength=1.4, columnspacing=1.2, **options)
 
 

@@ -103,7 +103,7 @@ def panel_values(figure: Figure) -> list[dict[str, Any]]:
 
 
 def _series_of(ax: Axes) -> Iterator[list[Any]]:
-    """Yield [name, colour, flat, points] of each artist of a panel whose values are shown."""
+    """Yield [name, color, flat, points] of each artist of a panel whose values are shown."""
     from matplotlib.collections import PathCollection
     from matplotlib.colors import to_hex
 
@@ -114,13 +114,13 @@ def _series_of(ax: Axes) -> Iterator[list[Any]]:
         if artist in ax.lines:
             if artist.get_transform() != ax.transData:
                 continue  # a line across the panel, not data
-            points, colour = artist.get_xydata(), artist.get_color()
+            points, color = artist.get_xydata(), artist.get_color()
         elif isinstance(artist, PathCollection):
-            points, colour = artist.get_offsets(), artist.get_facecolor()
-            colour = colour[0] if len(colour) else INK
+            points, color = artist.get_offsets(), artist.get_facecolor()
+            color = color[0] if len(color) else INK
         else:
             continue
-        yield _row(ax, about, _label(about, artist), to_hex(colour), points)
+        yield _row(ax, about, _label(about, artist), to_hex(color), points)
     for bars in ax.containers:
         about = _SERIES.get(bars[0], Series()) if len(bars) else Series(shown=False)
         if not about.shown or not hasattr(bars, "datavalues"):
@@ -152,7 +152,7 @@ def _label(about: Series, artist: Any) -> str:
     return "" if label.startswith("_") else _one_line(label)
 
 
-def _row(ax: Axes, about: Series, name: str, colour: str, points: Any) -> list[Any]:
+def _row(ax: Axes, about: Series, name: str, color: str, points: Any) -> list[Any]:
     """Return [name, color, flat, points] of one series."""
     across, up = categories(ax.xaxis), categories(ax.yaxis)
     flat = bool(up and not across) if about.flat is None else about.flat
@@ -176,7 +176,7 @@ def _row(ax: Axes, about: Series, name: str, colour: str, points: Any) -> list[A
             if all(map(math.isfinite, ends)):
                 row += [_number(end) for end in ends]
         rows.append(row)
-    return [name, colour, int(flat), rows]
+    return [name, color, int(flat), rows]
 
 
 def categories(axis: Any) -> dict[float, str]:

@@ -26,8 +26,8 @@ def layer_norm_reference(
 
     `x` is (n, d) in fp32 or fp64; `weight` and `bias` are (d,) in the dtype of `x`.
     """
-    centred = x - x.mean(-1, keepdim=True)
-    scaled = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
+    centered = x - x.mean(-1, keepdim=True)
+    scaled = centered * torch.rsqrt(centered.square().mean(-1, keepdim=True) + eps)
     return (scaled * weight + bias).to(dtype)
 
 

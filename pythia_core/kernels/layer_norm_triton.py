@@ -74,11 +74,11 @@ def pair_kernel(
         tl.store(z_ptr + at, rounded, mask=mask)
         z = rounded.to(tl.float32)  # the statistics use the values that the backward reads
     mean = tl.sum(z, 1) / d
-    centred = tl.where(mask, z - mean[:, None], 0.0)
-    rstd = 1.0 / tl.sqrt_rn(tl.sum(centred * centred, 1) / d + eps)
+    centered = tl.where(mask, z - mean[:, None], 0.0)
+    rstd = 1.0 / tl.sqrt_rn(tl.sum(centered * centered, 1) / d + eps)
     tl.store(mean_ptr + row, mean, mask=row < n)
     tl.store(rstd_ptr + row, rstd, mask=row < n)
-    scaled = centred * rstd[:, None]
+    scaled = centered * rstd[:, None]
     inside = lane < d
     weight = tl.load(weight1_ptr + lane, mask=inside, other=0.0).to(tl.float32)[None, :]
     bias = tl.load(bias1_ptr + lane, mask=inside, other=0.0).to(tl.float32)[None, :]

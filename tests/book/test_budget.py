@@ -87,4 +87,4 @@ def test_every_study_accepts_every_scale(study: str, scale: str) -> None:
         assert data.corpus == "laboratory" or size_name(model) in scale_named(scale).sizes
         kept = registry.keep(scale, run)
         assert kept is None or run.train.steps in kept.weights, "the end is always kept"
-    assert errata.Params(scale).size_list and seeds.Params(scale).neighbour_size
+    assert errata.Params(scale).size_list and seeds.Params(scale).neighbor_size

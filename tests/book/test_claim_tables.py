@@ -124,16 +124,16 @@ def test_values_in_words() -> None:
     assert measured_text(None) == measured_text(known | {"value": None}) == "\N{EN DASH}"
 
 
-def luminance(colour: str) -> float:
-    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+def luminance(color: str) -> float:
+    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return sum(part * c for part, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 @pytest.mark.parametrize(("theme", "page"), [("light", "#ffffff"), ("dark", "#14181e")])
-def test_every_verdict_has_a_colour_that_can_be_read(theme: str, page: str) -> None:
+def test_every_verdict_has_a_color_that_can_be_read(theme: str, page: str) -> None:
     sheet = (ROOT / "book" / "_static" / "paper.css").read_text(encoding="utf-8")
-    colours = dict(
+    colors = dict(
         re.findall(
             r"--(\w+): (#\w{6});", sheet.partition(f'[data-theme="{theme}"]')[2].partition("}")[0]
         )
@@ -141,5 +141,5 @@ def test_every_verdict_has_a_colour_that_can_be_read(theme: str, page: str) -> N
     for verdict in verdicts.VERDICTS:
         rule = re.search(rf"\.{claim_tables.slug(verdict)}\b[^{{]*{{ color: var\(--(\w+)\)", sheet)
         assert rule, f"no color for {verdict}"
-        bright, dim = sorted((luminance(colours[rule[1]]), luminance(page)), reverse=True)
+        bright, dim = sorted((luminance(colors[rule[1]]), luminance(page)), reverse=True)
         assert (bright + 0.05) / (dim + 0.05) >= 4.5, (verdict, theme)

@@ -111,16 +111,16 @@ def test_missing_released_numbers_are_explained_in_the_figure(results):
         assert "no released numbers" not in released
 
 
-def test_a_size_has_one_colour_and_ladders_are_ordered():
+def test_a_size_has_one_color_and_ladders_are_ordered():
     for ladder in (LAPTOP_SIZES, GPU_SIZES, OFFICIAL_SIZES):
-        colours = [style.size_colour(size) for size in ladder]
-        assert len(set(colours)) == len(colours)
-        for on_page in (colours, [palette.dark_variant(colour) for colour in colours]):
-            shades = [palette.luminance(colour) for colour in on_page]
+        colors = [style.size_color(size) for size in ladder]
+        assert len(set(colors)) == len(colors)
+        for on_page in (colors, [palette.dark_variant(color) for color in colors]):
+            shades = [palette.luminance(color) for color in on_page]
             assert shades == sorted(shades)  # also told apart without any color vision
             assert least_distance(on_page) > 0.03
     with pytest.raises(ConfigError, match="unknown size"):
-        style.size_colour("9q")
+        style.size_color("9q")
 
 
 SEEN_BY = {  # Machado et al. 2009, in linear light
@@ -138,13 +138,13 @@ SEEN_BY = {  # Machado et al. 2009, in linear light
 }
 
 
-def least_distance(colours: list[str]) -> float:
+def least_distance(colors: list[str]) -> float:
     """Return the least OKLab distance of two colors, by readers with any color vision."""
     distances = []
     for matrix in SEEN_BY.values():
         seen = [
             palette._times(palette._TO_LAB, tuple(np.cbrt(palette._times(palette._TO_CONES, rgb))))
-            for rgb in (np.array(matrix) @ palette._linear(colour) for colour in colours)
+            for rgb in (np.array(matrix) @ palette._linear(color) for color in colors)
         ]
         distances += [math.dist(a, b) for a, b in itertools.combinations(seen, 2)]
     return min(distances)
@@ -154,14 +154,14 @@ DATA = (style.BLUE, style.ORANGE, style.GREEN, palette.PINK, palette.SKY, palett
         palette.BROWN, style.MUTED, style.INK)  # fmt: skip
 
 
-def test_colours_have_contrast_in_both_themes():
+def test_colors_have_contrast_in_both_themes():
     sizes = (*LAPTOP_SIZES, *GPU_SIZES, *OFFICIAL_SIZES)
     shades = (palette.shade(i / 20) for i in range(21))
-    for colour in {*map(style.size_colour, sizes), *shades, *DATA}:
-        assert palette.contrast(colour, style.WHITE) >= 3
-        assert palette.contrast(palette.text_colour(colour), style.WHITE) >= 4.5
-        assert palette.contrast(palette.dark_variant(colour), palette.DARK_PAGE) >= 3
-        assert palette.contrast(palette.dark_variant(colour, True), palette.DARK_PAGE) >= 4.5
+    for color in {*map(style.size_color, sizes), *shades, *DATA}:
+        assert palette.contrast(color, style.WHITE) >= 3
+        assert palette.contrast(palette.text_color(color), style.WHITE) >= 4.5
+        assert palette.contrast(palette.dark_variant(color), palette.DARK_PAGE) >= 3
+        assert palette.contrast(palette.dark_variant(color, True), palette.DARK_PAGE) >= 4.5
     pale = palette.dark_variant(palette.PALE)
     assert palette.contrast(pale, palette.DARK_PAGE) < 2  # pale areas stay areas, not data
 

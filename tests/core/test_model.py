@@ -78,7 +78,7 @@ def test_parameter_counts_of_the_official_sizes(size: str) -> None:
 
 
 @pytest.mark.parametrize("init", ["small_wang", "normal_scaled", "like_6.9b"])
-def test_initialisation_rules(init: str) -> None:
+def test_initialization_rules(init: str) -> None:
     config = tiny(n_layers=4, d_model=256, n_heads=4, vocab_size=2048, init=init)
     model = GPTNeoX(config)
     model.init_weights(seed=7)
@@ -105,7 +105,7 @@ def test_initialisation_rules(init: str) -> None:
         assert torch.equal(a, b)
 
 
-def test_the_enlarged_initialisation_is_that_of_6_9b_at_its_shape() -> None:
+def test_the_enlarged_initialization_is_that_of_6_9b_at_its_shape() -> None:
     size = OFFICIAL_SIZES["6.9b"]
     assert (size.d_model, size.n_layers) == SHAPE_6_9B
     used = init_deviations(size.init, *SHAPE_6_9B)

@@ -164,7 +164,7 @@ MATRIX = {
             test_a_killed_process_or_a_stop_ends_all_and_training_resumes
         core/util/test_launch.py test_a_requeued_job_goes_on
             test_a_job_at_its_time_limit_saves_and_queues_again
-            test_a_job_that_was_cancelled_elsewhere_has_failed test_a_node_without_the_environment
+            test_a_job_that_was_canceled_elsewhere_has_failed test_a_node_without_the_environment
         book/test_worker.py
             test_two_nodes_give_the_files_of_one_machine_though_one_worker_dies_and_one_is_requeued
         core/data/test_sharded.py test_killed_tasks

@@ -219,7 +219,7 @@ def run_page(
 ) -> dict[str, Any]:
     """Run a page's scripts in a headless browser at a phone's width, and return what it found.
 
-    Also assert that the page has no errors, no NaN or undefined values, no unlabelled inputs and no
+    Also assert that the page has no errors, no NaN or undefined values, no unlabeled inputs and no
     figure wider than the page, and that it hides its static images.
 
     Args:
@@ -240,7 +240,7 @@ def run_page(
       }};
       const done = () => {{
         {then}
-        result.labelled = [...document.querySelectorAll("input, select")].every(
+        result.labeled = [...document.querySelectorAll("input, select")].every(
           (input) => input.labels.length);
         result.widths = [...document.querySelectorAll("figure, .picture")].map(
           (each) => each.scrollWidth - each.clientWidth);
@@ -255,7 +255,7 @@ def run_page(
     """
     result = _dumped(driver, style, folder)
     assert result["errors"] == [] and result["wrong"] is None
-    assert result["labelled"], "an input has no label"
+    assert result["labeled"], "an input has no label"
     assert max(result["widths"]) <= 0, "a phone would scroll sideways"
     assert set(result["images"]) == {"none"}, "the static figures make room"
     return result

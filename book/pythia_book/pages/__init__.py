@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 DASH = "\N{EN DASH}"
 
 
-def hls_colour(degrees: float, lightness: float, saturation: float) -> str:
+def hls_color(degrees: float, lightness: float, saturation: float) -> str:
     """Convert an HLS color (hue in degrees) to "#rrggbb", rounded as in the pages' scripts."""
     red, green, blue = colorsys.hls_to_rgb(degrees % 360 / 360, lightness, saturation)
     return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.pages import hls_colour
+from pythia_book.pages import hls_color
 from pythia_book.style import INK, Drawing, figure, narrow, sheet, style
 from pythia_core.data.order import RowOrder, batch_hash, epochs_needed, samples_requested
 from pythia_core.errors import PythiaError
@@ -216,7 +216,7 @@ def first_repeat(example: Example, seed: int, epochs: int = 2) -> int:
 
 def hue(document: int, documents: int) -> str:
     """Return the color of a document as "#rrggbb". The page's script uses the same colors."""
-    return hls_colour(20 + 300 * document / max(documents - 1, 1), 0.62, 0.6)
+    return hls_color(20 + 300 * document / max(documents - 1, 1), 0.62, 0.6)
 
 
 def spans(order: RowOrder, sizes: list[int], row: int) -> list[tuple[int, int, int]]:
@@ -317,8 +317,8 @@ def _picture(example: Example) -> Drawing:
         for k in range(n_batches):
             for i in range(example.batch_size):
                 number = int(order.shuffle[k * example.batch_size + i])
-                colour = hue(spans(order, example.sizes, number)[0][0], n)
-                cell = Rectangle((k, -i), 0.9, 0.9, facecolor=colour, alpha=0.8, lw=0)
+                color = hue(spans(order, example.sizes, number)[0][0], n)
+                cell = Rectangle((k, -i), 0.9, 0.9, facecolor=color, alpha=0.8, lw=0)
                 grid.add_patch(cell)
         grid.add_patch(Rectangle((step - 0.05, 0.95), 1, -example.batch_size, fill=False,
                                  edgecolor=INK, linewidth=1.6))  # fmt: skip

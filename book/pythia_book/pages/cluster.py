@@ -17,7 +17,7 @@ from pythia_book.pages import formatted
 from pythia_book.pages.real_suite import GPU_BYTES, bytes_text, time_text
 from pythia_book.released.continuation.start import published_train
 from pythia_book.released.recipe import BATCH_ROWS, H100_UTILISATION, SEQ_LEN, estimates
-from pythia_book.style import Drawing, Table, figure, legend, panels, size_colour, style
+from pythia_book.style import Drawing, Table, figure, legend, panels, size_color, style
 from pythia_core.config import DataConfig, RunConfig
 from pythia_core.suite import OFFICIAL_SIZES
 from pythia_core.training.execution import Execution
@@ -242,7 +242,7 @@ def days() -> Drawing:
         lines = {}
         for size in OFFICIAL_SIZES:
             rows = frame[frame["size"] == size]
-            look = {"color": size_colour(size), "marker": "o"}
+            look = {"color": size_color(size), "marker": "o"}
             time.plot(rows.gpus, rows.days, label=size, **look)
             busy.plot(rows.gpus, 100 * rows.busy, label=size, **look)
             lines[size] = look

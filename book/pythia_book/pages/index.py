@@ -84,9 +84,9 @@ def _values(run: SelectedRun) -> dict[str, Any]:
 
 def _bars(ax: Axes, rows: list[tuple[str, dict[str, float], str]], label: str) -> str:
     """Draw values with their intervals, one per line from the top; return them as text."""
-    for place, (_, value, colour) in enumerate(rows):
+    for place, (_, value, color) in enumerate(rows):
         point = SimpleNamespace(**value)
-        style.interval_point(ax, len(rows) - 1 - place, point, colour, 1, flat=True, markersize=6)
+        style.interval_point(ax, len(rows) - 1 - place, point, color, 1, flat=True, markersize=6)
     ax.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)])
     ax.set_ylim(-0.6, len(rows) - 0.4)
     ax.grid(axis="y", visible=False)
@@ -105,7 +105,7 @@ def swap(ax: Axes, run: SelectedRun) -> str:
         ("complement_21", "swapped everywhere else", BLUE),
         ("placebo_21", "prepositions swapped", BLUE),
     )
-    rows = [(name, values[f"retained_{arm}"], colour) for arm, name, colour in arms]
+    rows = [(name, values[f"retained_{arm}"], color) for arm, name, color in arms]
     style.reference(ax, x=1)
     style.reference(ax, x=0)
     ax.set_xlim(-0.05, 1.15)
@@ -129,10 +129,10 @@ def order(ax: Axes, run: SelectedRun) -> str:
     table = table[table.scope == "training"]
     style.reference(ax, 0)
     texts = []
-    for size, colour in ((values["seeded"], BLUE), (values["largest"], ORANGE)):
+    for size, color in ((values["seeded"], BLUE), (values["largest"], ORANGE)):
         rows = table[table["size"] == size]
-        ax.fill_between(rows.percent, rows.low, rows.high, color=colour, alpha=0.15, linewidth=0)
-        ax.plot(rows.percent, rows.value, "o-", color=colour, markersize=4, label=size)
+        ax.fill_between(rows.percent, rows.low, rows.high, color=color, alpha=0.15, linewidth=0)
+        ax.plot(rows.percent, rows.value, "o-", color=color, markersize=4, label=size)
         texts.append(f"{size} {', '.join(f'{value:.2f}' for value in rows.value)}")
     ax.legend(loc="upper left", frameon=False)
     label = "trace at the end, nats per token"
@@ -148,15 +148,15 @@ def twins(ax: Axes, run: SelectedRun) -> str:
     style.reference(ax, 0)
     ax.axhspan(-margin, margin, color=style.GRID, linewidth=0, zorder=0)
     texts = []
-    for name, table, colour in (
+    for name, table, color in (
         ("as in the Pile (bars: seeds)", as_in_the_pile, BLUE),
         ("up to 128 times (bars: rows)", heavy, ORANGE),
     ):
         rows = table[table["size"].isin(sizes)]
         for row in rows.itertuples():
             at = sizes.index(row.size)
-            style.interval_point(ax, at, row, colour, 1, markersize=5)
-        ax.plot([], [], "o", color=colour, markersize=5, label=name)
+            style.interval_point(ax, at, row, color, 1, markersize=5)
+        ax.plot([], [], "o", color=color, markersize=5, label=name)
         ends = (f"{row.size} {row.value:.3f}" for row in rows.itertuples())
         texts.append(f"{name}: {', '.join(ends)}")
     ax.legend(loc="lower right", frameon=False, bbox_to_anchor=(1, 1))

@@ -31,7 +31,7 @@ from pythia_book.style import (
     panels,
     reference,
     sheet,
-    size_colour,
+    size_color,
     style,
 )
 from pythia_core.suite import OFFICIAL_SIZES
@@ -63,8 +63,8 @@ def schedule() -> Drawing:
                 frame.paper, MUTED, {"linewidth": 1.1, "linestyle": (0, (4, 1.5))},
             ),
         }  # fmt: skip
-        for label, (rate, colour, shape) in forms.items():
-            ax.plot(frame.step / 1000, 100 * rate, color=colour, label=label, **shape)
+        for label, (rate, color, shape) in forms.items():
+            ax.plot(frame.step / 1000, 100 * rate, color=color, label=label, **shape)
         ax.axvline(floor / 1000, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
         ax.set(xlim=(0, 143), ylim=(0, 104), xlabel="step, thousands",
                ylabel="learning rate, % of its peak")  # fmt: skip
@@ -77,7 +77,7 @@ def schedule() -> Drawing:
                 peaks.plot([n], [row.gpt3_lr_max], marker="D", markersize=8, color=MUTED,
                            markerfacecolor="none", linestyle="",
                            label=f"{row.gpt3}, GPT-3")  # fmt: skip
-            shape = {"color": size_colour(name), "linestyle": "", "label": name}
+            shape = {"color": size_color(name), "linestyle": "", "label": name}
             peaks.plot([n], [row.lr_max], marker="o", **shape)
             low = name == "6.9b"  # the next size is close by
             peaks.annotate(name, (n, row.lr_max), xytext=(-7, -10) if low else (6, 6),
@@ -109,10 +109,10 @@ def cost() -> Drawing:
         )
         drawn, (hours, share) = panels(2, 2.9, note)
         for row in costs.itertuples(index=False):
-            colour = size_colour(row.size)
+            color = size_color(row.size)
             label = f"{row.size}, A100, as trained"
-            hours.plot([row.parameters], [row.gpu_hours], marker="o", color=colour, label=label)
-            hours.plot([row.parameters], [today[row.size]], marker="D", color=colour,
+            hours.plot([row.parameters], [row.gpu_hours], marker="o", color=color, label=label)
+            hours.plot([row.parameters], [today[row.size]], marker="D", color=color,
                        markerfacecolor="white", label=f"{row.size}, H100, computed")  # fmt: skip
             hours.annotate(row.size, (row.parameters, row.gpu_hours), xytext=(-5, 5), ha="right",
                            textcoords="offset points")  # fmt: skip
@@ -122,12 +122,12 @@ def cost() -> Drawing:
         kinds = _marks(("o", MUTED, "A100, as trained"), ("D", "white", "H100, computed"))
         legend(hours, kinds)
         for x, row in enumerate(costs.itertuples(index=False)):
-            colour = size_colour(row.size)
+            color = size_color(row.size)
             pair = [100 * row.utilisation_6nt, 100 * row.utilisation_exact]
-            svg.hide(*share.plot([x, x], pair, color=colour, linewidth=1.2, zorder=1))
-            share.plot([x], pair[:1], marker="s", color=colour, markerfacecolor="white",
+            svg.hide(*share.plot([x, x], pair, color=color, linewidth=1.2, zorder=1))
+            share.plot([x], pair[:1], marker="s", color=color, markerfacecolor="white",
                        label=f"6 {TIMES} parameters {TIMES} tokens")  # fmt: skip
-            share.plot([x], pair[1:], marker="o", color=colour, label="products performed")
+            share.plot([x], pair[1:], marker="o", color=color, label="products performed")
         share.set_xticks(range(len(costs)), costs["size"])
         share.set_xlabel("size")
         share.set(ylim=(0, 42), ylabel="% of the peak", title="Utilization, counted in two ways")
@@ -154,16 +154,14 @@ def calculator() -> Drawing:
     with style():
         drawn, (ax,) = panels(1, 3.4, "Estimated, not measured: bf16, rows of 2,048 tokens.")
         below = [0.0] * len(layouts)
-        for part, (label, colour) in PARTS.items():
+        for part, (label, color) in PARTS.items():
             heights = [layout.memory_parts[part] / 1e9 for layout in layouts.values()]
-            ax.bar(range(len(layouts)), heights, 0.7, bottom=below, color=colour, label=label)
+            ax.bar(range(len(layouts)), heights, 0.7, bottom=below, color=color, label=label)
             below = [low + height for low, height in zip(below, heights, strict=True)]
         reference(ax, cluster.GPU_BYTES / 1e9)
         category_ticks(ax, layouts)
         ax.set(ylabel="GB on each of eight GPUs", xlabel="size", xlim=(-0.6, len(layouts) - 0.4))
-        legend(
-            drawn, {label: {"color": colour, "linewidth": 6} for label, colour in PARTS.values()}
-        )
+        legend(drawn, {label: {"color": color, "linewidth": 6} for label, color in PARTS.values()})
         split = " and ".join(size for size, layout in layouts.items() if layout.split > 1)
         description = (
             f"Memory by part, from {below[0]:.0f} GB at {next(iter(layouts))}; dotted: "

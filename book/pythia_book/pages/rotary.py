@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pythia_book.pages import hls_colour
-from pythia_book.palette import PALE, text_colour
+from pythia_book.pages import hls_color
+from pythia_book.palette import PALE, text_color
 from pythia_book.style import (
     BLUE,
     GRID,
@@ -191,10 +191,10 @@ def hue(pair: int, pairs: int) -> str:
 
     The page's script uses the same colors.
     """
-    return hls_colour(25 - 170 * pair / max(pairs - 1, 1), 0.47, 0.65)
+    return hls_color(25 - 170 * pair / max(pairs - 1, 1), 0.47, 0.65)
 
 
-def _dial(ax: Axes, x: float, query: float, key: float, colour: str) -> None:
+def _dial(ax: Axes, x: float, query: float, key: float, color: str) -> None:
     """Draw a clock face with hands at the angles `query` and `key`, and shade the angle between.
 
     Angles are in radians, clockwise from twelve o'clock.
@@ -204,11 +204,11 @@ def _dial(ax: Axes, x: float, query: float, key: float, colour: str) -> None:
     angle = math.degrees(math.remainder(query - key, 2 * math.pi))  # the shorter way round
     start = 90 - math.degrees(key)
     low, high = min(start, start - angle), max(start, start - angle)
-    ax.add_patch(Wedge((x, 0), 0.5, low, high, color=colour, alpha=0.22, linewidth=0))
+    ax.add_patch(Wedge((x, 0), 0.5, low, high, color=color, alpha=0.22, linewidth=0))
     ax.add_patch(Circle((x, 0), 1, fill=False, color=MUTED, linewidth=0.8))
     for hand, line in ((key, (0, (2, 1.2))), (query, "-")):
         tip = x + 0.92 * math.sin(hand), 0.92 * math.cos(hand)
-        ax.plot([x, tip[0]], [0, tip[1]], color=colour, linestyle=line, linewidth=1.8)
+        ax.plot([x, tip[0]], [0, tip[1]], color=color, linestyle=line, linewidth=1.8)
 
 
 @figure
@@ -235,7 +235,7 @@ def turning() -> Drawing:
         for shift in range(0, REACH - m, 12):  # equal shifts of both give the same point
             ax.plot([m - n], [table[m + shift, n + shift]], "o", color=ORANGE, markersize=5)
         ax.annotate(f"m \N{MINUS SIGN} n = {m - n},\nwherever they are", (m - n, table[m, n]),
-                    (20, -0.36), color=text_colour(ORANGE),
+                    (20, -0.36), color=text_color(ORANGE),
                     arrowprops={"arrowstyle": "-", "color": ORANGE, "linewidth": 0.8})  # fmt: skip
         ax.set(xlim=(1 - REACH, REACH - 1), ylim=(-0.5, 1.3 if narrow() else 1.05))
         ax.set(xlabel="distance m \N{MINUS SIGN} n", ylabel="score (at most 1)")
@@ -260,8 +260,8 @@ def quarter() -> Drawing:
         for row, (head_dim, config) in enumerate(dims.items()):
             half, wide, y = config.rotary_dims // 2, 256 / head_dim, -apart * row
             for dim in range(head_dim):
-                colour = hue(dim % half, half) if dim < 2 * half else PALE
-                ax.add_patch(Rectangle((dim * wide, y), wide, 0.55, facecolor=colour,
+                color = hue(dim % half, half) if dim < 2 * half else PALE
+                ax.add_patch(Rectangle((dim * wide, y), wide, 0.55, facecolor=color,
                                        edgecolor="white", linewidth=0.25))  # fmt: skip
             for i in range(half):
                 middle = (i + half / 2 + 0.5) * wide
@@ -324,11 +324,11 @@ def precision() -> Drawing:
         notes = f"largest error of any pair in each stretch of {STRETCH} positions, against fp64"
         drawn, axes = panels(2, 2.9, f"{notes}; {FOOTER}", sharey=True)
         for ax, head_dim in zip(axes, (SHOWN, 128), strict=True):
-            for name, (label, colour, line) in PRECISIONS.items():
+            for name, (label, color, line) in PRECISIONS.items():
                 worst = table_errors(head_dim, name).max(axis=1)
                 middle = np.arange(STRETCH / 2, len(worst), STRETCH)
                 tops = worst.reshape(-1, STRETCH).max(axis=1)
-                ax.plot(middle, tops, color=colour, linestyle=line, label=label)
+                ax.plot(middle, tops, color=color, linestyle=line, label=label)
             ax.set_yscale("log")
             ax.set(title=f"head of {head_dim} dims", xlabel="position", xlim=(0, len(worst)))
         axes[0].set_ylabel("error of cos or sin")

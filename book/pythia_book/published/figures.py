@@ -18,7 +18,7 @@ from pythia_book.published.scaling import (
 )
 from pythia_book.published.tables import CHANCE, MODELS, NO_RELEASED, SEVEN, TASKS, TITLES
 from pythia_book.stats import Z_95
-from pythia_book.style import BLUE, GREEN, MUTED, ORANGE, Drawing, size_colour
+from pythia_book.style import BLUE, GREEN, MUTED, ORANGE, Drawing, size_color
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +39,7 @@ FAMILIES = {
 
 def model_legend(figure: Figure, models: tuple[str, ...] = MODELS, arms: bool = True) -> None:
     """Add a legend: the color of each model size and, with `arms`, the line style of each text."""
-    lines = {model: {"color": size_colour(model), "linewidth": 3} for model in models}
+    lines = {model: {"color": size_color(model), "linewidth": 3} for model in models}
     if arms:
         lines |= {"standard": {"linestyle": "-"}, "deduplicated": {"linestyle": DASHED}}
     style.legend(figure, lines, handlelength=1.6, columnspacing=0.9)
@@ -86,7 +86,7 @@ def benchmarks_over_training(result: Result) -> Drawing:
                 values = line.set_index("step")[task].reindex(steps)
                 shape = {"linewidth": 0.9, "linestyle": DASHED if deduped else "-"}
                 text = "deduplicated" if deduped else "standard"
-                shape |= {"color": size_colour(size), "label": f"{size}, {text}"}
+                shape |= {"color": size_color(size), "label": f"{size}, {text}"}
                 ax.plot(steps, 100 * values, **shape)
             ax.set_xscale("log")
             style.reference(ax, CHANCE[task])
@@ -109,17 +109,17 @@ def benchmarks_by_size(result: Result) -> Drawing:
             if rows.empty:
                 style.say(ax, ABSENT)
                 continue
-            for family, (label, marker, colour) in FAMILIES.items():
+            for family, (label, marker, color) in FAMILIES.items():
                 points = style.rows_where(rows, family=family).sort_values("n_params")
                 shape = {"marker": marker, "markersize": 3.2, "linewidth": 0.9, "name": label}
-                style.curve(ax, points, "n_params", colour, 100, bars=True, **shape)
+                style.curve(ax, points, "n_params", color, 100, bars=True, **shape)
             ax.set_xscale("log")
             style.reference(ax, CHANCE[task])
         _label_outer(axes, 4, "parameters")
         if not final.empty:
             lines = {
-                label: {"color": colour, "marker": marker, "linewidth": 1}
-                for label, marker, colour in FAMILIES.values()
+                label: {"color": color, "marker": marker, "linewidth": 1}
+                for label, marker, color in FAMILIES.values()
             }
             style.legend(figure, lines)
         models = final.name.nunique()
@@ -152,7 +152,7 @@ def late_change(result: Result) -> Drawing:
                 style.say(ax, ABSENT)
                 continue
             rows = rows.assign(thousands=rows.step / 1000)
-            shape = {"marker": "", "linewidth": 1.2, "labelled": True}
+            shape = {"marker": "", "linewidth": 1.2, "labeled": True}
             style.size_curves(ax, rows, "thousands", _sizes(rows), 100, **shape)
             for steps in (MIDDLE_STEPS, LAST_STEPS):
                 ends = (min(steps) / 1000 - 3, max(steps) / 1000 + 3)
@@ -189,7 +189,7 @@ def batch_size(result: Result) -> Drawing:
                 shape = {"linewidth": 1.2, "linestyle": "-" if tokens == full else DASHED}
                 shape["name"] = f"{tokens / 2**20:g}M tokens per batch"
                 line = line.assign(billions=line.tokens / 1e9).sort_values("tokens")
-                style.curve(ax, line, "billions", size_colour(size), 100, **shape)
+                style.curve(ax, line, "billions", size_color(size), 100, **shape)
             batches = f"{small / 2**20:g}M or {full / 2**20:g}M"
             if style.narrow():
                 ax.set_title(f"{BATCH_PANELS[task]}, {size}: {batches}")

@@ -60,7 +60,7 @@ COLUMNS = {
 """
 SUM_SHOTS = 16
 """The number of solved examples before a sum in the paper's figure 7."""
-NORMALISED = "logiqa_acc_norm"
+NORMALIZED = "logiqa_acc_norm"
 SMALL = ("70m", "160m", "410m")
 """Models below one billion parameters."""
 PHENOMENA = {
@@ -150,15 +150,15 @@ def _final(published: Published, rows: pd.DataFrame) -> pd.DataFrame:
 
     if rows.empty:
         return rows
-    normalised = (rows.task == "logiqa") & (rows.metric == "acc_norm")
+    normalized = (rows.task == "logiqa") & (rows.metric == "acc_norm")
     ours = rows[
-        ((rows.metric == "acc") | normalised) & (rows.shots == 0) & (rows.step == OFFICIAL_STEPS)
+        ((rows.metric == "acc") | normalized) & (rows.shots == 0) & (rows.step == OFFICIAL_STEPS)
     ]
     ours = ours.assign(
         name=ours.model + np.where(ours.deduped, "-deduped", ""),
         family=np.where(ours.deduped, "pythia-deduped", "pythia"),
         n_params=ours.model.map({m: size_named(m).model().n_params for m in OFFICIAL_SIZES}),
-        task=ours.task.mask(ours.metric == "acc_norm", NORMALISED),
+        task=ours.task.mask(ours.metric == "acc_norm", NORMALIZED),
     )
     others = published.baselines
     others = others[others.metric == "acc"].rename(columns={"model": "name"})

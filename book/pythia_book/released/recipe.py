@@ -72,7 +72,7 @@ That is exactly four times the sum here, because both halves of the suite were t
 
 
 @dataclass(frozen=True)
-class Neighbour:
+class Neighbor:
     """The GPT-3 model nearest to a size of Pythia (Brown et al. 2020, table 2.1)."""
 
     name: str | None
@@ -84,14 +84,14 @@ class Neighbour:
 _M = 2**20
 GPT3 = {
     # The batches of 70m-1.4b are also those of the released ablation (evals, "*MtokBS").
-    "70m": Neighbour(None, _M // 4, None),
-    "160m": Neighbour("125M", _M // 2, 6.0e-4),
-    "410m": Neighbour("350M", _M // 2, 3.0e-4),
-    "1b": Neighbour("760M", _M // 2, 2.5e-4),
-    "1.4b": Neighbour("1.3B", _M, 2.0e-4),
-    "2.8b": Neighbour("2.7B", _M, 1.6e-4),
-    "6.9b": Neighbour("6.7B", 2 * _M, 1.2e-4),
-    "12b": Neighbour("13B", 2 * _M, 1.0e-4),
+    "70m": Neighbor(None, _M // 4, None),
+    "160m": Neighbor("125M", _M // 2, 6.0e-4),
+    "410m": Neighbor("350M", _M // 2, 3.0e-4),
+    "1b": Neighbor("760M", _M // 2, 2.5e-4),
+    "1.4b": Neighbor("1.3B", _M, 2.0e-4),
+    "2.8b": Neighbor("2.7B", _M, 1.6e-4),
+    "6.9b": Neighbor("6.7B", 2 * _M, 1.2e-4),
+    "12b": Neighbor("13B", 2 * _M, 1.0e-4),
 }
 
 

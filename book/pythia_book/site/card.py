@@ -63,9 +63,9 @@ def figure(title: str, values: dict[str, Any]) -> Figure:
         for spine in axes.spines.values():
             spine.set_visible(False)
         for place, (name, value) in enumerate(rows):
-            colour = LIGHT if place == 0 else ACCENT
-            axes.plot([value["low"], value["high"]], [-place] * 2, color=colour, linewidth=4)
-            axes.plot(value["value"], -place, "o", color=colour, markersize=12)
+            color = LIGHT if place == 0 else ACCENT
+            axes.plot([value["low"], value["high"]], [-place] * 2, color=color, linewidth=4)
+            axes.plot(value["value"], -place, "o", color=color, markersize=12)
             axes.text(-0.52, -place, name, color=LIGHT, fontsize=16, va="center", clip_on=False)
         axes.set_yticks([])
         axes.set_xlim(0, 1.08)

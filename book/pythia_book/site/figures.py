@@ -49,12 +49,12 @@ _LARGEST = 8_000_000
 # --- SVG -------------------------------------------------------------------------------------
 
 
-def sanitised(text: str, prefix: str, colours: dict[str, None]) -> ET.Element:
+def sanitised(text: str, prefix: str, colors: dict[str, None]) -> ET.Element:
     """Return a drawing as an element tree that is safe in a page, without its small print.
 
     Args:
         prefix: put before each id, so that the ids of a page are unique.
-        colours: gets the colors that the drawing uses, as "#rrggbb" and, of text, "t#rrggbb".
+        colors: gets the colors that the drawing uses, as "#rrggbb" and, of text, "t#rrggbb".
 
     Raises:
         DataError: the text is not SVG, is too large, or defines entities.
@@ -67,17 +67,17 @@ def sanitised(text: str, prefix: str, colours: dict[str, None]) -> ET.Element:
         raise DataError(f"the drawing is not SVG ({error}); run the study again") from error
     if _name(root) != "svg":
         raise DataError(f"expected a drawing, got a <{_name(root)}>; run the study again")
-    return _whole(root, prefix, colours)
+    return _whole(root, prefix, colors)
 
 
-def _whole(root: ET.Element, prefix: str, colours: dict[str, None]) -> ET.Element:
+def _whole(root: ET.Element, prefix: str, colors: dict[str, None]) -> ET.Element:
     try:
         box = [float(part) for part in root.get("viewBox", "").split()]
         box[3] -= float(root.get("data-foot", "0"))
         left, top, width, height = box
     except (ValueError, IndexError) as error:
         raise DataError("the drawing has no valid viewBox; run the study again") from error
-    clean = _copy(root, prefix, colours)
+    clean = _copy(root, prefix, colors)
     clean.attrib = {
         "viewBox": f"{left:g} {top:g} {width:g} {height:g}",
         "width": f"{width:g}",
@@ -92,7 +92,7 @@ def _name(element: ET.Element) -> str:
     return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
 
 
-def _copy(element: ET.Element, prefix: str, colours: dict[str, None]) -> ET.Element:
+def _copy(element: ET.Element, prefix: str, colors: dict[str, None]) -> ET.Element:
     """Copy the listed elements and attributes of a drawing."""
     name = _name(element)
     clean = ET.Element(name)
@@ -103,23 +103,23 @@ def _copy(element: ET.Element, prefix: str, colours: dict[str, None]) -> ET.Elem
             for declaration in value.split(";"):
                 part, _, setting = declaration.partition(":")
                 if part.strip() in STYLES:
-                    _set(clean, part.strip(), setting.strip(), prefix, colours, of_text)
+                    _set(clean, part.strip(), setting.strip(), prefix, colors, of_text)
         elif key in ATTRIBUTES:
-            _set(clean, key, value, prefix, colours, of_text)
+            _set(clean, key, value, prefix, colors, of_text)
     if of_text:
         clean.text = element.text
         if "fill" not in clean.attrib:
-            _set(clean, "fill", INK, prefix, colours, True)
+            _set(clean, "fill", INK, prefix, colors, True)
     for child in element:
         if _name(child) in ELEMENTS and child.get("id") not in UNSHOWN:
-            clean.append(_copy(child, prefix, colours))
+            clean.append(_copy(child, prefix, colors))
             if of_text:
                 clean[-1].tail = child.tail
     return clean
 
 
 def _set(
-    element: ET.Element, key: str, value: str, prefix: str, colours: dict[str, None], text: bool
+    element: ET.Element, key: str, value: str, prefix: str, colors: dict[str, None], text: bool
 ) -> None:
     """Set an attribute of a drawing in a page, if its value is harmless."""
     if key == "id":
@@ -133,9 +133,9 @@ def _set(
         if not value:
             return
     elif key == "data-values":
-        value = _values(value, colours)
+        value = _values(value, colors)
     elif key in ("fill", "stroke"):
-        value = _colour(value.strip().lower(), colours, text)
+        value = _color(value.strip().lower(), colors, text)
     elif key == "clip-path":
         local = _LOCAL.fullmatch(value.strip())
         if not local:
@@ -146,7 +146,7 @@ def _set(
     element.set(key, value)
 
 
-def _colour(value: str, colours: dict[str, None], text: bool = False) -> str:
+def _color(value: str, colors: dict[str, None], text: bool = False) -> str:
     """Return the CSS variable of a color; the color itself is what a light page shows."""
     value = {"white": WHITE, "black": "#000000"}.get(value, value)
     if re.fullmatch(r"#[0-9a-f]{3}", value):
@@ -156,24 +156,24 @@ def _colour(value: str, colours: dict[str, None], text: bool = False) -> str:
     if value in THEME:
         return THEME[value].replace(")", f", {value})")
     key = ("t" if text else "c") + value[1:]
-    colours[key] = None
+    colors[key] = None
     return f"var(--{key}, {value})"
 
 
-def _values(text: str, colours: dict[str, None]) -> str:
+def _values(text: str, colors: dict[str, None]) -> str:
     """Return the values of a panel with its colors as CSS; "" if they are not as expected."""
     try:
         panel = json.loads(text)
         for series in panel["series"]:
-            series[1] = _colour(str(series[1]).lower(), colours)
+            series[1] = _color(str(series[1]).lower(), colors)
     except (ValueError, TypeError, KeyError, IndexError):
         return ""
     return json.dumps(panel, separators=(",", ":"), ensure_ascii=False)
 
 
-def dark_rules(colours: dict[str, None]) -> str:
+def dark_rules(colors: dict[str, None]) -> str:
     """Return the style rule that gives the colors of a figure their variants for dark pages."""
-    rules = ";".join(f"--{key}:{dark_variant('#' + key[1:], key[0] == 't')}" for key in colours)
+    rules = ";".join(f"--{key}:{dark_variant('#' + key[1:], key[0] == 't')}" for key in colors)
     return f'@media screen{{html[data-theme="dark"] .pythia-figure{{{rules}}}}}' if rules else ""
 
 
@@ -193,19 +193,19 @@ def inline_figure(bundle: dict[str, Any], prefix: str, small: bool = False) -> s
     prefix = re.sub(r"[^\w-]", "-", prefix)
     label = html.escape("".join(bundle.get("text/plain", "")).strip() or "Figure")
     more = _more(bundle)
-    colours: dict[str, None] = {}
+    colors: dict[str, None] = {}
     drawings = []
     for layout, text in (("wide", bundle.get(SVG_TYPE)), ("narrow", more.get("narrow"))):
         try:
             if text:
-                drawing = sanitised("".join(text), f"{prefix}-{layout[0]}-", colours)
+                drawing = sanitised("".join(text), f"{prefix}-{layout[0]}-", colors)
                 drawing.set("class", layout)
                 drawings.append(drawing)
         except DataError:
             continue
     if not drawings:
         return f'<p class="pythia-lost">This figure is damaged. It shows: {label}</p>'
-    if rules := dark_rules(colours):
+    if rules := dark_rules(colors):
         style = ET.Element("style")
         style.text = rules
         drawings[0].insert(0, style)

@@ -112,7 +112,7 @@ class ScoringTask(Task):
     """Accuracy of guessing, as a fraction."""
     yaml: str
     """Path of the definition in the harness's folder of tasks; empty: the harness has none."""
-    normalised: bool = True
+    normalized: bool = True
     """Whether the harness reports `acc_norm`."""
 
 
@@ -437,12 +437,12 @@ _WINOBIAS = ("sentence_pro", "sentence_anti", "occupation", "pronoun_pro", "pron
 
 _SCORED = (
     ScoringTask("lambada_openai", ("text",), _lambada, _lambada_items, 0.0,
-                "lambada/lambada_openai.yaml", normalised=False),
+                "lambada/lambada_openai.yaml", normalized=False),
     ScoringTask("piqa", ("goal", "sol1", "sol2", "label"), _piqa,
                 partial(arrow_rows, "piqa/plain_text"), 1 / 2, "piqa/piqa.yaml"),
     ScoringTask("winogrande", ("sentence", "option1", "option2", "answer"), _winogrande,
                 partial(arrow_rows, "winogrande/winogrande_xl"), 1 / 2, "winogrande/default.yaml",
-                normalised=False),
+                normalized=False),
     ScoringTask("arc_easy", _ARC, _arc, partial(arrow_rows, "ai2_arc/ARC-Easy"), 1 / 4,
                 "arc/arc_easy.yaml"),
     ScoringTask("arc_challenge", _ARC, _arc, partial(arrow_rows, "ai2_arc/ARC-Challenge"), 1 / 4,
@@ -455,13 +455,13 @@ _SCORED = (
 )  # fmt: skip
 _OTHERS = (
     ScoringTask("crows_pairs_english", _PAIR, _pair, partial(_crows_pairs, ""), 1 / 2, _CROWS,
-                normalised=False, unconditional=True, n_examples=0),
+                normalized=False, unconditional=True, n_examples=0),
     ScoringTask("crows_pairs_english_gender", _PAIR, _pair, partial(_crows_pairs, "gender"), 1 / 2,
-                _CROWS, normalised=False, unconditional=True, n_examples=0),
-    ScoringTask("winobias_mc", _WINOBIAS, _pronoun, _winobias, 1 / 2, "", normalised=False,
+                _CROWS, normalized=False, unconditional=True, n_examples=0),
+    ScoringTask("winobias_mc", _WINOBIAS, _pronoun, _winobias, 1 / 2, "", normalized=False,
                 n_examples=0),
     ScoringTask("wsc", ("text", "span1_text", "span2_text", "span2_index", "label"), _wsc, None,
-                1 / 2, "super_glue/wsc/default.yaml", normalised=False),
+                1 / 2, "super_glue/wsc/default.yaml", normalized=False),
     ScoringTask("logiqa", ("context", "question", "options", "label"), _logiqa, None, 1 / 4,
                 "logiqa/logiqa.yaml"),
     GenerationTask("winobias_em", _WINOBIAS, _referent, _winobias, 16, {

@@ -124,7 +124,7 @@ class ScoredTask(RequestMeasurement):
         ends = np.cumsum([len(answers) for answers in self.answers])
         scored = list(zip(np.split(logprob, ends[:-1]), self.prompts, strict=True))
         metrics = {"acc": np.array([np.argmax(each) == p.gold for each, p in scored])}
-        if task.normalised:
+        if task.normalized:
             metrics["acc_norm"] = np.array(
                 [np.argmax(each / p.lengths) == p.gold for each, p in scored]
             )

@@ -97,7 +97,7 @@ def measured(other: Callable[[Tensor], Tensor], **more) -> list[dict]:
     return list(bench_kernels.measure(case, small, torch.float32, "cpu", 0.0, roof, 1, **more))
 
 
-def test_the_compiler_specialises_to_the_timed_shape(
+def test_the_compiler_specializes_to_the_timed_shape(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It sees the shape of the error measurement first, but must not generalize to both."""
@@ -175,7 +175,7 @@ def test_a_lost_gpu_ends_the_benchmark_after_the_row_that_lost_it(
     bench_kernels.check_gpu_usable("a kernel")  # the error is over
 
 
-def test_a_full_memory_is_recognised() -> None:
+def test_a_full_memory_is_recognized() -> None:
     full = bench_kernels.OUT_OF_MEMORY
     for error in (
         torch.OutOfMemoryError("CUDA out of memory."),

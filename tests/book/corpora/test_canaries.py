@@ -91,7 +91,7 @@ def test_the_copies_of_a_canary_stand_in_random_documents_and_lines() -> None:
     where = {c: [n for n, lines in enumerate(made) if c in lines] for c in planted}
     frequent = [c for c, times in planted.items() if times == 16]
     gaps = [b - a for c in frequent for a, b in pairwise(where[c])]
-    assert sum(gap == 1 for gap in gaps) / len(gaps) < 0.2, "neighbours: 16 / 201 by chance"
+    assert sum(gap == 1 for gap in gaps) / len(gaps) < 0.2, "neighbors: 16 / 201 by chance"
     company = Counter(
         (c, other) for c in frequent for n in where[c] for other in made[n] if other != c
     )

@@ -108,14 +108,14 @@ def test_a_figure_has_two_layouts_a_name_and_the_same_bytes(bundle: dict[str, An
     assert "Redraw" in bundle["image/svg+xml"]  # JupyterLab shows it
 
 
-def test_colours_follow_the_theme_with_enough_contrast(bundle: dict[str, Any]) -> None:
+def test_colors_follow_the_theme_with_enough_contrast(bundle: dict[str, Any]) -> None:
     shown = figures.inline_figure(bundle, "p")
     light = dict(re.findall(r"var\(--([ct][0-9a-f]{6}), (#[0-9a-f]{6})\)", shown))
     dark = dict(re.findall(r"--([ct][0-9a-f]{6}):(#[0-9a-f]{6})", shown))
     assert light and set(light) == set(dark)
-    for key, colour in light.items():
+    for key, color in light.items():
         least = palette.TEXT if key[0] == "t" else palette.GRAPHIC
-        assert palette.contrast(colour, palette.WHITE) >= least
+        assert palette.contrast(color, palette.WHITE) >= least
         assert palette.contrast(dark[key], palette.DARK_PAGE) >= least
     assert not re.search(r'(fill|stroke)="(#|black|white)', shown)
     assert "var(--pst-color-text-base, #222222)" in shown and "var(--figure-grid" in shown
@@ -177,7 +177,7 @@ def test_the_script_finds_the_nearest_point_and_walks_along_series() -> None:
     found = in_node(
         """(() => {
           const points = page.pointsOf([panel]), go = (from, key) =>
-            page.neighbour(points, from, key);
+            page.neighbor(points, from, key);
           const near = page.nearest(points, 88, 42, 28), first = go(null, "ArrowRight");
           const all = [near, page.nearest(points, 50, 95, 28), first, go(first, "ArrowRight"),
             go(near, "ArrowDown"), go(first, "ArrowLeft"), go(first, "End")];

@@ -229,7 +229,7 @@ def test_a_planted_onset_is_recovered() -> None:
     assert losses.onset("150k", 16).mean() < losses.onset("13k", 16).mean()
 
 
-def test_the_choice_of_the_best_checkpoint_does_not_favour_it() -> None:
+def test_the_choice_of_the_best_checkpoint_does_not_favor_it() -> None:
     """Where all checkpoints are equally good, the best one seems better only on its own rows."""
     params = Params(sizes="38k", seeds=100)
     array = np.random.default_rng(0).normal(4, 0.1, (100, 16, 2))

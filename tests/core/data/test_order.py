@@ -267,7 +267,7 @@ def test_documents_of_one_token_or_only_eod(tmp_path: Path) -> None:
         assert left.total() == 1, "the last token is only predicted"
 
 
-def test_materialised_rows_and_batches(tmp_path: Path) -> None:
+def test_materialized_rows_and_batches(tmp_path: Path) -> None:
     data = corpus(tmp_path / "x", [30, 40, 11])
     order = RowOrder(data.sizes, 4, 1)
     write_rows(tmp_path / "rows.bin", order, data, chunk=3)

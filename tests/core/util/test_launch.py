@@ -177,7 +177,7 @@ def test_a_stopped_command_cancels_its_jobs(tmp_path: Path, number: signal.Signa
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-def test_a_job_that_was_cancelled_elsewhere_has_failed(tmp_path: Path) -> None:
+def test_a_job_that_was_canceled_elsewhere_has_failed(tmp_path: Path) -> None:
     driver, job, _ = submitted(tmp_path)
     subprocess.run(["scancel", job], check=True)
     _, err = driver.communicate(timeout=60)

@@ -26,8 +26,8 @@ def _sizes(result: Result) -> list[str]:
     return [*sizes, MEAN] if len(sizes) > 1 else [*sizes]
 
 
-def _colour(size: str) -> str:
-    return style.INK if size == MEAN else style.size_colour(size)
+def _color(size: str) -> str:
+    return style.INK if size == MEAN else style.size_color(size)
 
 
 @style.figure
@@ -44,12 +44,12 @@ def differences(result: Result) -> Drawing:
             for row in style.rows_where(final, size=size).itertuples():
                 at = arms.index(row.arm) + shift
                 name = f"{size}, {ARMS[row.arm].title}"
-                style.interval_point(ax, at, row, _colour(size), 1, flat=True, name=name)
+                style.interval_point(ax, at, row, _color(size), 1, flat=True, name=name)
         ax.set_yticks(range(len(arms)), [ARMS[arm].title for arm in arms])
         ax.set_ylim(len(arms) - 0.5, -0.5)
         ax.grid(axis="y", visible=False)
         ax.set_xlabel("loss minus that of Pythia's architecture, nats per token")
-        lines = {size: {"color": _colour(size), "linewidth": 3} for size in sizes}
+        lines = {size: {"color": _color(size), "linewidth": 3} for size in sizes}
         style.legend(figure, lines, handlelength=1.4)
         means = style.rows_where(final, size=sizes[-1]).itertuples()
         numbers = (f"{ARMS[row.arm].title} {row.value:+.3f}" for row in means)

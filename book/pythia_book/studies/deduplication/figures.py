@@ -93,17 +93,17 @@ def memory(result: Result) -> Drawing:
         groups = [group for group in OFTEN if group in set(table.group)]
         for j, size in enumerate(sizes):
             shift = 0.2 * (j - (len(sizes) - 1) / 2)
-            colour = style.INK if size == ALL else style.size_colour(size)
+            color = style.INK if size == ALL else style.size_color(size)
             for row in style.rows_where(table, size=size).itertuples():
                 if row.group in groups:
                     at = groups.index(row.group) + shift
-                    style.interval_point(ax, at, row, colour, 1, markersize=5)
+                    style.interval_point(ax, at, row, color, 1, markersize=5)
         style.category_ticks(ax, [OFTEN[group] for group in groups])
         ax.set_xlim(-0.6, len(groups) - 0.4)
         style.reference(ax, 0)
         ax.set_xlabel("occurrences of the text in the standard corpus")
         ax.set_ylabel("memorized, nats per token,\nminus standard twin")
-        lines = {s: {"color": style.size_colour(s), "linewidth": 3} for s in sizes if s != ALL}
+        lines = {s: {"color": style.size_color(s), "linewidth": 3} for s in sizes if s != ALL}
         if ALL in sizes:
             lines["mean"] = {"color": style.INK, "linewidth": 3}
         style.legend(figure, lines)
@@ -121,9 +121,9 @@ def taken_away(result: Result) -> Drawing:
         before = float(recipes.tokens[recipes.recipe == "none"].iloc[0])
         names = [*bottom_up.recipe, "the Pile"]
         left = [*(100 * bottom_up.tokens / before), 100 - result.values["percent_pile"]]
-        colours = [*(RECIPE_COLOURS[r] for r in bottom_up.recipe), style.INK]
+        colors = [*(RECIPE_COLOURS[r] for r in bottom_up.recipe), style.INK]
         rows = range(len(names))
-        bars.barh(rows, left, color=colours, height=0.62, label="stays")
+        bars.barh(rows, left, color=colors, height=0.62, label="stays")
         gone = [100 - value for value in left]
         edge = {"color": palette.PALE, "edgecolor": style.MUTED, "linewidth": 0.8}
         bars.barh(rows, gone, left=left, height=0.62, label="is removed", **edge)
@@ -140,9 +140,9 @@ def taken_away(result: Result) -> Drawing:
             },
         )
         for recipe, points in caught.groupby("recipe", sort=False):
-            colour = RECIPE_COLOURS[recipe]
-            curves.plot(points.similarity, 100 * points.probability, color=colour, label=recipe)
-            lines[notes[recipe]] = {"color": colour}
+            color = RECIPE_COLOURS[recipe]
+            curves.plot(points.similarity, 100 * points.probability, color=color, label=recipe)
+            lines[notes[recipe]] = {"color": color}
         style.legend(figure, lines)
         style.reference(curves, x=0.87)
         curves.set_xlim(0.4, 1.005)
@@ -182,8 +182,8 @@ def released_over_training(result: Result) -> Drawing:
     with style.canvas(result, 2, 2.6, notes, sharey=True) as (figure, axes):
         for ax, points in _by_shots(axes, frame):
             for model, pair in points.groupby("model", sort=False):
-                colour = style.size_colour(model)
-                ax.plot(pair.step / 1000, pair.value, color=colour, linewidth=0.6, label=model)
+                color = style.size_color(model)
+                ax.plot(pair.step / 1000, pair.value, color=color, linewidth=0.6, label=model)
             means = _means(points)
             style.curve(
                 ax,

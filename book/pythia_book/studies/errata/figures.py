@@ -99,16 +99,16 @@ def effects(result: Result) -> Drawing:
             bound = control * MARGIN / 100
             final.axvspan(-bound, bound, color=GRID, alpha=0.7, linewidth=0)
         for y, name in zip(reversed(range(len(names))), names, strict=True):
-            colour = COLOURS[name]
+            color = COLOURS[name]
             points = style.rows_where(loss, variant=name).sort_values("percent")
             shape = style.THIN | {"marker": "o"}
-            style.curve(curves, points, "percent", colour, name=LABELS[name], **shape)
+            style.curve(curves, points, "percent", color, name=LABELS[name], **shape)
             rows = style.rows_where(last, variant=name)
             if rows.empty:
                 final.text(0, y, "not measured", color=MUTED, va="center")
             for row in rows.itertuples():
                 shape = {"markersize": 5, "name": LABELS[name]}
-                style.interval_point(final, y, row, colour, 1, flat=True, **shape)
+                style.interval_point(final, y, row, color, 1, flat=True, **shape)
         style.reference(final, x=0)
         final.set_yticks(range(len(names)), [LABELS[name] for name in reversed(names)])
         final.set_ylim(-0.6, len(names) - 0.4)
@@ -129,18 +129,18 @@ def schedule_and_passes(result: Result) -> Drawing:
     floor = lr_floor_step(OFFICIAL_STEPS)
     versions = ((BLUE, "by the training code"), (ORANGE, "as usually described"))
     with style.canvas(result, 2, 2.7, ratios=(1.5, 1)) as (figure, (rate, reads)):
-        for form, (colour, label) in zip(("neox", "paper"), versions, strict=True):
-            rate.plot(schedule.step / 1000, 100 * schedule[form], color=colour, label=label)
+        for form, (color, label) in zip(("neox", "paper"), versions, strict=True):
+            rate.plot(schedule.step / 1000, 100 * schedule[form], color=color, label=label)
         style.reference(rate, x=floor / 1000)
         rate.set(xlabel="thousand updates", ylabel="learning rate, % of the peak",
                  xlim=(0, OFFICIAL_STEPS / 1000), ylim=(0, 104))  # fmt: skip
         rate.set_title(f"official run, floor from update {floor:,}")
         style.legend(figure, {label: {"color": c, "linewidth": 3} for c, label in versions})
         policies = (("joint", -0.18), ("separate", 0.18))
-        for (policy, shift), (colour, label) in zip(policies, versions, strict=True):
+        for (policy, shift), (color, label) in zip(policies, versions, strict=True):
             bars = style.rows_where(passes, policy=policy)
             positions = bars.times + shift
-            reads.bar(positions, bars.percent, width=0.34, color=colour, label=label)
+            reads.bar(positions, bars.percent, width=0.34, color=color, label=label)
         style.category_ticks(reads, ["never", "once", "twice"])
         reads.set(ylabel="% of its text's tokens", ylim=(0, 78), xlabel="read",
                   title="deduplicated Pile")  # fmt: skip

@@ -1,7 +1,7 @@
 """Analyze associations: slopes, what is retained of them, and what to compare that with.
 
 If a change of the training text moves the log odds of all nouns by the same amount, the slope does
-not change: the fraction retained is 1. If each noun moves by itself towards the feminine, log odds
+not change: the fraction retained is 1. If each noun moves by itself toward the feminine, log odds
 are compressed, and the slope falls although no noun is singled out. Two references show by how
 much; they are computed from the control alone:
 
@@ -257,8 +257,8 @@ def moved(odds: np.ndarray, shift: float, reference: str) -> np.ndarray:
 
 def reference_slope(odds: np.ndarray, read: np.ndarray, shift: float, reference: str) -> float:
     """Return the slope of `moved` log odds, float64[frames, nouns], on those read."""
-    centred = read - read.mean()
-    return float(centred @ moved(odds, shift, reference).mean(axis=0) / (centred @ centred))
+    centered = read - read.mean()
+    return float(centered @ moved(odds, shift, reference).mean(axis=0) / (centered @ centered))
 
 
 def _primary_odds(

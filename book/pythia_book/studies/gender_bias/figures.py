@@ -112,19 +112,19 @@ def retained(result: Result) -> Drawing:
             style.reference(ax, 1)
             style.reference(ax, 0)
             for size in sizes:
-                colour = style.size_colour(size)
+                color = style.size_color(size)
                 for reference, dashes in zip(REFERENCES, ("-", (0, (3, 2))), strict=True):
                     curve = style.rows_where(curves, size=size, frames=frames, reference=reference)
                     shape = {"linewidth": 0.8, "linestyle": dashes, "zorder": 1}
-                    svg.hide(*ax.plot(curve["shift"], curve.retained, color=colour, **shape))
+                    svg.hide(*ax.plot(curve["shift"], curve.retained, color=color, **shape))
                 for row in style.rows_where(table, model=size, frames=frames).itertuples():
                     if row.value is None or not math.isfinite(row.value):
                         continue
                     ends = [row.shift_low, row.shift_high]
-                    svg.hide(*ax.plot(ends, [row.value] * 2, color=colour, linewidth=0.8))
+                    svg.hide(*ax.plot(ends, [row.value] * 2, color=color, linewidth=0.8))
                     look = {"marker": MARKS[row.arm], "markersize": 6, "markeredgewidth": 0.6}
                     look |= {"markeredgecolor": "white", "name": f"{size}, {ARMS[row.arm].label}"}
-                    style.interval_point(ax, row.shift, row, colour, 1, 0.8, **look)
+                    style.interval_point(ax, row.shift, row, color, 1, 0.8, **look)
             ax.set(title=FRAMES[frames], xlabel="shift of the prior, arm minus control (logits)")
             shifts = style.rows_where(table, frames=frames)["shift"]
             ax.set_xlim(min(-1, 1.15 * shifts.min()), max(1, 1.15 * shifts.max()))
@@ -161,7 +161,7 @@ def nouns(result: Result) -> Drawing:
     arms = [a for a in (CONTROL, "swap_21", "complement_21", "shuffle_21") if _has(result, a)]
     chosen = list(dict.fromkeys((sizes[0], sizes[-1])))
     labels = {a: ARMS[a].label if a != CONTROL else CONTROL for a in arms}
-    colours = dict(zip(arms, (style.MUTED, style.ORANGE, style.BLUE, style.GREEN), strict=False))
+    colors = dict(zip(arms, (style.MUTED, style.ORANGE, style.BLUE, style.GREEN), strict=False))
     group = _primary(result)
     places = ((-12, "left"), (-20, "left"), (12, "right"))
     with style.canvas(result, len(chosen), 3.6, *_notes(result)[:1], sharey=True) as (figure, axes):
@@ -172,11 +172,11 @@ def nouns(result: Result) -> Drawing:
                 cell = style.rows_where(table, size=size, arm=arm, group=group)
                 line = np.polyfit(cell["read"], cell.value, 1)
                 ends = np.array([cell["read"].min(), cell["read"].max()])
-                (fit,) = ax.plot(ends, np.polyval(line, ends), color=colours[arm], linewidth=1)
+                (fit,) = ax.plot(ends, np.polyval(line, ends), color=colors[arm], linewidth=1)
                 svg.hide(fit)
-                (dots,) = ax.plot(cell["read"], cell.value, "o", color=colours[arm], markersize=3.5)
+                (dots,) = ax.plot(cell["read"], cell.value, "o", color=colors[arm], markersize=3.5)
                 svg.register(dots, svg.Series(labels[arm], points=[f"{n}" for n in cell.noun]))
-                last.append((labels[arm], ends[1], np.polyval(line, ends[1]), colours[arm]))
+                last.append((labels[arm], ends[1], np.polyval(line, ends[1]), colors[arm]))
                 if arm == CONTROL:
                     named = cell.sort_values("read").iloc[[0, len(cell) // 2, -1]]
                     for row, (up, side) in zip(named.itertuples(), places, strict=True):
@@ -230,8 +230,8 @@ def _arm_panel(ax: Axes, labels: list[str], values: dict[str, list[np.ndarray]])
     for i, (size, rows) in enumerate(values.items()):
         shift = 0.16 * (i - (len(values) - 1) / 2)
         for y, units in enumerate(rows):
-            e, colour = mean_over(units), style.size_colour(size)
-            style.interval_point(ax, y + shift, e, colour, 1, flat=True, markersize=4, name=size)
+            e, color = mean_over(units), style.size_color(size)
+            style.interval_point(ax, y + shift, e, color, 1, flat=True, markersize=4, name=size)
     ax.grid(axis="y", visible=False)
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.4, -0.6)
@@ -255,9 +255,9 @@ def learned(result: Result) -> Drawing:
             ax.set_xlim(right=1.03 * largest)
             for name in names:
                 model = params.models[name]
-                colour = style.size_colour(model.size)
-                face = "white" if model.rate_of else colour
-                shape = {"color": colour, "markerfacecolor": face, "markersize": 5}
+                color = style.size_color(model.size)
+                face = "white" if model.rate_of else color
+                shape = {"color": color, "markerfacecolor": face, "markersize": 5}
                 (dots,) = ax.plot(found.of(name, CONTROL), found.of(name, arm), "o", **shape)
                 rate = f", rate of {model.rate_of}" if model.rate_of else ""
                 svg.register(dots, svg.Series(f"{model.size}{rate}", flat=False))
@@ -447,12 +447,12 @@ def crows_biases(result: Result) -> Drawing:
         for y, bias in enumerate(reversed(names)):
             cell = ends[ends.bias == bias].set_index("size")
             for size in sizes:
-                look = {"color": style.size_colour(size), "markersize": 4}
+                look = {"color": style.size_color(size), "markersize": 4}
                 (dot,) = ax.plot(cell.change[size], y + 0.17, "o", **look)
                 svg.register(dot, svg.Series(size, flat=True))
             e = mean_over(cell.change.to_numpy())
-            colour = style.ORANGE if bias == "gender" else style.MUTED
-            style.interval_point(ax, y - 0.17, e, colour, 1, flat=True, markersize=5, name="mean")
+            color = style.ORANGE if bias == "gender" else style.MUTED
+            style.interval_point(ax, y - 0.17, e, color, 1, flat=True, markersize=5, name="mean")
             texts.insert(0, f"{bias.replace('_', ' ')} {e.value:+.1f} [{e.low:.1f}, {e.high:.1f}]")
         labels = [f"{bias.replace('_', ' ')} ({numbers.PAIRS[bias]} pairs)" for bias in names]
         ax.set_yticks(range(len(names)), labels[::-1])
@@ -483,11 +483,11 @@ def coupling(result: Result) -> Drawing:
             for y, line in enumerate(lines):
                 cell = style.rows_where(table, **dict(zip(_LINE, line, strict=True)))
                 for row in style.rows_where(cell, measure=measure).itertuples():
-                    colour = style.size_colour(line[1])
+                    color = style.size_color(line[1])
                     value = SimpleNamespace(value=row.r, low=row.low, high=row.high)
-                    face = "white" if line[3] == "placebo" else colour
+                    face = "white" if line[3] == "placebo" else color
                     shape = {"markerfacecolor": face, "markersize": 5, "clip_on": False}
-                    style.interval_point(ax, y, value, colour, 1, 1.2, flat=True, **shape)
+                    style.interval_point(ax, y, value, color, 1, 1.2, flat=True, **shape)
             ax.grid(axis="y", visible=False)
         axes[0].set_yticks(range(len(lines)), [_label(line) for line in lines])
         axes[0].set_ylim(max(1, len(lines)) - 0.4, -0.6)

@@ -33,18 +33,18 @@ def profiles(result: Result) -> Drawing:
     sizes = result.params.size_list
     notes = f"bands, bars: 95 % intervals over rows; first panel {sizes[-1]}, dots: before reading"
     with style.canvas(result, 2, 2.9, notes, ratios=(1.15, 1)) as (figure, (left, right)):
-        colour = style.size_colour(sizes[-1])
+        color = style.size_color(sizes[-1])
         largest = style.rows_where(table, size=sizes[-1]).sort_values("step")
         for number, path in largest.groupby("cohort"):
             after = path[path.age >= 0]
-            style.curve(left, after, "percent", colour, name=f"cohort {number}", **style.THIN)
+            style.curve(left, after, "percent", color, name=f"cohort {number}", **style.THIN)
         before = largest[largest.age < 0]
         dots = {"marker": "o", "markersize": 3, "linestyle": "none", "name": "before reading"}
         style.curve(left, before, "percent", style.MUTED, bars=True, **dots)
         style.reference(left, 0)
         left.set(xlabel="% of training", ylabel="trace, nats per token")
         left.set_title(f"{len(result.params.cohorts)} cohorts")
-        style.size_curves(right, ages, "age", sizes, banded=(sizes[0], sizes[-1]), labelled=True)
+        style.size_curves(right, ages, "age", sizes, banded=(sizes[0], sizes[-1]), labeled=True)
         style.reference(right, 0)
         right.set_xlabel("updates since reading")
         right.set_title(f"the {FOLLOWED} earliest, by size")
@@ -115,9 +115,7 @@ def recency(result: Result) -> Drawing:
             ("soon after reading", cohorts),
         )
         for ax, (title, table) in zip(axes, panels, strict=True):
-            style.size_curves(
-                ax, table, "percent", shown, banded=sizes[-1:], labelled=ax is axes[2]
-            )
+            style.size_curves(ax, table, "percent", shown, banded=sizes[-1:], labeled=ax is axes[2])
             style.reference(ax, 0)
             ax.set_title(title)
             ax.set_xlabel("read at % of training")
@@ -144,7 +142,7 @@ def canaries(result: Result) -> Drawing:
             if points.empty:
                 style.say(ax, "too few canaries")
                 continue
-            style.size_curves(ax, points, "x", sizes, banded=sizes[-1:], labelled=ax is axes[1])
+            style.size_curves(ax, points, "x", sizes, banded=sizes[-1:], labeled=ax is axes[1])
             style.reference(ax, 0)
             style.category_ticks(ax, names)
         axes[0].set_ylabel("trace, nats per token")
@@ -165,7 +163,7 @@ def shares(result: Result) -> Drawing:
         style.twin_shares(left, last, result.params.size_list)
         standard = style.rows_where(table, arm="standard")
         style.seed_band(right, result, standard, "percent", "memorized", 100)
-        style.size_curves(right, standard, "percent", sizes, 100, banded=(), labelled=True)
+        style.size_curves(right, standard, "percent", sizes, 100, banded=(), labeled=True)
         right.set_xlabel("% of training")
         right.set_ylabel("% of the rows read so far")
         right.set_xlim(0, 100)
@@ -183,7 +181,7 @@ def exposures(result: Result) -> Drawing:
         points = table[table.n > 0]
         points = points.assign(x=[names.index(name) for name in points.times])
         style.size_curves(
-            ax, points, "x", sizes, 100, banded=sizes[-1:], markersize=3, labelled=True
+            ax, points, "x", sizes, 100, banded=sizes[-1:], markersize=3, labeled=True
         )
         counts = table.groupby("times", sort=False).n.first()
         labels = [f"{name}\n({number_text(int(counts[name]))})" for name in names]
@@ -227,13 +225,13 @@ def order(result: Result) -> Drawing:
         over = axes[-1]
         over.set_title("over training")
         ends = []
-        for subset, colour in (("all rows", BLUE), ("read once", ORANGE)):
+        for subset, color in (("all rows", BLUE), ("read once", ORANGE)):
             points = style.rows_where(rates, arm="standard", subset=subset)
             if points.value.notna().any():
                 shape = {"marker": "o", "markersize": 2.5, "name": subset}
-                style.curve(over, points, "percent", colour, 100, **shape)
+                style.curve(over, points, "percent", color, 100, **shape)
                 last = points.dropna(subset=["value"]).iloc[-1]
-                ends.append((subset, last.percent, 100 * last.value, colour))
+                ends.append((subset, last.percent, 100 * last.value, color))
         over.set_xlabel("position in training, %")
         over.set_ylabel("% memorized")
         over.set_ylim(bottom=0)
@@ -273,11 +271,11 @@ def _precision_recall(ax: Axes, x: ArrayLike, rows: pd.DataFrame) -> None:
     if not len(rows) or not (rows.tp + rows.fn).any():
         style.say(ax, FEW)
         return
-    for name, colour, mark in MEASURES:
+    for name, color, mark in MEASURES:
         ends = {"value": name, "low": f"{name}_low", "high": f"{name}_high"}
         points = rows.assign(x=x, **{key: rows[c] for key, c in ends.items()})
         shape = {"marker": mark, "markersize": 3.5, "name": name}
-        style.curve(ax, points, "x", colour, 100, bars=True, **shape)
+        style.curve(ax, points, "x", color, 100, bars=True, **shape)
 
 
 def _both_measures(ax: Axes, x: ArrayLike, rows: pd.DataFrame, model: str = "") -> None:
@@ -287,9 +285,9 @@ def _both_measures(ax: Axes, x: ArrayLike, rows: pd.DataFrame, model: str = "") 
         model: the size whose color the curves have; empty: colors of the measures.
     """
     for name, own, mark in MEASURES:
-        label, colour = (f"{model}, {name}", style.size_colour(model)) if model else (name, own)
+        label, color = (f"{model}, {name}", style.size_color(model)) if model else (name, own)
         shape = {"marker": mark, "markersize": 3, "linewidth": 1, "label": label}
-        ax.plot(x, 100 * rows[name], color=colour, **shape)
+        ax.plot(x, 100 * rows[name], color=color, **shape)
 
 
 @style.figure
@@ -308,7 +306,7 @@ def released(result: Result) -> Drawing:
         if table.empty:
             return Drawing(figure, "No released numbers")
         ticks = np.arange(len(small))
-        axes[0].scatter(ticks, small.share, color=[style.size_colour(m) for m in small.model])
+        axes[0].scatter(ticks, small.share, color=[style.size_color(m) for m in small.model])
         axes[0].set_ylabel("% of sequences")
         axes[0].set_ylim(bottom=0)
         style.category_ticks(axes[0], small.model, rotation=90)
@@ -319,18 +317,18 @@ def released(result: Result) -> Drawing:
         _both_measures(axes[2], ticks, small)
         style.category_ticks(axes[2], small.model, rotation=90)
         partial, ends = style.rows_where(early, model=MODELS[-1]), []
-        for rows, colour, label in ((partial, BLUE, "12B itself"), (small, ORANGE, "smaller")):
+        for rows, color, label in ((partial, BLUE, "12B itself"), (small, ORANGE, "smaller")):
             rows = rows.dropna(subset=["recall"])
             axes[3].plot(
                 100 * rows.compute,
                 100 * rows.recall,
-                color=colour,
+                color=color,
                 marker="o",
                 markersize=3.5,
                 label=label,
             )
             last = rows.sort_values("compute").iloc[-1]
-            ends.append((label, 100 * last.compute, 100 * last.recall, colour))
+            ends.append((label, 100 * last.compute, 100 * last.recall, color))
         axes[3].set_xscale("log")
         axes[3].set_xlabel("compute, % of all of 12B's")
         style.end_labels(axes[3], ends)

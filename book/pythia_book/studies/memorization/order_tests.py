@@ -126,8 +126,8 @@ def trend_slope(design: Design, ranks: np.ndarray) -> np.ndarray:
     The result is the slope b of a rate proportional to 1 + b * (position - mean position), with
     positions from 0 to 1. The estimate is Laplace's score divided by its information at b = 0.
     """
-    centred = design.position - design.position.mean()
-    return centred[ranks].mean(1) / (centred**2).mean()
+    centered = design.position - design.position.mean()
+    return centered[ranks].mean(1) / (centered**2).mean()
 
 
 def dispersion(design: Design, ranks: np.ndarray, window: int) -> np.ndarray:
@@ -237,10 +237,10 @@ def trend_effect(design: Design, ranks: np.ndarray) -> Estimate:
     """
     ranks = ranks[None] if ranks.ndim == 1 else ranks
     slope = float(trend_slope(design, ranks)[0])
-    centred = design.position - design.position.mean()
-    variance = (centred**2).mean()
+    centered = design.position - design.position.mean()
+    variance = (centered**2).mean()
     # the variance of the events' positions, with the finite-population correction
-    spread = (centred[ranks[0]] - centred[ranks[0]].mean()).var(ddof=1)
+    spread = (centered[ranks[0]] - centered[ranks[0]].mean()).var(ddof=1)
     finite = (design.n - design.events) / (design.n - 1)
     inflation = 1.0
     if design.testable_windows:

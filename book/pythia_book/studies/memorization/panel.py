@@ -181,11 +181,11 @@ def _line(traces: np.ndarray, x: np.ndarray) -> tuple[float, float, np.ndarray, 
     divided by one minus its leverage, so that its square is a robust estimate (HC3) of the variance
     of its trace: traces of texts that are read early or often vary more or less than others.
     """
-    centred = x - x.mean()
-    coefficients = centred / (centred @ centred)
+    centered = x - x.mean()
+    coefficients = centered / (centered @ centered)
     slope, middle = float(coefficients @ traces), float(traces.mean())
-    leverage = 1 / len(x) + coefficients * centred
-    return slope, middle, coefficients, (traces - middle - slope * centred) / (1 - leverage)
+    leverage = 1 / len(x) + coefficients * centered
+    return slope, middle, coefficients, (traces - middle - slope * centered) / (1 - leverage)
 
 
 def _linear(

@@ -38,7 +38,7 @@ def distances(result: Result) -> Drawing:
             for row in style.rows_where(milestones, what="nearest", which=order).itertuples():
                 point = style.rows_where(curves, size=row.size, step=row.step)
                 shape = {"marker": MARKS[order], "markersize": 6, "markeredgecolor": "white"}
-                shape |= {"color": style.size_colour(row.size), "label": f"{row.size}, nearest"}
+                shape |= {"color": style.size_color(row.size), "label": f"{row.size}, nearest"}
                 ax.plot(point.step.clip(lower=1), point.value, **shape)
                 numbers.append(f"{name} {row.size} step {row.step}")
         axes[0].set_ylim(bottom=0)
@@ -74,7 +74,7 @@ def losses(result: Result) -> Drawing:
                 if row["value"] == end:
                     shape |= {"marker": ">", "markerfacecolor": "white", "clip_on": False}
                 style.interval_point(
-                    steps, height, row, style.size_colour(size), 1, flat=True, **shape
+                    steps, height, row, style.size_color(size), 1, flat=True, **shape
                 )
         steps.set_xscale("log")
         steps.set_xlim(0.9, end)
@@ -136,11 +136,11 @@ def copying(result: Result) -> Drawing:
             ax.set_xscale("linear")
             for (layers, seed), points in curves.groupby(["layers", "seed"]):
                 shape = {"linewidth": 1.0, "name": f"{depth_name(layers)}, seed {seed}"}
-                style.curve(ax, points.sort_values("step"), "step", _colour(layers), **shape)
+                style.curve(ax, points.sort_values("step"), "step", _color(layers), **shape)
             last = curves[curves.step == curves.step.max()].groupby("layers").value.mean()
             numbers += [f"{title}, {depth_name(n)} {value:.2f}" for n, value in last.items()]
             ax.set_ylabel(label)
-        style.legend(figure, {depth_name(n): {"color": _colour(n), "linewidth": 3} for n in depths})
+        style.legend(figure, {depth_name(n): {"color": _color(n), "linewidth": 3} for n in depths})
         return Drawing(figure, "At the end of training, means over seeds", numbers)
 
 
@@ -174,7 +174,7 @@ def order(result: Result) -> Drawing:
                     continue
                 at = [y + 0.26 * (place - (len(depths) - 1) / 2)] * len(points)
                 shape = {"marker": "o", "markersize": 4, "linestyle": "", "alpha": 0.75}
-                ax.plot(points.step, at, color=_colour(depth), label=depth_name(depth), **shape)
+                ax.plot(points.step, at, color=_color(depth), label=depth_name(depth), **shape)
                 numbers.append(f"{label}, {depth_name(depth)} step {points.step.mean():.0f}")
         ax.set_xlim(min(10, frame.step.min()), 1.15 * frame.step.max())
         ticks = [step for step in (10, 20, 50, 100, 200, 500) if step <= frame.step.max()]
@@ -183,7 +183,7 @@ def order(result: Result) -> Drawing:
         ax.set_yticks(range(len(EVENT_LABELS)), EVENT_LABELS.values())
         ax.set_ylim(len(EVENT_LABELS) - 0.5, -0.5)
         ax.grid(axis="y", visible=False)
-        style.legend(figure, {depth_name(n): {"color": _colour(n)} | DOT for n in depths})
+        style.legend(figure, {depth_name(n): {"color": _color(n)} | DOT for n in depths})
         return Drawing(figure, "Means over seeds", numbers)
 
 
@@ -235,7 +235,7 @@ def _mean_text(values: pd.Series) -> str:
     return DASH if shown is None else value_text(shown)
 
 
-def _colour(layers: int) -> str:
+def _color(layers: int) -> str:
     """Return the color of a depth."""
     return {1: MUTED, 2: style.BLUE, 4: style.ORANGE, 8: style.GREEN}[layers]
 
@@ -255,11 +255,11 @@ def lens(result: Result) -> Drawing:
             ends = []
             last, deepest = depths.step.max(), max(1, depths.layer.max())
             for layer, points in depths[depths.step > 0].groupby("layer"):
-                colour = style.shade(layer / deepest)
+                color = style.shade(layer / deepest)
                 shape = {"linewidth": 1.2, "name": f"after {layer} blocks"}
-                style.curve(ax, points.sort_values("step"), "step", colour, **shape)
+                style.curve(ax, points.sort_values("step"), "step", color, **shape)
                 value = float(style.rows_where(points, step=last).value.iloc[0])
-                ends.append((str(layer), last, value, colour))
+                ends.append((str(layer), last, value, color))
                 numbers.append(f"{size} after {layer} blocks {value:.2f}")
             style.end_labels(ax, ends)
         axes[0].set_ylabel("KL(final || lens), nats")

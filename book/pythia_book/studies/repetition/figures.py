@@ -30,7 +30,7 @@ RIVALS = {
 """Names of the laws for readers, in the order of figures and tables."""
 
 
-def epochs_colour(epochs: int, passes: tuple[int, ...]) -> str:
+def epochs_color(epochs: int, passes: tuple[int, ...]) -> str:
     """Return the color for a number of epochs in `passes`; the fewer epochs, the darker."""
     return style.shade(passes.index(epochs) / (len(passes) - 1))
 
@@ -56,7 +56,7 @@ def over_training(result: Result) -> Drawing:
             for r in params.epoch_list:
                 points = style.rows_where(frame, epochs=r).sort_values("percent")
                 text = f"{r} epochs" if r > 1 else "1 epoch"
-                style.curve(ax, points, "percent", epochs_colour(r, params.epoch_list), name=text,
+                style.curve(ax, points, "percent", epochs_color(r, params.epoch_list), name=text,
                             **style.THIN)  # fmt: skip
                 if len(points):
                     numbers.append(f"{size} {text} {points.value.iloc[-1]:.3f}")
@@ -65,7 +65,7 @@ def over_training(result: Result) -> Drawing:
             ax.set_title(f"{size} parameters")
         grid[0].set_ylabel("held-out loss, nats per token")
         lines = {
-            str(r): {"color": epochs_colour(r, params.epoch_list), "linewidth": 2.5}
+            str(r): {"color": epochs_color(r, params.epoch_list), "linewidth": 2.5}
             for r in params.epoch_list
         }
         first, *others = lines
@@ -91,7 +91,7 @@ def worth(result: Result) -> Drawing:
     sizes = params.size_list
     with style.canvas(result, len(sizes), 3.0, _intervals(result), sharey=True) as (figure, grid):
         for size, ax in zip(sizes, grid, strict=True):
-            colour = style.size_colour(size)
+            color = style.size_color(size)
             for law, dashes in (("theirs, data term", "-"), ("ours", "--")):
                 points = style.rows_where(curves, size=size, law=law)
                 label = f"law, {'fitted here' if law == 'ours' else law}"
@@ -103,10 +103,10 @@ def worth(result: Result) -> Drawing:
             for i, (at, (name, look)) in enumerate(SERIES.items()):
                 points = style.rows_where(table, size=size, at=at).sort_values("epochs")
                 points = points.assign(epochs=points.epochs * 2 ** (0.08 * (i - 1)))
-                shape = {"linewidth": 1.1, "markerfacecolor": colour, "name": f"{size}, {name}"}
-                style.curve(ax, points, "epochs", colour, bars=True, **(shape | look))
+                shape = {"linewidth": 1.1, "markerfacecolor": color, "name": f"{size}, {name}"}
+                style.curve(ax, points, "epochs", color, bars=True, **(shape | look))
                 bounds = points[points.at_most.astype(bool)]
-                svg.hide(*ax.plot(bounds.epochs, bounds.value, color=colour, **AT_MOST))
+                svg.hide(*ax.plot(bounds.epochs, bounds.value, color=color, **AT_MOST))
             ax.set_ylim(0, 112)
             ax.set_title(f"{size} parameters")
             _epochs_axis(ax, params.epoch_list)
@@ -144,15 +144,15 @@ def onset(result: Result) -> Drawing:
             return Drawing(figure, "Nothing could be measured")
         for i, size in enumerate(params.size_list):
             shift = 2 ** (0.14 * (i - (len(params.size_list) - 1) / 2))
-            colour = style.size_colour(size)
+            color = style.size_color(size)
             for kind, (name, look) in KINDS.items():
                 for row in style.rows_where(table, size=size, kind=kind).itertuples():
                     if row.n and math.isfinite(row.value):
                         shape = {"name": f"{size}, {name}"} | look
-                        style.interval_point(where, row.epochs * shift, row, colour, 1, **shape)
+                        style.interval_point(where, row.epochs * shift, row, color, 1, **shape)
             points = style.rows_where(rises, size=size).sort_values("epochs")
             points = points.assign(epochs=points.epochs * shift)
-            style.curve(rise, points, "epochs", colour, bars=True, name=size, marker="o",
+            style.curve(rise, points, "epochs", color, bars=True, name=size, marker="o",
                         linewidth=1.1)  # fmt: skip
         where.plot(passes[1:], passes[1:], color=style.MUTED, linewidth=0.8,
                    linestyle=(0, (1, 2)), label="no rise until the end")  # fmt: skip

@@ -84,7 +84,7 @@ def mean_worth(each: list[Worth]) -> Worth:
 
 
 def lowest(at: np.ndarray, losses: np.ndarray) -> float:
-    """Return where a curve is lowest: the vertex of a parabola through its minimum and neighbours.
+    """Return where a curve is lowest: the vertex of a parabola through its minimum and neighbors.
 
     NaN: the least value is the last one (the curve does not rise again), or a value is missing.
     A curve whose first value is its least is lowest there.

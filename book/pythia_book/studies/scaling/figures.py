@@ -114,8 +114,8 @@ def losses(result: Result) -> Drawing:
     with style.canvas(result, 2, 3.0, "bars: 95 % intervals", note) as (figure, axes):
         by_size, by_flop = axes
         for row in last.itertuples():
-            colour = style.size_colour(row.size)
-            style.interval_point(by_size, row.n_params, row, colour, 1)
+            color = style.size_color(row.size)
+            style.interval_point(by_size, row.n_params, row, color, 1)
         law = style.rows_where(laws, law="size").set_index("parameter")
         if len(law):
             n = np.geomspace(last.n_params.min() / 1.5, last.n_params.max() * 1.5, 100)
@@ -159,8 +159,8 @@ def optimal_sizes(result: Result) -> Drawing:
         budget.set(ylabel="best size, parameters", title="for a training budget")
         use.set_title("for one loss, when used")
         for y, row in enumerate(official[::-1].itertuples()):
-            colour = style.size_colour(row.size)
-            shape = {"color": colour, "marker": "o", "markersize": 6, "linestyle": ""}
+            color = style.size_color(row.size)
+            shape = {"color": color, "marker": "o", "markersize": 6, "linestyle": ""}
             (dot,) = released.plot(row.tokens_per_parameter, y, **shape)
             svg.register(dot, svg.Series(row.size))
         released.axvline(20, color=ORANGE, linewidth=1)
@@ -260,9 +260,9 @@ def through_the_metric(result: Result) -> Drawing:
             for size, arm in product(result.params.size_list, DATA_ARMS):
                 own = style.rows_where(binned, size=size, arm=arm)
                 look = style.mark("o", hollow=arm == "standard") | {"markersize": 2.6}
-                look["markerfacecolor"] = "white" if arm == "standard" else style.size_colour(size)
+                look["markerfacecolor"] = "white" if arm == "standard" else style.size_color(size)
                 (dots,) = ax.plot(factor * own[smooth], 100 * own[accuracy],
-                                  color=style.size_colour(size), **look)  # fmt: skip
+                                  color=style.size_color(size), **look)  # fmt: skip
                 svg.register(dots, svg.Series(f"{size} {arm}"))
             if len(line):
                 ax.set_xlim(line.x.min() - 0.05 * np.ptp(line.x), None)
@@ -304,13 +304,13 @@ def released_sums(result: Result) -> Drawing:
                 continue
             models = [model for model in MODELS if model in set(table.model)]
             ends = []
-            for wanted, colour in zip(SHOWN_STEPS, (palette.SKY, BLUE, INK), strict=True):
+            for wanted, color in zip(SHOWN_STEPS, (palette.SKY, BLUE, INK), strict=True):
                 step = min(table.step.unique(), key=lambda s: abs(s - wanted))
                 line = style.rows_where(table, step=step).set_index("model")[column].reindex(models)
-                (drawn,) = ax.plot(range(len(models)), factor * line, color=colour, marker="o",
+                (drawn,) = ax.plot(range(len(models)), factor * line, color=color, marker="o",
                                    markersize=3, linewidth=1.2)  # fmt: skip
                 svg.register(drawn, svg.Series(f"step {step:,}"))
-                ends.append((f"{step // 1000}k", len(models) - 1, factor * line.iloc[-1], colour))
+                ends.append((f"{step // 1000}k", len(models) - 1, factor * line.iloc[-1], color))
             style.end_labels(ax, ends)
             style.category_ticks(ax, models, rotation=60)
         axes[0].set_ylabel("% right")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.published.means import mean_over_pairs, mean_over_tasks, signed
-from pythia_book.published.scaling import LAST_STEPS, MIDDLE_STEPS, NORMALISED, SMALL
+from pythia_book.published.scaling import LAST_STEPS, MIDDLE_STEPS, NORMALIZED, SMALL
 from pythia_book.published.tables import (
     CHANCE,
     CONVENTION,
@@ -579,7 +579,7 @@ def values(effects: Estimates, released: Tables) -> dict[str, Any]:
         fewest, most = int(counts.min()), int(counts.max())
     numbers |= {"released_fewest_checkpoints": fewest, "released_most_checkpoints": most}
     final = released.get("final")
-    for metric, task in (("acc", "logiqa"), ("acc_norm", NORMALISED)):
+    for metric, task in (("acc", "logiqa"), ("acc_norm", NORMALIZED)):
         alone, corrected = _above_guessing(final, task) if final is not None else (None, None)
         numbers |= {f"logiqa_{metric}_above": alone, f"logiqa_{metric}_above_holm": corrected}
     numbers |= _wsc(final)

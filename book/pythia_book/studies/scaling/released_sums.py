@@ -77,7 +77,7 @@ def share_of_two_sizes(released: Tables, draws: int) -> Test:
 def values(released: Tables, draws: int) -> dict[str, Any]:
     """Return the numbers about released sums and LAMBADA that the page quotes, by name.
 
-    A share, in percent, is the largest step between neighbouring sizes as a part of the range.
+    A share, in percent, is the largest step between neighboring sizes as a part of the range.
 
     - `released_sums_share`: see `share_of_two_sizes`.
     - `released_sums_least`, `released_sums_most`: the smallest and the largest share over all

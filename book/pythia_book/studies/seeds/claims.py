@@ -102,7 +102,7 @@ def claims(
             ours=rises(
                 _distance(scores, tables["single"], facts["neighbour_loss"]),
                 "standard deviations over seeds",
-                f"{seeds} and one run of {params.neighbour_size}; {both}",
+                f"{seeds} and one run of {params.neighbor_size}; {both}",
                 ENOUGH,
                 "difference of held-out loss, over the spread in bands; single runs have the right "
                 f"order 97.5 % of the time from {ENOUGH:.1f} on",
@@ -152,17 +152,17 @@ def _order_and_weights(scores: Scores) -> Test:
     return within(ratio.mapped(math.log2, math.exp2), unit, units, math.log2(SIMILAR), note)
 
 
-def _distance(scores: Scores, single: pd.DataFrame, neighbour: float | None) -> Estimate | None:
+def _distance(scores: Scores, single: pd.DataFrame, neighbor: float | None) -> Estimate | None:
     """Return how much lower the final loss of the neighboring size is, in sd over seeds.
 
     The standard deviation is that of the bands, in the table `single`. None if fewer than two runs
     were measured, or all seeds give the same loss.
     """
     row = single[(single.measure == "loss") & (single.kind == BOTH)]
-    if neighbour is None or row.empty:
+    if neighbor is None or row.empty:
         return None
     sd, n = float(row.sd.iloc[0]), int(row.n.iloc[0])
-    return distance_in_sds(scores.at("loss", BOTH), neighbour, sd, n - 1)
+    return distance_in_sds(scores.at("loss", BOTH), neighbor, sd, n - 1)
 
 
 def _decoupled(pairs: pd.DataFrame, bound: float) -> Test:

@@ -11,7 +11,7 @@ from pythia_book.published.figures import ABSENT
 from pythia_book.records import number_text
 from pythia_book.studies.seeds.params import BOTH, LARGEST, ORDER, WEIGHTS
 from pythia_book.studies.seeds.tables import ADDED, APART, ITEMS, MEASURES, SIZE
-from pythia_book.style import BLUE, MUTED, ORANGE, Drawing, Table, padded_limits, size_colour
+from pythia_book.style import BLUE, MUTED, ORANGE, Drawing, Table, padded_limits, size_color
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,8 +39,8 @@ def _labels(result: Result) -> dict[str, str]:
     }
 
 
-def _colour(result: Result, kind: str) -> str:
-    return size_colour(result.params.size_of(kind))
+def _color(result: Result, kind: str) -> str:
+    return size_color(result.params.size_of(kind))
 
 
 def _counts(result: Result) -> str:
@@ -75,12 +75,12 @@ def curves(result: Result) -> Drawing:
             if wide.shape[1] < 2:
                 style.say(ax, "fewer than\ntwo runs")
                 continue
-            away, colour = wide.sub(wide.mean(axis=1), axis=0), _colour(result, kind)
+            away, color = wide.sub(wide.mean(axis=1), axis=0), _color(result, kind)
             for order, weights in away:
                 name = f"order seed {order}, weight seed {weights}"
-                ax.plot(away.index, away[order, weights], color=colour, linewidth=0.9, label=name)
+                ax.plot(away.index, away[order, weights], color=color, linewidth=0.9, label=name)
             band = style.rows_where(spreads, kind=kind).set_index("percent").loc[away.index]
-            ax.fill_between(away.index, -2 * band.sd, 2 * band.sd, color=colour, alpha=0.15,
+            ax.fill_between(away.index, -2 * band.sd, 2 * band.sd, color=color, alpha=0.15,
                             linewidth=0)  # fmt: skip
             style.reference(ax, 0)
             largest = max(largest, 2 * band.sd.max(), away.abs().to_numpy().max())
@@ -111,7 +111,7 @@ def spreads(result: Result) -> Drawing:
                 continue
             for i, kind in enumerate(labels):
                 curve = style.rows_where(rows, kind=kind)
-                line = {"color": _colour(result, kind), "label": labels[kind], "markersize": 3}
+                line = {"color": _color(result, kind), "label": labels[kind], "markersize": 3}
                 ax.plot(curve.step, about.factor * curve.value, **(STYLES[kind] | line))
                 shape = {"marker": STYLES[kind]["marker"], "markersize": 4, "name": labels[kind]}
                 for row in style.rows_where(curve, percent=100).itertuples():
@@ -120,7 +120,7 @@ def spreads(result: Result) -> Drawing:
             ax.set(xscale="log", xlabel="step", ylabel=f"sd over seeds, {about.unit}")
             _log_scale(ax)
         shapes = {
-            name: STYLES[kind] | {"color": _colour(result, kind), "markersize": 3}
+            name: STYLES[kind] | {"color": _color(result, kind), "markersize": 3}
             for kind, name in labels.items()
             if kind in set(frame.kind)
         }
@@ -152,7 +152,7 @@ def apart(result: Result) -> Drawing:
             rows = rows.loc[[kind for kind in names if kind in rows.index]]
             for i, (kind, row) in enumerate(rows.iterrows()):
                 shape = {"marker": STYLES[kind]["marker"], "markersize": 5, "name": names[kind]}
-                style.interval_point(ax, i, row, _colour(result, kind), 1, **shape)
+                style.interval_point(ax, i, row, _color(result, kind), 1, **shape)
             if measure in ITEMS and measure in single.index:
                 style.reference(ax, about.factor * single["items"][measure])
             _log_scale(ax)
@@ -256,10 +256,10 @@ def decoupled(result: Result) -> Drawing:
                 style.say(ax, "not measured")
                 continue
             rows = rows.assign(value=rows.value.abs()) if quantity == "loss" else rows
-            for pair, (colour, marker, name) in PAIRS.items():
+            for pair, (color, marker, name) in PAIRS.items():
                 points = style.rows_where(rows, pair=pair)
                 shape = {"marker": marker, "markersize": 3.5, "linewidth": 1.2, "name": name}
-                style.curve(ax, points, "step", colour, **shape)
+                style.curve(ax, points, "step", color, **shape)
             _powers(ax, frame.step.max())
         keys = {name: {"color": c, "marker": m} for c, m, name in PAIRS.values()}
         style.legend(figure, keys, handlelength=2.2)
@@ -290,11 +290,11 @@ def training_maps(result: Result) -> Drawing:
         seeds = [*outlier.index[~outlier], *outlier.index[outlier]]
         steps = sorted(maps.step.unique())
         states = sorted(maps.state.unique())
-        colours = {s: style.shade(i / max(len(states) - 1, 1)) for i, s in enumerate(states)}
+        colors = {s: style.shade(i / max(len(states) - 1, 1)) for i, s in enumerate(states)}
         side = 5.0 if style.narrow() else 6.4
         for row in maps.itertuples():
             at = steps.index(row.step), seeds.index(row.seed)
-            look = {"color": colours[row.state], "markersize": side, "markeredgewidth": 0}
+            look = {"color": colors[row.state], "markersize": side, "markeredgewidth": 0}
             (dot,) = grid.plot(*at, "s", **look)
             named = svg.Series(f"state {row.state}", points=[f"step {row.step:,}"], flat=False)
             svg.register(dot, named)
@@ -306,15 +306,15 @@ def training_maps(result: Result) -> Drawing:
         grid.set(xlabel="step (equal places)", ylabel="seed", xlim=(-0.8, len(steps) - 0.2))
         grid.invert_yaxis()
         grid.grid(False)
-        marks = {str(s): {"color": c, "marker": "s", "linestyle": ""} for s, c in colours.items()}
+        marks = {str(s): {"color": c, "marker": "s", "linestyle": ""} for s, c in colors.items()}
         style.legend(figure, {f"state {name}": mark for name, mark in marks.items()})
         ends = []
         for seed, run in maps.groupby("seed"):
-            colour = style.ORANGE if outlier[seed] else MUTED
+            color = style.ORANGE if outlier[seed] else MUTED
             label = f"seed {seed}"
-            scores.plot(run.step / 1000, run.score, color=colour, linewidth=0.9, label=label)
+            scores.plot(run.step / 1000, run.score, color=color, linewidth=0.9, label=label)
             if outlier[seed]:
-                ends.append((label, run.step.iloc[-1] / 1000, run.score.iloc[-1], colour))
+                ends.append((label, run.step.iloc[-1] / 1000, run.score.iloc[-1], color))
         style.end_labels(scores, ends)
         scores.set(xlabel="thousands of updates", ylabel="score: four tasks, standardized")
         same = result.values["map_agreement"]

@@ -73,7 +73,7 @@ class Params(StudyParams):
         return self.size_list[1]
 
     @property
-    def neighbour_size(self) -> str:
+    def neighbor_size(self) -> str:
         """The next larger size of the scale; for sizes of other scales, `largest_size`."""
         sizes = scale_named(self.scale).sizes
         at = sizes.index(self.size) + 1 if self.size in sizes else len(sizes)
@@ -131,8 +131,8 @@ def seed_values(n: int) -> tuple[int, ...]:
 
 def runs(params: Params) -> list[RunConfig]:
     """Return the configs of all runs that the study uses."""
-    neighbours = suite_configs(params.scale, [params.neighbour_size], ["standard"])
-    return [*map(params.config, params.cells), *neighbours.values()]
+    neighbors = suite_configs(params.scale, [params.neighbor_size], ["standard"])
+    return [*map(params.config, params.cells), *neighbors.values()]
 
 
 def keep(params: Params, run: RunConfig) -> Keep:

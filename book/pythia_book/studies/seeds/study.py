@@ -98,9 +98,9 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     from pythia_core.training.lineage import SAME_LINEAGE, TESTED_UP_TO
 
     configs: dict[Any, RunConfig] = {cell: params.config(cell) for cell in params.cells}
-    configs |= suite_configs(params.scale, [params.neighbour_size], ["standard"])
+    configs |= suite_configs(params.scale, [params.neighbor_size], ["standard"])
     trained = train_all(params, configs, progress)
-    neighbour = trained[params.neighbour_size, "standard"]
+    neighbor = trained[params.neighbor_size, "standard"]
     runs: dict[Cell, Run] = {cell: trained[cell] for cell in params.cells}
     first = runs[params.cells[0]]
     last = first.config.train.steps
@@ -141,9 +141,9 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     for cell, each in runs.items():
         arrays[name_of("mean", "training_loss", *cell)] = _training_losses(each, params.steps)
 
-    key = (neighbour.id, neighbour.config.train.steps)
-    last_of_neighbour, gaps = measure_all([(neighbour, key[1])], language, progress)
-    other = float(last_of_neighbour[key]["loss"].mean()) if key in last_of_neighbour else None
+    key = (neighbor.id, neighbor.config.train.steps)
+    last_of_neighbor, gaps = measure_all([(neighbor, key[1])], language, progress)
+    other = float(last_of_neighbor[key]["loss"].mean()) if key in last_of_neighbor else None
     pairs, unread = compare(params, runs, progress)
     facts = {
         "neighbour_loss": other,
@@ -151,7 +151,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
         "descent_bound": SAME_LINEAGE,
         "tested_up_to": TESTED_UP_TO,
     }
-    return Measurements(arrays | pairs, facts, [*runs.values(), neighbour])
+    return Measurements(arrays | pairs, facts, [*runs.values(), neighbor])
 
 
 def _measurements(run: Run) -> list[tuple[Measurement, dict[str, str]]]:
@@ -212,7 +212,7 @@ def _training_losses(run: Run, steps: list[int]) -> np.ndarray:
 # --- values for the text ---------------------------------------------------------------------
 
 QUOTED = (
-    "size", "largest_size", "neighbour", "n_seeds", "n_apart", "n_largest", "loss_gap",
+    "size", "largest_size", "neighbor", "n_seeds", "n_apart", "n_largest", "loss_gap",
     "loss_sd_both", "loss_sd_pooled", "loss_sd_largest", "loss_sd_order", "loss_sd_weights",
     "loss_times_both", "last_word_times_both", "feminine_share_times_both",
     "loss_differ_both", "feminine_share_differ_both", "association_differ_both",
@@ -234,7 +234,7 @@ def values(params: Params, tables: dict[str, pd.DataFrame], other: float | None)
     known: dict[str, Any] = {
         "size": params.size,
         "largest_size": params.largest_size,
-        "neighbour": params.neighbour_size,
+        "neighbor": params.neighbor_size,
         "n_seeds": params.seeds,
         "n_apart": params.apart_seeds,
         "n_largest": params.largest_seeds,

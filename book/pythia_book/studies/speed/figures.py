@@ -227,19 +227,19 @@ def gpu_rates(result: Result) -> Drawing:
         speed.plot(x, frame.paper_tokens_per_s.astype(float), label="the paper's A100s", **cross)
         share.plot(x, 100 * frame.paper_mfu.astype(float), **cross)
         total, below = frame[list(PARTS)].sum(axis=1), 0.0 * frame.ours
-        for part, colour in PART_COLOURS.items():
+        for part, color in PART_COLOURS.items():
             height = 100 * frame[list(PART_NAMES[part])].sum(axis=1) / total
-            parts.bar(x, height, bottom=below, width=0.7, color=colour, label=part)
+            parts.bar(x, height, bottom=below, width=0.7, color=color, label=part)
             below += height
         measured = {}
-        for column, colour, label in (
+        for column, color, label in (
             ("measured", OURS, "ours, measured"),
             ("baseline", BASELINE, "torch.compile, measured"),
             ("transformers", TRANSFORMERS, "transformers, measured"),
         ):
             if frame[column].notna().any():
-                speed.plot(x, frame[column].astype(float), color=colour, label=label, **mark)
-                measured[label] = {"color": colour, **mark}
+                speed.plot(x, frame[column].astype(float), color=color, label=label, **mark)
+                measured[label] = {"color": color, **mark}
         share.plot(x, 100 * frame.measured_mfu.astype(float), color=OURS, **mark)
         for ax in (speed, share, parts):
             ax.set_xticks(x, sizes, rotation=60)
@@ -252,7 +252,7 @@ def gpu_rates(result: Result) -> Drawing:
             "ours, predicted": {"color": OURS, **dashed},
             "the paper's A100s": cross,
             **measured,
-            **{part: {"color": colour, "linewidth": 6} for part, colour in PART_COLOURS.items()},
+            **{part: {"color": color, "linewidth": 6} for part, color in PART_COLOURS.items()},
         }
         style.legend(figure, keys)
         words = ", ".join(f"{s} {n:,.0f}" for s, n in zip(sizes, frame.ours, strict=True))

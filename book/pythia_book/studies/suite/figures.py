@@ -89,14 +89,14 @@ def reading(result: Result) -> Drawing:
         }
         style.legend(figure, blocks, handlelength=1.2)
         dashes = {"joint": "-", "separate": (0, (4, 1.5))}
-        colours, keys = {"standard": MUTED, "deduplicated": ORANGE}, {}
+        colors, keys = {"standard": MUTED, "deduplicated": ORANGE}, {}
         for arm, policy in kinds:
             points = style.rows_where(rereads, arm=arm, policy=policy)
             points = points.assign(value=points.share)
             shape = {"linestyle": dashes[policy]}
-            keys[_reading(arm, policy)] = {**shape, "color": colours[arm]}
+            keys[_reading(arm, policy)] = {**shape, "color": colors[arm]}
             shape["name"] = _reading(arm, policy)
-            style.curve(lines, points, "percent", colours[arm], 100, **shape)
+            style.curve(lines, points, "percent", colors[arm], 100, **shape)
         lines.set(xlim=(0, 100), xlabel="% of training")
         lines.set(ylim=(-3, 103), ylabel="% of a stretch read before")
         style.legend(figure, keys, handlelength=2.2)
@@ -125,10 +125,10 @@ def associations(result: Result) -> Drawing:
     with style.canvas(result, 2, 2.9, ratios=(1, 1.25)) as (figure, (points, lines)):
         if odds is None:
             style.say(points, "not measured")
-        for group, (colour, label) in GROUP_STYLES.items() if odds is not None else ():
+        for group, (color, label) in GROUP_STYLES.items() if odds is not None else ():
             of_group = nouns.group == group
             named = [str(noun) for noun in nouns.noun[of_group]]
-            shape = {"color": colour, "markersize": 3}
+            shape = {"color": color, "markersize": 3}
             (dots,) = points.plot(nouns.log_odds[of_group], odds[of_group], "o", **shape)
             svg.register(dots, svg.Series(label, points=named))
         points.set(
@@ -138,8 +138,8 @@ def associations(result: Result) -> Drawing:
         style.legend(
             points,
             {
-                label: {"color": colour, "marker": "o", "markersize": 3, "linestyle": ""}
-                for colour, label in GROUP_STYLES.values()
+                label: {"color": color, "marker": "o", "markersize": 3, "linestyle": ""}
+                for color, label in GROUP_STYLES.values()
             },
         )
         marks = {arm: style.mark("o", arm != "standard") for arm in ARM_TITLES}
@@ -256,7 +256,7 @@ HEADINGS = {
     "checkpoints": "Checkpoints",
     "optimizer": "Optimizer states",
     "seeds": "Seeds",
-    "licence": "License",
+    "license": "License",
 }
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-CELLS = ("data", "order", "checkpoints", "optimizer", "seeds", "licence")
+CELLS = ("data", "order", "checkpoints", "optimizer", "seeds", "license")
 """The properties by which suites are compared."""
 
 

@@ -45,11 +45,11 @@ def test_bad_parameters_are_refused(given: dict, words: str) -> None:
         Params(**given)
 
 
-def test_the_two_sizes_and_their_neighbour() -> None:
+def test_the_two_sizes_and_their_neighbor() -> None:
     params = Params()
-    assert (params.size, params.largest_size, params.neighbour_size) == ("25k", "600k", "38k")
-    assert Params(sizes="310k,600k").neighbour_size == "600k"
-    assert Params(sizes="70m,160m").neighbour_size == "160m"
+    assert (params.size, params.largest_size, params.neighbor_size) == ("25k", "600k", "38k")
+    assert Params(sizes="310k,600k").neighbor_size == "600k"
+    assert Params(sizes="70m,160m").neighbor_size == "160m"
     assert Params("gpu-short").largest_size in Params("gpu").size_list
 
 
