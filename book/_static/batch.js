@@ -430,7 +430,7 @@ function start() {
       '<output aria-live="polite"></output><div class="picture">' + HEADS.map((head, i) =>
       `<section><h3>${i + 1} \u00b7 ${head}</h3><div ${i < 3 ? 'aria-hidden="true"' : ""}></div></section>`).join("") +
       '</div><div class="path" role="status"></div>';
-    host.closest("figure").classList.add("batch-live");
+    host.closest("figure").classList.add("explorable-live");
     const act = (action) => {
       const before = JSON.stringify(figure.state);
       action();

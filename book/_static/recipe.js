@@ -131,7 +131,7 @@ function start() {
       Object.entries(CHOICES).map(([name, [label, values]]) => select(name, label, values)).join("") +
       `${field("price", "your price per GPU-hour", 0, 1e6)}</div><output aria-live="polite"></output>` +
       '<div class="sides"><table></table><div class="picture"></div></div>';
-    host.closest("figure").classList.add("recipe-live");
+    host.closest("figure").classList.add("explorable-live");
     host.addEventListener("input", (event) => {
       change(c, state, event.target.dataset.set, event.target.value);
       draw(host, c, state);

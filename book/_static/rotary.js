@@ -340,7 +340,7 @@ function start() {
     const reset = host.dataset.rotary === "turning" ? '<button type="button">Reset</button>' : "";
     host.innerHTML = `<div class="controls">${WIDGETS[host.dataset.rotary][1].map(control).join("")}${reset}</div>` +
       '<output></output><div class="picture" role="img"></div>';
-    host.closest("figure").classList.add("rotary-live");
+    host.closest("figure").classList.add("explorable-live");
     const act = (action) => {
       for (const each of hosts) { // only the figure in use speaks
         each.querySelector("output").setAttribute("aria-live", each === host ? "polite" : "off");

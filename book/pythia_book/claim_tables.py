@@ -77,10 +77,10 @@ def claims_html(claims: Sequence[Row], note: str = "", link: str = "") -> str:
     if others:
         table = _table(others, "Premise or check")
         text += f'<details class="claims-of"><summary>{counted(others)}</summary>{table}</details>'
-    rule = f' <a href="{_text(link)}">{RULE_LINK}</a>' if link else ""
+    rule = f' <a href="{as_html(link)}">{RULE_LINK}</a>' if link else ""
     tests = [row[side] for row in claims for side in SIDES if row[side]]
     corrected = any(test["p"] is not None for test in tests)
-    words = _text(" ".join(filter(None, (note, RULE if corrected else ""))))
+    words = as_html(" ".join(filter(None, (note, RULE if corrected else ""))))
     return f'<div>{text}<p class="verdict-rule">{words}{rule}</p></div>'
 
 
@@ -100,18 +100,24 @@ def claims_frame(claims: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(HEADER))
 
 
-def _text(text: object) -> str:
-    return html.escape(str(text), quote=True)
+def as_html(value: object) -> str:
+    """Return a value as text of HTML, also within quotation marks."""
+    return html.escape(str(value))
+
+
+def badge(verdict: str) -> str:
+    """Return a verdict as HTML."""
+    return f'<span class="verdict {as_html(slug(verdict))}">{as_html(verdict)}</span>'
 
 
 def _table(rows: Sequence[Row], first: str) -> str:
-    head = "".join(f"<th>{_text(name)}</th>" for name in (first, *HEADER[1:]))
+    head = "".join(f"<th>{as_html(name)}</th>" for name in (first, *HEADER[1:]))
     body = "".join(f"<tr>{''.join(f'<td>{c}</td>' for c in _cells(row))}</tr>" for row in rows)
     return f'<table class="claims"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def _cells(row: Row) -> list[str]:
-    source = f'<span class="claim-source">({_text(row["source"])})</span>'
+    source = f'<span class="claim-source">({as_html(row["source"])})</span>'
     lines = "".join(f"<li>{line}</li>" for line in _details(row))
     details = f"<details><summary>Details</summary><ul>{lines}</ul></details>" if lines else ""
     given = [side for side in SIDES if row[side]]
@@ -119,22 +125,21 @@ def _cells(row: Row) -> list[str]:
     for side in given:
         verdict, reason = row[side]["verdict"], row[side]["reason"]
         whose = f'<span class="claim-side">{WHOSE[side]}</span> ' if len(given) > 1 else ""
-        badge = f'<span class="verdict {_text(slug(verdict))}">{_text(verdict)}</span>'
-        verdicts += f"<p>{whose}{badge}</p>"
-        verdicts += f'<p class="claim-reason">{_text(reason)}</p>' if reason else ""
-    measured = [f"<p>{_text(measured_text(row[side]))}</p>" for side in SIDES]
-    return [f"<p>{_text(row['claim'])} {source}</p>{details}", *measured, verdicts]
+        verdicts += f"<p>{whose}{badge(verdict)}</p>"
+        verdicts += f'<p class="claim-reason">{as_html(reason)}</p>' if reason else ""
+    measured = [f"<p>{as_html(measured_text(row[side]))}</p>" for side in SIDES]
+    return [f"<p>{as_html(row['claim'])} {source}</p>{details}", *measured, verdicts]
 
 
 def _details(row: Row) -> list[str]:
     """Return the lines of HTML that appear when a reader opens the "Details" of a claim."""
     lines = []
     if row["quote"]:
-        lines.append(f"In the words of the source: <q>{_text(row['quote'])}</q>")
+        lines.append(f"In the words of the source: <q>{as_html(row['quote'])}</q>")
     for side in SIDES:
         facts = _facts(row[side]) if row[side] else []
         if facts:
-            lines.append(_text(f"{WHOSE[side].capitalize()}: {'; '.join(facts)}"))
+            lines.append(as_html(f"{WHOSE[side].capitalize()}: {'; '.join(facts)}"))
     return lines
 
 

@@ -33,7 +33,7 @@ VERDICTS = (
     REPRODUCED, CONFIRMED, CONTRADICTED, REFUTED, NOT_RESOLVED, NOT_TESTABLE, HOLDS, FAILS,
 )  # fmt: skip
 KINDS = ("claim", "hypothesis", "premise", "check")
-SIDES = ("released", "ours")
+SIDES = RELEASED, OURS = ("released", "ours")
 ALPHA = 1 - LEVEL
 POWER = 0.8
 """The probability of detection that `smallest_seen` and `smallest_margin` require."""

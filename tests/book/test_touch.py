@@ -202,9 +202,10 @@ def test_static_figures_take_their_place(name: str, address: str, chromium: Brow
 def test_pages_work_from_a_file(name: str, fresh: Path, chromium: Browser) -> None:
     with tools.visit(chromium, (fresh / f"{name}.html").as_uri(), tools.PHONE) as seen:
         slider = seen.page.locator("[data-set]").first
+        before = slider.input_value()
         slider.focus()
         seen.page.keyboard.press("ArrowUp")
-        query_of(seen.page)
+        assert slider.input_value() != before and query_of(seen.page)
         assert seen.problems == []
 
 

@@ -6,10 +6,10 @@ import colorsys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from pythia_book.style import DASH
+
 if TYPE_CHECKING:
     import pandas as pd
-
-DASH = "\N{EN DASH}"
 
 
 def hls_color(degrees: float, lightness: float, saturation: float) -> str:

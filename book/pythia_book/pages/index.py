@@ -19,9 +19,10 @@ from pythia_book.verdicts import (
     HOLDS,
     NOT_RESOLVED,
     NOT_TESTABLE,
+    OURS,
     REFUTED,
+    RELEASED,
     REPRODUCED,
-    SIDES,
 )
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Finding:
             ax.set_axisbelow(True)
             try:
                 text = self.paint(ax, run)
-            except (FileNotFoundError, KeyError, AttributeError):
+            except (FileNotFoundError, KeyError):  # no run, or one of an older version
                 ax.clear()
                 style.say(ax, NOT_RUN)
                 text = NOT_RUN
@@ -185,7 +186,6 @@ def bloom(ax: Axes, run: SelectedRun) -> str:
     return _bars(ax, rows, "BLOOM minus Pythia, points")
 
 
-RELEASED, OURS = SIDES
 FINDINGS = {
     "swap": Finding(
         "gender_bias",

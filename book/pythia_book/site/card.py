@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 STUDY = "gender_bias"
 THESIS = "Every figure from raw text,\nwith one command."
-QUESTION = "How much of a learned association is left when training goes on with changed text?"
+QUESTION = "How much of a learned association survives when training continues on changed text?"
 PAPER, LIGHT, SOFT, ACCENT = "#12263a", "#f5f7fa", "#a9bccf", "#f2b36b"
 ARMS = {
     "placebo_21": "prepositions swapped",

@@ -58,7 +58,7 @@ def citation(root: Path) -> Citation:
     except (OSError, KeyError, TypeError, yaml.YAMLError, PybtexError) as error:
         raise ExtensionError(
             f"CITATION.cff must name the book and its authors, and references.bib the paper: "
-            f"{error!r}"
+            f"{error!r}; add what is missing, or restore the files with git"
         ) from None
 
 
@@ -85,7 +85,7 @@ def book_entry(given: dict[str, Any]) -> str:
     """Return the BibTeX entry of the book, from the content of CITATION.cff."""
     from pybtex.database import BibliographyData, Entry
 
-    names = (p["name"] if "name" in p else _name(p) for p in given["authors"])
+    names = map(_name, given["authors"])
     fields = {
         "title": given["title"],
         "author": " and ".join(f"{{{name}}}" for name in names),

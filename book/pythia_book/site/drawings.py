@@ -12,11 +12,13 @@ import importlib.util
 import json
 import os
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx import addnodes
+from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 from pythia_book.site.figures import inline_figure
@@ -25,17 +27,17 @@ from pythia_book.site.studies import numbered_table
 from pythia_book.style import FIGURE_TYPE, Table
 
 
-def module_of(name: str, env: Any) -> tuple[Any, str]:
+def module_of(name: str, env: BuildEnvironment) -> tuple[ModuleType, str]:
     """Import the module in a name such as "rotary.turning"; return the module and "turning".
 
     The module is pythia_book.pages.<page> if it exists, else pythia_book.studies.<page>.figures.
     """
     page, _, attribute = name.partition(".")
     path = f"pythia_book.pages.{page}"
-    if importlib.util.find_spec(path) is None:  # else the figures of a study
+    if importlib.util.find_spec(path) is None:
         path = f"pythia_book.studies.{page}.figures"
     module = importlib.import_module(path)
-    env.note_dependency(module.__file__)  # a page is read again when its drawings change
+    env.note_dependency(str(module.__file__))  # a page is read again when its drawings change
     return module, attribute
 
 
@@ -61,7 +63,12 @@ class DrawingFigure(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         module, attribute = module_of(self.arguments[0], self.env)
-        drawing = getattr(module, attribute)()
+        draw = getattr(module, attribute, None)
+        if not callable(draw):
+            raise self.error(
+                f"unknown drawing {self.arguments[0]!r}: {module.__name__} has no such function"
+            )
+        drawing = draw()
         if isinstance(drawing, Table):
             node = numbered_table(drawing.content)
             self.add_name(node)
@@ -72,7 +79,8 @@ class DrawingFigure(SphinxDirective):
                 self.env.note_dependency(str(asset))  # else a changed script is not copied
             data = getattr(module, "script_data", lambda name: None)(attribute)
             values = html.escape(json.dumps(data, separators=(",", ":")))
-            div = f'<div class="{page}" data-{page}="{attribute}" data-values="{values}"></div>'
+            names = f'class="explorable {page}" data-{page}="{attribute}"'
+            div = f'<div {names} data-values="{values}"></div>'
             figure += nodes.raw("", div, format="html")
         bundle = drawing._repr_mimebundle_()
         figure += picture(bundle, f"{page}-{attribute}")
@@ -109,10 +117,18 @@ class Source(SphinxRole):
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         name, _, text = self.text.partition("#")
-        lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+        problem = ""
+        lines: list[str] = []
+        if not text:
+            problem = f"{self.text!r} names no line; write path#text of the line"
+        elif not (ROOT / name).is_file():
+            problem = f"the repository has no file {name!r}"
+        else:
+            lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
         line = next((number for number, line in enumerate(lines, 1) if text in line), None)
         if line is None:
-            message = f"no line of {name} contains {text!r}"
+            changed = "the code has changed: update the text after # on this page"
+            message = problem or f"no line of {name} contains {text!r}; {changed}"
             return [], [self.inliner.reporter.error(message, line=self.lineno)]
         self.env.note_dependency(str(ROOT / name))
         label = nodes.literal("", f"{name}:{line}")

@@ -16,12 +16,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from sphinx.util import logging
+
 from pythia_book import notebooks
 from pythia_book.palette import INK, THEME, WHITE, dark_variant
 from pythia_book.site.runs import SelectedRun
 from pythia_book.style import FIGURE_TYPE
 from pythia_core.errors import DataError
 
+_log = logging.getLogger(__name__)
 SVG_TYPE = "image/svg+xml"
 ELEMENTS = frozenset(
     "svg g defs path use rect circle ellipse line polyline polygon text tspan clipPath".split()
@@ -49,7 +52,7 @@ _LARGEST = 8_000_000
 # --- SVG -------------------------------------------------------------------------------------
 
 
-def sanitised(text: str, prefix: str, colors: dict[str, None]) -> ET.Element:
+def sanitized(text: str, prefix: str, colors: dict[str, None]) -> ET.Element:
     """Return a drawing as an element tree that is safe in a page, without its small print.
 
     Args:
@@ -59,8 +62,15 @@ def sanitised(text: str, prefix: str, colors: dict[str, None]) -> ET.Element:
     Raises:
         DataError: the text is not SVG, is too large, or defines entities.
     """
-    if len(text) > _LARGEST or "<!ENTITY" in text.upper():
-        raise DataError("the drawing is too large or defines entities; run the study again")
+    if len(text) > _LARGEST:
+        raise DataError(
+            f"the drawing has {len(text):,} characters, at most {_LARGEST:,} are shown; run the "
+            "study again"
+        )
+    if "<!ENTITY" in text.upper():
+        raise DataError(
+            "the drawing defines entities, which figures never need; run the study again"
+        )
     try:
         root = ET.fromstring(text)
     except ET.ParseError as error:
@@ -198,11 +208,11 @@ def inline_figure(bundle: dict[str, Any], prefix: str, small: bool = False) -> s
     for layout, text in (("wide", bundle.get(SVG_TYPE)), ("narrow", more.get("narrow"))):
         try:
             if text:
-                drawing = sanitised("".join(text), f"{prefix}-{layout[0]}-", colors)
+                drawing = sanitized("".join(text), f"{prefix}-{layout[0]}-", colors)
                 drawing.set("class", layout)
                 drawings.append(drawing)
-        except DataError:
-            continue
+        except DataError as error:
+            _log.warning("figure %s: %s", prefix, error)
     if not drawings:
         return f'<p class="pythia-lost">This figure is damaged. It shows: {label}</p>'
     if rules := dark_rules(colors):

@@ -7,7 +7,6 @@ no longer has them.
 
 from __future__ import annotations
 
-import html
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 from pythia_book import claim_tables, notebooks
+from pythia_book.claim_tables import as_html
 from pythia_book.records import measured_text
 from pythia_book.site.citation import citation
 from pythia_book.site.drawings import picture
@@ -37,7 +37,7 @@ from pythia_book.verdicts import (
     SIDES,
 )
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 MARKS = {
     REPRODUCED: "\N{CHECK MARK}", CONFIRMED: "\N{CHECK MARK}", HOLDS: "\N{CHECK MARK}",
@@ -99,7 +99,7 @@ class Finding(SphinxDirective):
             raise self.error(f"unknown finding {name!r}; choose one of {', '.join(index.FINDINGS)}")
         finding = index.FINDINGS[name]
         for text in unsupported(finding, recorded_run(finding.study)):
-            _LOG.warning(
+            _log.warning(
                 "finding %r no longer follows: %s", name, text, location=self.get_location()
             )
         page = f"studies/{finding.study}"
@@ -149,10 +149,6 @@ class PaperClaims(SphinxDirective):
         return [nodes.raw("", text, format="html")]
 
 
-def _text(text: object) -> str:
-    return html.escape(str(text))
-
-
 def _counts(tests: Sequence[dict[str, Any]]) -> str:
     """Return counts of verdicts as words, e.g. "3 not resolved, 1 reproduced"."""
     counts = Counter(test["verdict"] for test in tests)
@@ -172,7 +168,7 @@ def _marks(rows: Sequence[dict[str, Any]], side: str) -> str:
     tests = [row[side] for row in rows if row[side]]
     marks = "".join(_mark(row[side]["verdict"]) if row[side] else _NO_MARK for row in rows)
     whose = claim_tables.WHOSE[side].capitalize()
-    label = _text(f"{whose}: {_counts(tests)}")
+    label = as_html(f"{whose}: {_counts(tests)}")
     name = f'<span class="matrix-side" aria-hidden="true">{whose}</span>'
     image = f'<span role="img" aria-label="{label}">{marks}</span>'
     return f'<span class="matrix-cell">{name}{image}</span>'
@@ -185,16 +181,16 @@ def _study_html(title: str, href: str, rows: Sequence[dict[str, Any]], yours: bo
         yours: whether the page of the study shows the reader's run.
     """
     marks = "".join(_marks(rows, side) for side in SIDES)
-    summary = f'<summary><span class="matrix-study">{_text(title)}</span>{marks}</summary>'
+    summary = f'<summary><span class="matrix-study">{as_html(title)}</span>{marks}</summary>'
     lines = []
     for row in rows:
         cells = "".join(f'<span class="matrix-cell">{_verdict(row, side)}</span>' for side in SIDES)
-        source = f'<span class="claim-source">({_text(row["source"])})</span>'
+        source = f'<span class="claim-source">({as_html(row["source"])})</span>'
         lines.append(
-            f'<div class="matrix-row"><span>{_text(row["claim"])} {source}</span>{cells}</div>'
+            f'<div class="matrix-row"><span>{as_html(row["claim"])} {source}</span>{cells}</div>'
         )
-    more = f', <a href="{_text(href)}#your-run-and-ours">your run and ours</a>' if yours else ""
-    link = f'<p class="matrix-link"><a href="{_text(href)}">Read the study</a>{more}</p>'
+    more = f', <a href="{as_html(href)}#your-run-and-ours">your run and ours</a>' if yours else ""
+    link = f'<p class="matrix-link"><a href="{as_html(href)}">Read the study</a>{more}</p>'
     return f"<details>{summary}{''.join(lines)}{link}</details>"
 
 
@@ -204,9 +200,8 @@ def _verdict(row: dict[str, Any], side: str) -> str:
         return ""
     whose = f'<span class="matrix-side">{claim_tables.WHOSE[side].capitalize()}</span>'
     verdict = test["verdict"]
-    badge = f'<span class="verdict {claim_tables.slug(verdict)}">{_text(verdict)}</span>'
-    value = _text(measured_text(test)) if test["value"] is not None else ""
-    return f"{whose}{badge} {value}"
+    value = as_html(measured_text(test)) if test["value"] is not None else ""
+    return f"{whose}{claim_tables.badge(verdict)} {value}"
 
 
 def _legend_html() -> str:

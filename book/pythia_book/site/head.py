@@ -131,12 +131,7 @@ def add_head(
             ("og:image:height", "630"),
             ("og:image:alt", f"{site}: a figure of the gender-bias study"),
         ]
-        named += [("twitter:image", image)]
-    named += [
-        ("twitter:card", card),
-        ("twitter:title", site if front else name),
-        ("twitter:description", about),
-    ]
+    named += [("twitter:card", card)]  # the rest of a card is that of og:...
     context["head"] = Head(title, named, properties)
     context["citation"] = book
     context["repository"] = app.config.html_theme_options.get("repository_url")

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from pythia_book import records
-from pythia_book.verdicts import NOT_TESTABLE, SIDES
+from pythia_book.verdicts import NOT_TESTABLE, OURS, RELEASED
 
-Test = dict[str, Any]
+Judged = dict[str, Any]
 """A test of a claim as a record stores it (pythia_book.verdicts.judge)."""
 
 
 @dataclass(frozen=True)
-class Row:
+class Comparison:
     """A statement with the tests of both runs on their own models; None: a run has no such test."""
 
     claim: str
-    yours: Test | None
-    recorded: Test | None
+    yours: Judged | None
+    recorded: Judged | None
 
     @property
     def agree(self) -> bool | None:
@@ -58,7 +58,7 @@ class Row:
 class Report:
     """The comparison of two runs of one study."""
 
-    rows: list[Row]
+    rows: list[Comparison]
     released_agree: int
     """How many verdicts on released numbers are equal in both runs."""
     released: int
@@ -70,12 +70,12 @@ class Report:
     """Scale, machine and date of each run."""
 
     @property
-    def compared(self) -> list[Row]:
+    def compared(self) -> list[Comparison]:
         """The rows that both runs have tested."""
         return [row for row in self.rows if row.agree is not None]
 
     @property
-    def differing(self) -> list[Row]:
+    def differing(self) -> list[Comparison]:
         """The rows with different verdicts."""
         return [row for row in self.rows if row.agree is False]
 
@@ -107,15 +107,15 @@ class Report:
         if distances:
             far = sum(distance > 1 for distance in distances)
             texts.append(
-                f"Values whose distance can be judged: {len(distances)}, of which {far} "
+                f"Of {len(distances)} values that can be compared, {far} "
                 f"{'differs' if far == 1 else 'differ'} by more than chance allows."
             )
         elif shared:
-            texts.append("How far values may differ by chance is unknown for all of them.")
+            texts.append("No value can be compared: the runs give no interval for any.")
         return texts
 
 
-def _half(test: Test) -> float | None:
+def _half(test: Judged) -> float | None:
     """Return the half-width of a test's interval, if it has one."""
     if test["low"] is None or test["high"] is None or not test["low"] < test["high"]:
         return None
@@ -129,13 +129,13 @@ def _shown(value: Any) -> str:
 def compare(yours: dict[str, Any], recorded: dict[str, Any]) -> Report:
     """Compare two records of one study."""
 
-    def tests(record: dict[str, Any], side: str) -> dict[str, Test]:
+    def tests(record: dict[str, Any], side: str) -> dict[str, Judged]:
         return {claim["claim"]: claim[side] for claim in record["claims"] if claim[side]}
 
-    mine, theirs = (tests(record, SIDES[1]) for record in (yours, recorded))
+    mine, theirs = (tests(record, OURS) for record in (yours, recorded))
     names = dict.fromkeys([*theirs, *mine])
-    rows = [Row(name, mine.get(name), theirs.get(name)) for name in names]
-    old, new = (tests(record, SIDES[0]) for record in (recorded, yours))
+    rows = [Comparison(name, mine.get(name), theirs.get(name)) for name in names]
+    old, new = (tests(record, RELEASED) for record in (recorded, yours))
     shared = [name for name in old if name in new]
     parameters = {
         name: (yours["parameters"].get(name), recorded["parameters"].get(name))

@@ -88,8 +88,6 @@ class _StudyDirective(SphinxDirective):
     """A directive whose argument is the name of a study."""
 
     required_arguments = 1
-    has_content = False
-    option_spec: ClassVar[dict[str, Any]] = {"class": directives.class_option}
 
     @property
     def runs(self) -> list[SelectedRun]:

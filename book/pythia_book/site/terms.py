@@ -46,8 +46,8 @@ FORMS = {
     "trace": r"(?<=a )trace|(?<=the )trace|(?<=this )trace",
     "twins": r"twins?",
 }
-"""How text uses a term whose name is not enough: an ordinary word, or with other endings. Others
-are found as they are and with a plural "s"."""
+"""Patterns for terms whose name is also an ordinary word, or has irregular forms. All other terms
+are found by their name, with or without a plural "s"."""
 UNTOUCHED = (
     nodes.title,
     nodes.caption,

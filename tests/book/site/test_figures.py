@@ -84,7 +84,7 @@ def test_only_harmless_parts_of_a_drawing_are_kept() -> None:
 )
 def test_a_damaged_figure_becomes_its_description(text: str) -> None:
     with pytest.raises(DataError):
-        figures.sanitised(text, "p", {})
+        figures.sanitized(text, "p", {})
     shown = figures.inline_figure({"image/svg+xml": text, "text/plain": "What <it> shows"}, "p")
     assert "What &lt;it&gt; shows" in shown and "<svg" not in shown
 

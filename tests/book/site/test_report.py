@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from pythia_book.site.report import Row, compare
+from pythia_book.site.report import Comparison, compare
 from scipy import stats
 
 
@@ -44,7 +44,7 @@ def test_verdicts_and_values_are_compared_claim_by_claim() -> None:
     assert "Equal verdicts on our models: 1 of 2." in text
     assert "Equal verdicts on released numbers: 1 of 1." in text
     assert "seeds 1 (recorded: 8)" in text and "A, 1 thread" in text and "B, 1 thread" in text
-    assert "can be judged: 2, of which 1 differs by more" in text
+    assert "Of 2 values that can be compared, 1 differs by more" in text
 
 
 def test_a_claim_that_one_run_cannot_test_is_no_disagreement() -> None:
@@ -53,7 +53,7 @@ def test_a_claim_that_one_run_cannot_test_is_no_disagreement() -> None:
     assert found.compared == found.differing == [] and found.rows[0].distance is None
     text = " ".join(found.sentences())
     assert "without a verdict in one of the runs, e.g. for lack of seeds: 1." in text
-    assert "is unknown" in text
+    assert "No value can be compared" in text
     nothing = compare(a_record(), a_record())
     assert "share no test" in " ".join(nothing.sentences())
 
@@ -65,7 +65,7 @@ def test_one_seed_is_compared_with_the_spread_over_recorded_seeds() -> None:
     half = stats.t.ppf(0.975, n - 1) * draws[:, :n].std(axis=1, ddof=1) / n**0.5
     far = 0
     for mean, width, new in zip(draws[:, :n].mean(axis=1), half, draws[:, n], strict=True):
-        row = Row("a", a_test(new, None, "not testable here"), a_test(mean, width, "holds", n))
+        row = Comparison("a", a_test(new, None, "not testable here"), a_test(mean, width, "holds", n))
         assert row.distance is not None
         far += row.distance > 1
     assert abs(far / trials - 0.05) < 0.012

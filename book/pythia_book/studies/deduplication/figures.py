@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from pythia_book.study import Result
 
-PALE = palette.PALE
 SHOTS = {"Zero-shot": 0, "Five-shot": 5}
 LEAD = "deduplicated minus standard,\naccuracy, points"
 RECIPE_COLOURS = {"exact": style.MUTED, "jaccard-0.87": BLUE, "eleutherai-0.87": ORANGE}
@@ -132,13 +131,11 @@ def taken_away(result: Result) -> Drawing:
         bars.set_xlim(0, 100)
         bars.set_xlabel("% of the training tokens that stay")
         bars.grid(axis="y", visible=False)
-        lines, notes = (
-            {},
-            {
-                "jaccard-0.87": "jaccard-0.87: all from the threshold on, none below",
-                "eleutherai-0.87": "eleutherai-0.87: by chance",
-            },
-        )
+        lines = {}
+        notes = {
+            "jaccard-0.87": "jaccard-0.87: all from the threshold on, none below",
+            "eleutherai-0.87": "eleutherai-0.87: by chance",
+        }
         for recipe, points in caught.groupby("recipe", sort=False):
             color = RECIPE_COLOURS[recipe]
             curves.plot(points.similarity, 100 * points.probability, color=color, label=recipe)
