@@ -65,7 +65,9 @@ def test_one_seed_is_compared_with_the_spread_over_recorded_seeds() -> None:
     half = stats.t.ppf(0.975, n - 1) * draws[:, :n].std(axis=1, ddof=1) / n**0.5
     far = 0
     for mean, width, new in zip(draws[:, :n].mean(axis=1), half, draws[:, n], strict=True):
-        row = Comparison("a", a_test(new, None, "not testable here"), a_test(mean, width, "holds", n))
+        row = Comparison(
+            "a", a_test(new, None, "not testable here"), a_test(mean, width, "holds", n)
+        )
         assert row.distance is not None
         far += row.distance > 1
     assert abs(far / trials - 0.05) < 0.012
