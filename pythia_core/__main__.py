@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pythia_core.commands import training
-from pythia_core.errors import PythiaError
+from pythia_core.errors import PythiaError, one_of
 from pythia_core.util import stopping
 from pythia_core.util.extensions import registered
 from pythia_core.util.files import CACHE, FULL_DISK, RESULTS, full_disk_advice
@@ -60,8 +60,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line; the error about an unknown option names the most similar option."""
-    args, unknown = parser().parse_known_args(arguments)
+    """Parse the command line; errors about unknown commands and options name the most similar."""
+    top = parser()
+    words = sys.argv[1:] if arguments is None else arguments
+    known = next(action.choices for action in top._actions if action.dest == "command")
+    if words and known and not words[0].startswith("-") and words[0] not in known:
+        top.error(one_of(words[0], sorted(known), "command"))
+    args, unknown = top.parse_known_args(words)
     if unknown:
         options = [option for action in args.parser._actions for option in action.option_strings]
         typed = [word.partition("=")[0] for word in unknown if word.startswith("--")]

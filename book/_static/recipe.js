@@ -11,9 +11,12 @@ const CHOICES = { gpus: ["H100s of 80 GB", [1, 2, 4, 8, 16, 32, 64, 128, 256, 51
 const SHAPE = ["layers", "width", "heads", "vocabulary"];
 const OWN = "own";
 
+const LIMIT = 1e6; // of a price
+
 const grouped = (x) => Math.round(x).toLocaleString("en-US");
 const escaped = (words) => String(words).replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
 const short = (x, digits = 3) => (x >= 100 ? grouped(x) : Number(x.toPrecision(digits)).toString());
+const counted = (n, one, more) => `${grouped(n)} ${n === 1 ? one : more}`;
 const gigabytes = (x) => `${short(x / 1e9)} GB`;
 function power(x) {
   const [digits, exponent] = x.toExponential(2).split("e");
@@ -42,7 +45,7 @@ function change(c, state, name, value) {
     const found = CHOICES[name][1].find((each) => String(each) === String(value));
     if (found !== undefined) state[name] = found;
   } else if (name === "price") {
-    if (Number.isFinite(Number(value))) state.price = Math.max(0, Number(value));
+    if (Number.isFinite(Number(value))) state.price = Math.max(0, Math.min(Number(value), LIMIT));
   } else if (name in FIELDS) {
     const [, least, most] = FIELDS[name], whole = Math.round(Number(value));
     if (!Number.isFinite(whole) || value === "") return;
@@ -69,16 +72,17 @@ function restore(c, state, values) {
 /** The results as pairs of a name and HTML. */
 function results(c, state) {
   const found = recipe.plan(c, state), hours = found.seconds && found.seconds * state.gpus / 3600;
-  const times = (seconds) => `${duration(seconds)}, ${grouped(seconds * state.gpus / 3600)} GPU-hours`;
+  const gpuHours = (seconds) => (seconds * state.gpus >= 36000 ? grouped(seconds * state.gpus / 3600) : short(seconds * state.gpus / 3600, 2));
+  const times = (seconds) => `${duration(seconds)}, ${gpuHours(seconds)} GPU-hours`;
   const copies = found.split === 1 ? "whole on each GPU" : `split over ${found.split} GPUs`;
   return { found, lines: [
     ["Parameters", grouped(found.all)],
     ["without the vocabulary\u2019s matrices", grouped(found.inside)],
     ["Tokens", `${grouped(found.tokens)}, ${short(found.tokens / found.all)} per parameter`],
-    ["FLOP of the products", power(found.flop)],
+    ["FLOP of the matrix products", power(found.flop)],
     ["by the rule 6NT", power(found.rule)],
-    ...(found.memory ? [["Training state", copies]] : []),
-    ...(found.microBatch ? [["Rows per pass", `${found.microBatch}, ${grouped(Math.ceil(found.rows / found.microBatch))} passes per update`],
+    ...(found.microBatch ? [["Training state", copies]] : []),
+    ...(found.microBatch ? [["Rows per pass", `${found.microBatch}, ${counted(Math.ceil(found.rows / found.microBatch), "pass", "passes")} per update`],
       ["Memory per GPU", `${gigabytes(found.memory)} of ${gigabytes(c.gpuBytes)}`]] : []),
     ...(found.seconds ? [["Time, by the cost model", times(found.seconds)]] : []),
     ...(found.fixed ? [[`Time, at ${100 * c.utilisation} % of the peak`, times(found.fixed)]] : []),
@@ -107,14 +111,23 @@ function bars(c, found, width) {
     `<line x1="${limit}" x2="${limit}" y1="${bottom - 4}" y2="${bottom + 24}" class="limit"/></svg>`;
 }
 
+/** What is wrong with the number that is being typed; "" if it counts. */
+function outOfRange(host) {
+  const input = document.activeElement;
+  if (!host.contains(input) || input.type !== "number" || input.validity.valid && input.value) return "";
+  const label = input.closest("label").textContent, most = grouped(Number(input.max));
+  return `The ${label} must be between ${input.min} and ${most}; the results are for ${grouped(input.dataset.used)}.`;
+}
+
 function draw(host, c, state) {
   for (const input of host.querySelectorAll("[data-set]")) {
+    input.dataset.used = state[input.dataset.set];
     if (input !== document.activeElement || input.tagName === "SELECT") input.value = state[input.dataset.set];
   }
   const { found, lines } = results(c, state), frame = host.querySelector(".picture");
   host.querySelector("table").innerHTML = lines.map(([name, value]) => `<tr><th scope="row">${name}</th><td>${value}</td></tr>`).join("");
   frame.innerHTML = found.microBatch && frame.clientWidth ? bars(c, found, Math.floor(frame.clientWidth)) : "";
-  host.querySelector("output").textContent = found.problem ||
+  host.querySelector("output").textContent = outOfRange(host) || found.problem ||
     `${grouped(found.all)} parameters: ${gigabytes(found.memory)} on each GPU, ${duration(found.seconds)}.`;
 }
 
@@ -129,7 +142,7 @@ function start() {
     host.innerHTML = `<div class="controls">${select("size", "size", [...Object.keys(c.sizes), OWN])}` +
       Object.entries(FIELDS).map(([name, [label, least, most]]) => field(name, label, least, most)).join("") +
       Object.entries(CHOICES).map(([name, [label, values]]) => select(name, label, values)).join("") +
-      `${field("price", "your price per GPU-hour", 0, 1e6)}</div><output aria-live="polite"></output>` +
+      `${field("price", "your price per GPU-hour", 0, LIMIT)}</div><output aria-live="polite"></output>` +
       '<div class="sides"><table></table><div class="picture"></div></div>';
     host.closest("figure").classList.add("explorable-live");
     host.addEventListener("input", (event) => {

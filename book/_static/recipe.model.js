@@ -105,7 +105,7 @@ const recipe = (() => {
       ...found, ...layout, seconds: update === null ? null : update * x.updates,
       fixed: x.precision === "bf16" ? flop / rate : null,
       problem: x.precision !== "bf16" ? "There is no estimate of time in fp32."
-        : update === null ? `The cost model has no rates for heads of ${x.width / x.heads} dims.` : "",
+        : update === null ? `The cost model has no rates for heads of dimension ${x.width / x.heads}.` : "",
     };
   }
 

@@ -50,7 +50,7 @@
 
   /** Open what hides the target of the address, such as the code of a figure, and go there. */
   function reveal() {
-    const target = document.getElementById(location.hash.slice(1));
+    const target = document.querySelector(':target');
     if (!target) return;
     const folds = [];
     for (let fold = target.closest('details'); fold; fold = fold.parentElement.closest('details')) {

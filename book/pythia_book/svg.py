@@ -156,18 +156,19 @@ def _row(ax: Axes, about: Series, name: str, color: str, points: Any) -> list[An
     """Return [name, color, flat, points] of one series."""
     across, up = categories(ax.xaxis), categories(ax.yaxis)
     flat = bool(up and not across) if about.flat is None else about.flat
-    whole = [
-        (i, float(x), float(y))
-        for i, (x, y) in enumerate(points)
-        if math.isfinite(float(x)) and math.isfinite(float(y))
-    ]
+    seen = ax.bbox.padded(1)  # beyond the limits of the axes, nothing is drawn
+    whole = []
+    for i, (x, y) in enumerate(points):
+        if math.isfinite(float(x)) and math.isfinite(float(y)):
+            place = ax.transData.transform((float(x), float(y)))
+            if seen.contains(*place):
+                whole.append((i, float(x), float(y), place))
     if len(whole) > DENSE:
         step = (len(whole) - 1) / (DENSE - 1)
         whole = [whole[round(k * step)] for k in range(DENSE)]
     rows = []
-    places = ax.transData.transform([(x, y) for _, x, y in whole]) if whole else []
     names = up if flat else across
-    for (i, x, y), place in zip(whole, places, strict=True):
+    for i, x, y, place in whole:
         along, value = (y, x) if flat else (x, y)
         named = about.points[i] if about.points is not None else _nearest(names, along)
         row: list[Any] = [*_place(ax.figure, *place), named, _number(value)]

@@ -226,6 +226,17 @@ def test_categories_name_the_points():
     assert [s[3][0][2:] for s in panel["series"]] == [["7k", 10, 0, 20], ["85k", 20, 10, 30]]
 
 
+def test_points_beyond_the_limits_of_a_panel_are_not_found():
+    with style.style():
+        figure, (ax,) = style.panels(1, 2.5, "")
+        ax.plot([0, 1, 2, 3], [0, 1, 50, 1], label="a")
+        ax.set_xlim(0, 2.5)
+        ax.set_ylim(0, 10)
+    assert style.Drawing(figure, "test").svg
+    (panel,) = svg.panel_values(figure)
+    assert [point[2:] for point in panel["series"][0][3]] == [[0, 0], [1, 1]]
+
+
 @pytest.mark.parametrize("count", [1, 2, 5, 9])
 def test_labels_at_the_ends_of_curves_do_not_overlap(count):
     heights = sorted(np.random.default_rng(count).normal(100, 5, count).tolist())

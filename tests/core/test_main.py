@@ -185,6 +185,7 @@ def test_counts_of_train_are_whole_numbers(option: str, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ("stduy gender_bias", "verify, worker. Did you mean 'study'?"),
         ("train 7k --stps 3", "unrecognized arguments: --stps 3. Did you mean --steps?"),
         ("bench train --round 3 --sizs=7k", "unrecognized arguments: --sizs=7k. Did you mean"),
         ("train 7k 3", "train: error: unrecognized arguments: 3\n"),
