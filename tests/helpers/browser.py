@@ -29,7 +29,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chr
 
 needed = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 
-WIDE, PHONE = (1440, 900), (390, 844)
+WIDE, PHONE = (1440, 900), (360, 780)
 """Sizes of windows, in CSS pixels."""
 THEMES = ("light", "dark")
 
