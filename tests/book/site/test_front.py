@@ -105,7 +105,7 @@ def test_the_outcome_counts_what_the_recorded_runs_say() -> None:
         ]
     )
     assert text == (
-        "We examine 2 statements of the paper and of related work: 2 times on the released "
-        "numbers (1 confirmed, 1 not resolved) and 3 times on our miniature (2 reproduced, 1 not "
-        "testable at its size)."
+        "We examine 2 statements of the paper, some of which it takes from related work: 2 times "
+        "on the released numbers (1 confirmed, 1 not resolved) and 3 times on our miniature (2 "
+        "reproduced, 1 not testable on it)."
     )
