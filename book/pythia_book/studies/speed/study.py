@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 PRECISIONS = ("fp32", "bf16")
 GPU_FILES = {"steps": "train", "operations": "kernels", "attention": "attention"}
 """Maps each kind of GPU measurement to the file that `gpu-check` writes."""
+OWN_NAMES = {"gelu": "GELU", "layer_norm": "LayerNorm"}
+"""Maps operations to the names by which the page calls torch's own."""
 NO_GPU = "none"
 """Shown instead of a GPU's name if none was measured."""
 H100_BYTES = 80e9
@@ -460,14 +462,14 @@ def values(machine: Row, gpu: list[Row], tables: dict[str, pd.DataFrame]) -> dic
     steps = tables["steps"].dropna(subset="ratio")
     texts = {}
     for precision in PRECISIONS:
-        for name, family, factor, unit in (
-            ("ratio", "transformers", 1, ""),
-            ("products", "products", 100, " %"),
+        for name, family, factor, unit, decimals in (
+            ("ratio", "transformers", 1, "", 2),
+            ("products", "products", 100, " %", 0),
         ):
             rows = steps[(steps.family == family) & (steps.precision == precision)]
             times = factor * rows.ratio.astype(float).groupby(rows["size"], sort=False).min()
             texts[f"{name}_{precision}"] = ", ".join(
-                f"{number_text(time)}{unit} at {size}" for size, time in times.items()
+                f"{number_text(time, decimals)}{unit} at {size}" for size, time in times.items()
             )
     own = tables["operations"][tables["operations"].implementation == "torch"]
     own = own[own.ratio.astype(float) < 1].sort_values("ratio")
@@ -481,7 +483,7 @@ def values(machine: Row, gpu: list[Row], tables: dict[str, pd.DataFrame]) -> dic
         "tokens": int(tables["steps"].tokens_per_update.dropna().iloc[0]),
         **texts,
         "own_faster": ", ".join(
-            f"{row.kernel.replace('_', ' ')} in {row.dtype} at {row.size} "
+            f"{OWN_NAMES.get(row.kernel, row.kernel)} in {row.dtype} at {row.size} "
             f"({number_text(row.ratio, 2)} of our time)"
             for row in own.itertuples()
         )
