@@ -468,7 +468,7 @@ def values(machine: Row, gpu: list[Row], tables: dict[str, pd.DataFrame]) -> dic
         ):
             rows = steps[(steps.family == family) & (steps.precision == precision)]
             times = factor * rows.ratio.astype(float).groupby(rows["size"], sort=False).min()
-            texts[f"{name}_{precision}"] = ", ".join(
+            texts[f"{name}_{precision}"] = " and ".join(
                 f"{number_text(time, decimals)}{unit} at {size}" for size, time in times.items()
             )
     own = tables["operations"][tables["operations"].implementation == "torch"]
