@@ -273,7 +273,7 @@ SCALES = {
         ),
         Scale(
             "laptop",
-            "2 cores, no GPU: minutes per study",
+            "2 cores, no GPU: minutes per study with default parameters",
             steps=572,
             batch_size=32,
             data=DataConfig("miniature", (*DOMAINS, *PLANTED_DOMAINS), heldout_fraction=0.1),

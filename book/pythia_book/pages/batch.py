@@ -184,6 +184,7 @@ def values() -> dict[str, str]:
     for arm, total in tokens.items():
         epochs = epochs_needed(total, SEQ_LEN, n_rows)
         share = N_ROWS / ((epochs * total - 1) // SEQ_LEN)
+        numbers[f"{arm}_billions"] = f"{total / 1e9:.0f}"
         numbers[f"{arm}_epochs"] = f"{epochs}"
         numbers[f"{arm}_share"] = f"{100 * share:.1f} %"
         for times in range(epochs + 1):

@@ -202,18 +202,6 @@ FINDINGS = {
                 OURS,
                 HOLDS,
             ),
-            (
-                "Swapping everything but the planted sentences raises WinoBias accuracy on "
-                "feminine stereotypes.",
-                OURS,
-                HOLDS,
-            ),
-            (
-                "Swapping everything but the planted sentences lowers WinoBias accuracy on "
-                "masculine stereotypes.",
-                OURS,
-                HOLDS,
-            ),
         ),
     ),
     "frequency": Finding(

@@ -226,7 +226,7 @@ _OUTCOMES = {
     },
     "ours": {
         REPRODUCED: "reproduced", CONTRADICTED: "contradicted", NOT_RESOLVED: "not resolved",
-        NOT_TESTABLE: "not testable at its size",
+        NOT_TESTABLE: "not testable on it",
     },
 }  # fmt: skip
 """Maps each side and verdict to its words in `outcome`."""
@@ -240,8 +240,8 @@ def outcome(rows: Sequence[dict[str, Any]]) -> str:
         parts = (f"{counts[verdict]} {word}" for verdict, word in words.items() if counts[verdict])
         texts[side] = f"{sum(counts.values())} times on {{}} ({', '.join(parts)})"
     return (
-        f"We examine {len({row['claim'] for row in rows})} statements of the paper and of related "
-        f"work: {texts['released'].format('the released numbers')} and "
+        f"We examine {len({row['claim'] for row in rows})} statements of the paper, some of which "
+        f"it takes from related work: {texts['released'].format('the released numbers')} and "
         f"{texts['ours'].format('our miniature')}."
     )
 

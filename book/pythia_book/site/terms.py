@@ -23,9 +23,11 @@ WITHOUT = (GLOSSARY, "bibliography")
 CLASS = "term"
 APOSTROPHE = "\N{RIGHT SINGLE QUOTATION MARK}"
 FORMS = {
+    "association": r"(?<=[Tt]he )association",
     "canary": r"canar(?:y|ies)",
     "check": r"(?<=premises and )checks",
     "claim": r"(?<=each )claim|claims?(?= of (?:the|a) papers?)",
+    "complement": r"(?<=[Tt]he )complement",
     "control": r"controls?(?= |[.,;:)])(?! domain| for)",
     "deduplicated": r"deduplicated (?:text|model|half|Pile|run|data|suite)s?",
     "held-out text": r"held-out (?:text|loss|rows?|documents?)",
@@ -36,6 +38,7 @@ FORMS = {
     "miniature": r"(?<!in )miniature",
     "planted text": r"(?<!We )(?<!we )planted (?:text|sentence)s?",
     "redraw": r"redrawn",
+    "prior": r"(?<=[Tt]he )prior(?! work)",
     "record": r"(?<=[Aa] )record|(?<=from the )record",
     "row": r"(?:training|shuffled) rows?|rows?(?= of (?:training|tokens))",
     "scale": r"scale(?= (?:laptop|gpu|smoke|paper)|\s*$)",

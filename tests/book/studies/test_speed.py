@@ -126,7 +126,8 @@ def test_the_cpu_is_measured_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> N
     assert steps.ratio["transformers eager, sdpa"] == pytest.approx(2)
     assert steps.low["transformers eager"] == pytest.approx(3 * 0.99 / 1.01)
     assert steps.matmul_share["ours eager"] == 0.5
-    assert result.values["ratio_least"] == pytest.approx(2)
+    assert result.values["ratio_fp32"] == "2.00 at 7k" and result.values["products_fp32"] == ""
+    assert result.values["own_faster"] == "GELU in fp32 at 7k (0.50 of our time)"
     assert {row["kind"] for row in result.claims} == {"check"}, "no paper claims any of it"
     holds, also = (row["ours"] for row in result.claims[:2])
     assert (holds["verdict"], also["verdict"]) == ("holds", "holds")

@@ -7,14 +7,15 @@ released numbers are over models.
 
 The paper's claims about WinoBias are tested on associations of the same forty occupations, because
 our controls are not shown to be above chance on WinoBias itself (see the premises). Of the scores
-of our models, only the response to `complement_21` is tested: it shows which scores move by the
-prior alone.
+of our models, only the response of CrowS-Pairs to `complement_21` is tested: it shows whether this
+score moves by the prior alone. That the halves of WinoBias do was known beforehand.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ from pythia_book.studies.gender_bias.associations import (
 from pythia_book.studies.gender_bias.coupling import (
     PLACEBO_WINDOW,
     TESTED_WINDOW,
+    compared_z,
     unit_z,
 )
 from pythia_book.studies.gender_bias.params import CONTROL, LONGER
@@ -71,7 +73,6 @@ CHANCE = 0.5
 SHORTER = "swap_7"
 
 STATED = "this book, stated after a pilot"
-LOOKED = "this book, stated with a look at an earlier record of three of the seeds (LOG.md)"
 FILES = "evals/ of EleutherAI/pythia at commit a19eecb"
 """Cited as the source of premises about released numbers; no paper states these premises."""
 SETUP = "assumed in section 3.1"
@@ -81,7 +82,11 @@ ONE_SIZE = "a single size was trained"
 NOT_TRAINED = "this arm was not trained"
 NO_REVERSE = (
     "no swapped text has the reverse association, so whatever is left of it is above 0; what "
-    "happens to the halves of WinoBias, the hypotheses say"
+    "happens to the halves of WinoBias, the premises say"
+)
+HALVES_KNOWN = (
+    "known when it was written: an earlier record of three of the seeds had shown it, and a shift "
+    "of the prior must move the halves apart"
 )
 OTHER_METRIC = (
     "the raw results of the paper's WinoBias metric were not released; the released answers, "
@@ -98,6 +103,11 @@ COST_KNOWN = 'a margin for "little" was set only when the losses of an earlier r
 TOO_FEW = "too few checkpoints of our own forks at this scale"
 FISHER = "(Fisher's z)"
 """The unit of differences in coupling."""
+CROWS_CLAIM = "The swap in the last {} % of training lowers the CrowS-Pairs gender bias."
+LEAD_PREMISE = (
+    f'In the released answers to the WinoBias prompt "{numbers.COMPARABLE}", the swap narrows the '
+    "lead of stereotypical over anti-stereotypical sentences"
+)
 RETAINED, SLOPE = "of the association", "logits per logit read"
 """The units of retained associations and of associations, which are slopes."""
 
@@ -184,7 +194,7 @@ def _paper_claims(ours: _Ours, theirs: _Released) -> list[Claim]:
     for arm, window in ((SHORTER, 7), (LONGER, 21)):
         rows.append(
             Claim(
-                f"The swap in the last {window} % of training lowers the CrowS-Pairs gender bias.",
+                CROWS_CLAIM.format(window),
                 "section 3.1, Figure 1",
                 released=theirs.change("crows", arm, falls, "320 pairs"),
                 quote=QUOTES["crows"],
@@ -223,7 +233,8 @@ def _no_cost(e: Estimate | None, unit: str, units: str, note: str = "") -> Test:
 
     A small loss could also mean that the released models were never trained on swapped text.
     """
-    return untestable(f"{SWAP_NOT_SHOWN} there is no cost either", e, unit, units, note)
+    reason = f"{SWAP_NOT_SHOWN} there is no cost either"
+    return untestable(reason, e, f"{unit} of accuracy lost", units, note)
 
 
 # --- our runs --------------------------------------------------------------------------------
@@ -298,25 +309,12 @@ class _Ours:
                 self._difference("restored", LONGER, rises),
             ),
             (
-                "Swapping everything but the planted sentences raises WinoBias accuracy on "
-                "feminine stereotypes.",
-                self._score("winobias_feminine", rises),
-            ),
-            (
-                "Swapping everything but the planted sentences lowers WinoBias accuracy on "
-                "masculine stereotypes.",
-                self._score("winobias_masculine", falls),
-            ),
-            (
                 "Swapping everything but the planted sentences lowers the CrowS-Pairs score for "
                 "gender.",
-                self._score("crows", falls),
+                self._score(self._change("crows"), falls),
             ),
         ]
-        return [
-            Claim(text, LOOKED if "WinoBias" in text else STATED, test, kind="hypothesis")
-            for text, test in tests
-        ]
+        return [Claim(text, STATED, test, kind="hypothesis") for text, test in tests]
 
     def _largest_minus_smallest(self) -> str:
         return f"{self.sizes[-1]} minus {self.sizes[0]}"
@@ -419,11 +417,16 @@ class _Ours:
         """Return a score of an arm, float64[seeds, sizes]; see `study.SCORES`."""
         return np.stack([self._scores[size, arm, score] for size in self.sizes], axis=1)
 
-    def _score(self, score: str, make: Callable[..., Test]) -> Test:
-        """Test what the complement does to a score, in points, averaged over sizes."""
+    def _change(self, score: str) -> np.ndarray | str:
+        """Return what the complement does to a score, in points, float64[seeds, sizes]."""
         if "complement_21" not in self.params.arms:
-            return untestable(NOT_TRAINED)
-        change = 100 * (self.score("complement_21", score) - self.score(CONTROL, score))
+            return NOT_TRAINED
+        return 100 * (self.score("complement_21", score) - self.score(CONTROL, score))
+
+    def _score(self, change: np.ndarray | str, make: Callable[..., Test]) -> Test:
+        """Test a result of `_change`, averaged over sizes."""
+        if isinstance(change, str):
+            return untestable(change)
         retained = [
             self.slopes.retained(s, "complement_21", group="occupations") for s in self.sizes
         ]
@@ -541,7 +544,27 @@ class _Ours:
             test = self._test(values, above, self._over_sizes(), "%")
             text = f"The controls prefer the stereotypical side of {name}."
             rows.append(Claim(text, SETUP, test, kind="premise"))
-        return [*rows, *self._flat()]
+        return [*rows, self._halves(), *self._flat()]
+
+    def _halves(self) -> Claim:
+        """Show, without a verdict, how far the complement moves the halves of WinoBias apart."""
+        halves = [self._change(f"winobias_{half}") for half in ("feminine", "masculine")]
+        apart = halves[0] if isinstance(halves[0], str) else np.subtract(*halves)
+        test = self._score(apart, rises)
+        return Claim(
+            "Swapping everything but the planted sentences raises WinoBias accuracy on feminine "
+            "stereotypes and lowers it on masculine ones.",
+            "this book; a prior that shifts has this effect",
+            untestable(
+                test.reason or HALVES_KNOWN,
+                test.estimate,
+                test.unit,
+                test.units
+                and f"{test.units}; change of the feminine minus that of the masculine half",
+                test.note,
+            ),
+            kind="premise",
+        )
 
     def _flat(self) -> list[Claim]:
         """Return the check of models without association, if any; the worst case counts."""
@@ -597,6 +620,39 @@ def detectable(frames: str, seeds: int) -> float | None:
         return None
     unit = np.arange(seeds) - (seeds - 1) / 2
     return smallest_seen(mean_over(unit / unit.std(ddof=1) * PILOT_SD[frames]))
+
+
+def detectable_released(rows: Sequence[Claim]) -> dict[str, str]:
+    """Return the effects on released scores, in points, that would be found with 80 % power.
+
+    The keys are "crows_7" and "crows_21", the arms of the claims about CrowS-Pairs, and "winobias",
+    the lead in the answers to the comparable prompt. Holm's correction is allowed for, as in
+    verdicts. Without a test, the value is "not available".
+    """
+
+    def estimate(test: Test | None) -> Estimate | None:
+        e = test.estimate if test and test.form else None
+        return e if e and e.df >= 1 else None
+
+    tested = Counter(
+        row.kind == "claim"
+        for row in rows
+        for test in (row.ours, row.released)
+        if row.kind != "hypothesis" and estimate(test)
+    )
+    named = {
+        "crows_7": CROWS_CLAIM.format(7),
+        "crows_21": CROWS_CLAIM.format(21),
+        "winobias": f"{LEAD_PREMISE}.",
+    }
+    texts = dict.fromkeys(named, "not available")
+    for row in rows:
+        for name, text in named.items():
+            e = estimate(row.released)
+            if row.text == text and e:
+                effect = smallest_seen(e, tested[row.kind == "claim"])
+                texts[name] = f"{float(f'{effect:.2g}'):g}"
+    return texts
 
 
 def _ends(values: np.ndarray) -> tuple[float, float]:
@@ -688,10 +744,7 @@ class _Released:
     def premises(self) -> list[Claim]:
         """Return the premises about released numbers that follow from the paper's claims."""
         tests = {
-            f'In the released answers to the WinoBias prompt "{numbers.COMPARABLE}", the swap '
-            "narrows the lead of stereotypical over anti-stereotypical sentences": self._lead(
-                "v1", (numbers.COMPARABLE,)
-            ),
+            LEAD_PREMISE: self._lead("v1", (numbers.COMPARABLE,)),
             "In the WinoBias answers released with the first suite (v0), to both prompts, the swap "
             "narrows the lead of stereotypical over anti-stereotypical sentences": self._lead(
                 "v0", numbers.PROMPTS
@@ -802,8 +855,8 @@ def coupling_claims(table: pd.DataFrame) -> list[Claim]:
     loosened = (placebos - swaps).dropna()
     return [
         Claim(
-            "The released swapped models are not more tightly coupled to their controls than our "
-            "real swaps are to theirs.",
+            "The released swapped models are less tightly coupled to their controls than our real "
+            "swaps are to theirs.",
             "section 3.1, where the swap is assumed",
             kind="premise",
             released=_excess_coupling(table),
@@ -826,13 +879,11 @@ def coupling_claims(table: pd.DataFrame) -> list[Claim]:
 
 
 def _excess_coupling(table: pd.DataFrame) -> Test:
-    """Test that released swapped models follow their controls no more tightly than our swaps do.
+    """Test that released swapped models follow their controls less tightly than our swaps do.
 
     A failed test is evidence that the released models were not swapped. A passed one shows nothing.
     """
-    theirs, ours = (
-        unit_z(table, s, "swap", (TESTED_WINDOW,), left_out="") for s in ("released", "ours")
-    )
+    theirs, ours = compared_z(table)
     if theirs.empty:
         return untestable(NO_NUMBERS)
     if ours.empty:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.stats import Z_95, Estimate
+from pythia_book.stats import Z_95, Estimate, difference, mean_over
 from pythia_book.studies.gender_bias.evidence import share_changed
 from pythia_book.studies.gender_bias.params import ARMS, CONTROL, WINDOWS, Cell
 from pythia_book.studies.gender_bias.released_numbers import COMPARABLE
@@ -56,7 +56,6 @@ log-likelihood; the released score is exact match, on the prompt that is scored 
 """
 TESTED = ("last_words", "crows", "winobias")
 """The tested scores. Accuracy on last words is only shown: our small models get too few right."""
-GENDER = ("crows", "winobias")
 TESTED_WINDOW = 7
 """The length of the swap, in percent of training, that every released swapped model has."""
 PLACEBO_WINDOW = 21
@@ -351,6 +350,13 @@ def unit_z(
     return chosen.groupby(["model", "seed"]).z.mean()
 
 
+def compared_z(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """Return `unit_z` of all released swapped models and of our swaps, in the tested window."""
+    window = (TESTED_WINDOW,)
+    theirs, ours = (unit_z(table, s, "swap", window, left_out="") for s in ("released", "ours"))
+    return theirs, ours
+
+
 def _values(table: pd.DataFrame, facts: dict[str, Any]) -> dict[str, Any]:
     """Return the numbers that the page quotes, by name; None if nothing was measured.
 
@@ -358,33 +364,31 @@ def _values(table: pd.DataFrame, facts: dict[str, Any]) -> dict[str, Any]:
     of Fisher's z, without the model UNCOUPLED.
 
     - coupling_X: mean correlation over the scores TESTED, in the last 7 % of training (for the
-      placebo, 21 %).
+      placebo, 21 %); coupling_X_crows: that of CrowS-Pairs alone.
+    - coupling_X_shift: the largest absolute shift in the score of CrowS-Pairs in the same window,
+      over all models.
     - coupling_released_all: coupling_released with the model UNCOUPLED.
-    - coupling_X_words, coupling_X_gender: mean correlation of last words and of gender, over both
-      windows.
-    - coupling_X_shift_M: the largest absolute shift in the score M.
+    - coupling_excess: Fisher's z of all released models minus that of our swaps, with its interval.
     - coupling_X_share: mean percentage of tokens that our forks change in their windows.
     """
-    z = unit_z(table, "released", "swap", (TESTED_WINDOW,), left_out="")
-    values: dict[str, Any] = {"coupling_released_all": math.tanh(z.mean()) if len(z) else None}
+    theirs, ours = compared_z(table)
+    values: dict[str, Any] = {
+        "coupling_released_all": math.tanh(theirs.mean()) if len(theirs) else None,
+        "coupling_excess": difference(mean_over(theirs), mean_over(ours)).interval()
+        if len(theirs) and len(ours)
+        else None,
+    }
     for name, source, kind, window in (
         ("released", "released", "swap", TESTED_WINDOW),
         ("swap", "ours", "swap", TESTED_WINDOW),
         ("placebo", "ours", "placebo", PLACEBO_WINDOW),
     ):
-        both = tuple(WINDOWS)
-        for part, windows, measures in (
-            ("", (window,), TESTED),
-            ("_words", both, ("last_words",)),
-            ("_gender", both, GENDER),
-        ):
-            z = unit_z(table, source, kind, windows, measures)
+        for part, measures in (("", TESTED), ("_crows", ("crows",))):
+            z = unit_z(table, source, kind, (window,), measures)
             values[f"coupling_{name}{part}"] = math.tanh(z.mean()) if len(z) else None
-        chosen = table[(table.source == source) & (table.kind == kind)]
-        for measure in GENDER:
-            shifts = chosen[chosen.measure == measure]["shift"].abs()
-            largest = float(shifts.max()) if len(shifts) else None
-            values[f"coupling_{name}_shift_{measure}"] = largest
+        chosen = table[(table.source == source) & (table.kind == kind) & (table.window == window)]
+        shifts = chosen[chosen.measure == "crows"]["shift"].abs()
+        values[f"coupling_{name}_shift"] = float(shifts.max()) if len(shifts) else None
     shares = facts.get("coupling_shares", {})
     for kind in KINDS:
         values[f"coupling_{kind}_share"] = 100 * shares[kind] if kind in shares else None

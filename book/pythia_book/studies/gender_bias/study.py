@@ -22,7 +22,7 @@ import numpy as np
 
 from pythia_book.conduct import conduct
 from pythia_book.corpora import occupations
-from pythia_book.records import value_text
+from pythia_book.records import number_text, value_text
 from pythia_book.studies.gender_bias import checkpoints, coupling, evidence, released_numbers
 from pythia_book.studies.gender_bias.associations import (
     FORK,
@@ -34,7 +34,7 @@ from pythia_book.studies.gender_bias.associations import (
     excess_over,
     seed_mean,
 )
-from pythia_book.studies.gender_bias.claims import claims, detectable
+from pythia_book.studies.gender_bias.claims import claims, detectable, detectable_released
 from pythia_book.studies.gender_bias.estimates import units_of
 from pythia_book.studies.gender_bias.params import (
     ARMS,
@@ -279,7 +279,9 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
     coupled, more = coupling.analyse(params, measured.arrays, measured.facts, released)
     frames |= coupled
     rows = claims(params, measured, slopes, frames, released)
-    return frames, values(params, measured, slopes, frames) | released_values(released) | more, rows
+    numbers = values(params, measured, slopes, frames) | released_values(released) | more
+    numbers |= {f"detectable_{name}": text for name, text in detectable_released(rows).items()}
+    return frames, numbers, rows
 
 
 def scores_table(params: Params, measured: Measurements) -> pd.DataFrame:
@@ -329,6 +331,7 @@ def values(
     - `tokens_changed_ARM`, `share_changed_ARM`: means over the runs of the largest size.
     - `per_1000_ARM`: shift of the prior per 1,000 changed tokens, mean over sizes.
     - `detectable_unseen`, `detectable_planted`: see `claims.detectable`.
+    - `weakest_control`: a text on the smallest association among the largest size's controls.
     - `crossed`: a text on what the swap leaves at one common learning rate.
     """
     sizes = {"smallest": params.size_list[0], "largest": params.size_list[-1]}
@@ -422,8 +425,19 @@ def values(
         numbers[f"per_1000_{arm}"] = seed_mean(1000 * shifts / changed)
     for frames in (UNSEEN, PLANTED_FRAMES):
         numbers[f"detectable_{frames}"] = detectable(frames, params.seeds)
+    numbers["weakest_control"] = _weakest(slopes.of(sizes["largest"], CONTROL))
     numbers["crossed"] = _crossed(params, slopes)
     return numbers
+
+
+def _weakest(slopes: np.ndarray) -> str:
+    """Compare the smallest of the slopes of several seeds with the others, e.g. as a range."""
+    if len(slopes) == 1:
+        return "not known from a single seed"
+    seed = int(slopes.argmin())
+    others = np.delete(slopes, seed)
+    low, high = (number_text(end, 2) for end in (others.min(), others.max()))
+    return f"{number_text(slopes[seed], 2)} (seed {seed}; the others: {low} to {high})"
 
 
 def _crossed(params: Params, slopes: Slopes) -> str:

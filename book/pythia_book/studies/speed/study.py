@@ -21,6 +21,7 @@ from pythia_book.bench import cost_model
 from pythia_book.bench.decisions import THRESHOLD, decisions
 from pythia_book.bench.rows import COMPILED, Row, fastest_steps, gpu_folder, measured_rows
 from pythia_book.conduct import conduct
+from pythia_book.records import number_text
 from pythia_book.released import recipe
 from pythia_book.stats import Estimate
 from pythia_book.studies.speed.params import STUDY, Params
@@ -39,7 +40,9 @@ if TYPE_CHECKING:
 PRECISIONS = ("fp32", "bf16")
 GPU_FILES = {"steps": "train", "operations": "kernels", "attention": "attention"}
 """Maps each kind of GPU measurement to the file that `gpu-check` writes."""
-NO_GPU = "none yet"
+OWN_NAMES = {"gelu": "GELU", "layer_norm": "LayerNorm"}
+"""Maps operations to the names by which the page calls torch's own."""
+NO_GPU = "none"
 """Shown instead of a GPU's name if none was measured."""
 H100_BYTES = 80e9
 """The memory of an H100."""
@@ -449,25 +452,43 @@ def claims(tables: Tables) -> list[Claim]:
 def values(machine: Row, gpu: list[Row], tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
     """Map names to the numbers that the page quotes.
 
-    `ratio_least` and `ratio_most` are the range, over sizes and precisions, of the time of the
-    fastest step of `transformers` relative to ours; `own_least` is that of torch's own operation
-    where ours does worst. `machine` describes the CPU; the first row of `gpu`, if there is one,
-    the GPU.
+    `ratio_PRECISION` is the time of the fastest step of `transformers` relative to ours, and
+    `products_PRECISION` the percentage of our step that its matrix products take, both as texts,
+    by size. `own_faster` lists torch's own operations that take less time than ours, and how much.
+    `vocabulary_SIZE` is the predicted percentage of our step on a GPU that goes into the products
+    with the vocabulary and the loss. `machine` describes the CPU; the first row of `gpu`, if there
+    is one, the GPU.
     """
-    libraries = tables["steps"][tables["steps"].family == "transformers"].dropna(subset="ratio")
-    fastest = libraries.ratio.astype(float).groupby([libraries["size"], libraries.precision]).min()
+    steps = tables["steps"].dropna(subset="ratio")
+    texts = {}
+    for precision in PRECISIONS:
+        for name, family, factor, unit, decimals in (
+            ("ratio", "transformers", 1, "", 2),
+            ("products", "products", 100, " %", 0),
+        ):
+            rows = steps[(steps.family == family) & (steps.precision == precision)]
+            times = factor * rows.ratio.astype(float).groupby(rows["size"], sort=False).min()
+            texts[f"{name}_{precision}"] = " and ".join(
+                f"{number_text(time, decimals)}{unit} at {size}" for size, time in times.items()
+            )
     own = tables["operations"][tables["operations"].implementation == "torch"]
-    own, sizes = own.dropna(subset="ratio").sort_values("ratio"), tables["gpu_sizes"]
+    own = own[own.ratio.astype(float) < 1].sort_values("ratio")
+    sizes = tables["gpu_sizes"]
+    parts = sizes.set_index("size")[list(PARTS)]
+    vocabulary = 100 * (parts.logits + parts.loss) / parts.sum(axis=1)
     return {
         "device": machine["device"],
         "torch": machine["torch"],
         "matmul": {p: 1e3 * v for p, v in machine["matmul_tflop_per_s"].items()},
         "tokens": int(tables["steps"].tokens_per_update.dropna().iloc[0]),
-        "ratio_least": fastest.min(),
-        "ratio_most": fastest.max(),
-        "own_least": own.ratio.min(),
-        "own_least_name": own.kernel.iloc[0].replace("_", " ") if len(own) else None,
-        "own_least_dtype": own.dtype.iloc[0] if len(own) else None,
+        **texts,
+        "own_faster": ", ".join(
+            f"{OWN_NAMES.get(row.kernel, row.kernel)} in {row.dtype} at {row.size} "
+            f"({number_text(row.ratio, 2)} of our time)"
+            for row in own.itertuples()
+        )
+        or "none",
+        **{f"vocabulary_{size}": f"{vocabulary[size]:.0f}" for size in ("14m", "70m")},
         "gpu": gpu[0]["device"] if gpu else NO_GPU,
         "gain_least": sizes.predicted_ratio.min(),
         "gain_most": sizes.predicted_ratio.max(),

@@ -140,6 +140,7 @@ def test_coupling_is_compared_with_that_of_a_real_swap() -> None:
         verdicts[name] = judge(coupling_claims(tables["coupling"]))[0]["released"]
         for means in ("coupling_released", "coupling_released_all"):
             assert values[means] == pytest.approx(released, abs=0.2)
+        assert values["coupling_excess"]["value"] == verdicts[name]["value"]
     assert verdicts["more"]["verdict"] == FAILS
     assert verdicts["alike"]["verdict"] == NOT_RESOLVED
     assert verdicts["less"]["verdict"] == HOLDS
@@ -170,6 +171,9 @@ def test_a_placebo_swaps_about_as_many_tokens_and_shifts_are_in_step_noise() -> 
     row = row[(row.kind == "swap") & (row.window == 21)].iloc[0]
     assert row["shift"] == pytest.approx(3) and row.r == pytest.approx(1) and row.n == 29
     assert values["coupling_swap_share"] == pytest.approx(0.6)
+    short = table[(table.kind == "swap") & (table.window == 7) & (table.measure == "crows")]
+    assert values["coupling_swap_shift"] == short["shift"].abs().max(), "the tested window only"
+    assert values["coupling_swap_crows"] == pytest.approx(math.tanh(short.z.mean()))
     made[name][5] = np.nan
     assert coupling.analyse(LAPTOP, made, facts, {})[0]["coupling"].n.min() == 9
 

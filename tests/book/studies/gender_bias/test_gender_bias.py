@@ -213,13 +213,18 @@ def test_planted_effects_get_the_right_verdicts():
     for words in (
         ("planted frames",), ("same fraction",), ("The shuffle, which",), ("alone leaves less",),
         ("everything but", "leaves the association"), ("placebo",), ("text returns",),
-        ("feminine stereotypes",), ("masculine stereotypes",), ("CrowS-Pairs score for gender",),
+        ("CrowS-Pairs score for gender",),
         ("controls of 25k",), ("The mirror",), ("last 21 %", "raises the prior"),
         ("The shuffle leaves the prior",),
     ):  # fmt: skip
         assert the(tests, *words)["verdict"] == "holds", words
     assert the(tests, "none in any arm")["verdict"] == "holds"
     assert the(tests, "last 7 %", "lowers the association")["verdict"] == "reproduced"
+    halves = the(tests, "feminine stereotypes and lowers")
+    assert halves["verdict"] == "not testable here" and "known when" in halves["reason"]
+    assert halves["low"] > 0 and "8 seeds" in halves["units"]
+    weakest = gender_bias._weakest(np.array([0.3, 0.04, 0.51]))
+    assert weakest == "0.04 (seed 1; the others: 0.30 to 0.51)"
     turned = the(tests, "turns the largest")
     assert turned["verdict"] == "not testable here" and turned["low"] > 0
     assert the(tests, "batches, and only in its window")["verdict"] == "holds"
@@ -476,6 +481,7 @@ def test_released_numbers_are_compared_like_with_like(tmp_path):
 def test_without_released_numbers_their_tests_say_so():
     tests = verdicts(*any_run(), side="released")
     assert {test["verdict"] for test in tests.values()} == {"not testable here"}
+    assert gender_bias.analyse(*any_run()[::-1], {})[1]["detectable_crows_7"] == "not available"
     assert "PYTHIA_PUBLISHED_DIR" in the(tests, "eight deduplicated")["reason"]
 
 
@@ -497,6 +503,14 @@ def test_the_released_models(monkeypatch):
         test = the(tests, *words)
         assert test["verdict"] == "not testable here" and "without a swap" in test["reason"]
         assert test["low"] < test["value"] < test["high"]
+    _, values, _ = gender_bias.analyse(*any_run()[::-1], tables)
+    for name, words in (
+        ("crows_7", ("last 7 %", "lowers the CrowS-Pairs gender bias")),
+        ("crows_21", ("last 21 %", "lowers the CrowS-Pairs gender bias")),
+        ("winobias", ("stand for", "narrows the lead")),
+    ):
+        effect = values[f"detectable_{name}"]
+        assert f"an effect of {effect} points would" in the(tests, *words)["reason"]
     quoted = gender_bias.released_values(tables)
     assert quoted["crows_rise_70m"] == "2.3"
     cost = the(tests, "last 7 %", "costs little")["value"]
