@@ -191,11 +191,12 @@ def _no_slope(flat: pd.DataFrame) -> Test:
     Models that are too small to learn associations are left out: they could have no slope anyway.
     `flat` is the table of `associations.flat_table`.
     """
-    able = flat[[nominal_parameters(size) >= LEARNS_FROM for size in flat["size"]]]
+    sizes = [size for size in flat["size"].unique() if nominal_parameters(size) >= LEARNS_FROM]
+    able = flat[flat["size"].isin(sizes)]
     slopes = able.dropna(subset="slope").groupby("seed").slope.mean().to_numpy(float)
     if len(slopes) < FEWEST_SEEDS:
         return untestable(NEEDS_FLAT)
-    units = f"{len(slopes)} seeds, {' and '.join(able['size'].unique())}, on the flat text"
+    units = f"{len(slopes)} seeds, {' and '.join(sizes)}, on the flat text"
     note = "1 is the slope of a model that has learned the shares completely"
     return within(mean_over(slopes), "of the planted log odds", units, FLAT_MARGIN, note)
 
