@@ -236,30 +236,37 @@ def checks(
     planted: tuple[int, int] = (5, 5),
     whole: bool = True,
     slopes: Sequence[float] | np.ndarray = (),
+    flat: pd.DataFrame | None = None,
 ) -> list[str]:
     """Return the verdicts on the planted text: kept by deduplication, learned, no slope.
 
     Args:
         planted: tokens of sums in the standard and in the deduplicated text.
-        slopes: slopes of models of the text with flat shares.
+        slopes: slopes of models of 25k on the text with flat shares, or `flat`: their table.
     """
     rows = [{"domain": name, "arm": arm, "tokens": n, "share": 0.1}
             for name, counts in {"copies": (90, 1), "equations": planted}.items()
             for arm, n in zip(DATA_ARMS, counts, strict=True)]  # fmt: skip
     tables = {
         "planted": pd.DataFrame(rows), "associations": associations(ps),
-        "flat": pd.DataFrame({"slope": np.array(slopes, float)}),
+        "flat": flat_slopes("25k", slopes) if flat is None else flat,
     }  # fmt: skip
     facts = {"models": {size: {} for size, _ in ps}}
     made: list[Claim] = claims._planted_checks(facts, tables, whole)
     return [row["ours"]["verdict"] for row in judge(made)]
 
 
+def flat_slopes(size: str, slopes: Sequence[float] | np.ndarray) -> pd.DataFrame:
+    """The table `flat` of models of one size, a seed each."""
+    seeds = range(1, len(slopes) + 1)
+    return pd.DataFrame({"size": size, "seed": seeds, "slope": np.array(slopes, float)})
+
+
 LEARNED = {(size, arm): 1e-4 for size in LAPTOP_SIZES for arm in DATA_ARMS}
 
 
 def test_the_planted_checks_hold_and_fail() -> None:
-    assert checks(LEARNED, slopes=np.linspace(-0.01, 0.01, 20)) == ["holds"] * 3
+    assert checks(LEARNED, slopes=np.linspace(-0.01, 0.01, 10)) == ["holds"] * 3
     assert checks(LEARNED)[2] == "not testable here", "flat_seeds=0 is the default"
     assert checks(LEARNED, planted=(5, 4))[0] == "does not hold", "copies may be removed, not sums"
     assert checks(LEARNED | {("25k", "standard"): 0.06})[1] == "does not hold"
@@ -269,7 +276,7 @@ def test_the_planted_checks_hold_and_fail() -> None:
 
 
 def test_models_of_flat_text_must_have_no_slope() -> None:
-    noise = np.random.default_rng(0).normal(0, 0.05, 20)
+    noise = np.random.default_rng(0).normal(0, 0.05, 10)
     noise -= noise.mean()
     margin = claims.FLAT_MARGIN
     assert checks(LEARNED, slopes=noise)[2] == "holds"
@@ -278,6 +285,10 @@ def test_models_of_flat_text_must_have_no_slope() -> None:
     assert checks(LEARNED, slopes=noise + margin)[2] == "not resolved"
     assert checks(LEARNED, slopes=10 * noise)[2] == "not resolved", "too much noise"
     assert checks(LEARNED, slopes=noise[1:])[2] == "not testable here", "too few models"
+    small = flat_slopes("7k", noise + 3 * margin)
+    both = pd.concat([flat_slopes("25k", noise), small])
+    assert checks(LEARNED, flat=both)[2] == "holds", "models too small to learn do not count"
+    assert checks(LEARNED, flat=small)[2] == "not testable here"
 
 
 def test_without_a_size_that_should_learn_nothing_is_tested() -> None:
@@ -323,7 +334,7 @@ def test_models_of_flat_text_have_uniform_p_values(monkeypatch: pytest.MonkeyPat
     np.testing.assert_allclose(flat_table(same).slope, 1, rtol=1e-6)
     assert drawn.slope.mean() == pytest.approx(0, abs=4 * drawn.slope.std() / 40**0.5)
     none = flat_table(measured())
-    assert len(none) == 0 and [*none.columns] == ["slope", "p"]
+    assert len(none) == 0 and [*none.columns] == ["size", "seed", "slope", "p"]
 
 
 def test_the_shares_of_flat_models_are_drawn_anew_for_each(monkeypatch: pytest.MonkeyPatch) -> None:

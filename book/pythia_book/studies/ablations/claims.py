@@ -54,8 +54,8 @@ MARGIN = round(worth(GAIN), 3)
 """Losses that differ by less than this, in nats per token, count as equal."""
 NATS = "nats per token"
 DROWNED = (
-    "the whole difference that can be resolved arises in the first layer, from initial weights and "
-    "rates of models this narrow"
+    "the whole difference that can be resolved arises in the first layer of models this narrow, "
+    "and larger initial embeddings all but close it"
 )
 NARROW = (
     "in models this narrow the rule makes weights larger than GPT-NeoX's default does, in those "

@@ -134,18 +134,11 @@ def at_the_end(params: Params, models: Models, size: str, measure: str) -> Estim
     return None if last is None else estimate(last[None], params.bootstrap, change=True)
 
 
-def late_growth(params: Params, models: Models, size: str, measure: str) -> Estimate | None:
-    """Estimate how much a measure (one of MEASURES) grows in the last 7/8 of training.
-
-    Return None if one of the two checkpoints was not measured.
-    """
-    end, curves = scale_named(params.scale).steps, models[size]
-    if curves is None:
-        return None
-    early, late = (curves.at(step, measure) for step in (linear_step(EIGHTH, end), end))
-    if early is None or late is None:
-        return None
-    return estimate((late - early)[None], params.bootstrap, change=True)
+def after_an_eighth(params: Params, models: Models, size: str, measure: str) -> Estimate | None:
+    """Estimate a measure (one of MEASURES) after an eighth of training; None if not measured."""
+    curves = models[size]
+    early = curves and curves.at(linear_step(EIGHTH, scale_named(params.scale).steps), measure)
+    return None if early is None else estimate(early[None], params.bootstrap, change=True)
 
 
 def values(
@@ -182,8 +175,8 @@ def values(
     kinds = {} if heads is None else knock_outs(heads)
     for kind in ("induction", "previous-token"):
         numbers[f"{kind.replace('-', '_')}_heads"] = kinds[kind].heads if kinds else None
-    e = late_growth(params, models, largest, "lens_last")
-    numbers["lens_growth"] = e and e.interval()
+    e = after_an_eighth(params, models, largest, "lens_last")
+    numbers["lens_eighth_largest"] = e and e.interval()
     if curves := models[largest]:
         prefix = curves.values["prefix"]
         most = int(prefix.mean(1).argmax())

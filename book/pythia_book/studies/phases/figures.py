@@ -283,7 +283,7 @@ def ngrams_table(result: Result) -> Table:
         )
         if isinstance(value, str):
             return value
-        return value_text({"value": value, "low": low, "high": high})
+        return f"{number_text(value)} [{number_text(low)},\N{NO-BREAK SPACE}{number_text(high)}]"
 
     rows = [
         {

@@ -230,6 +230,10 @@ def claims(models: Sequence[Model], heads: int) -> list[Claim]:
         n = e.n_seeds if e else 0
         return units if n == len(deep) else f"{units}; {n} of them with both dates"
 
+    short = sum(
+        m.without["previous-token control"].heads < m.without["previous-token"].heads for m in deep
+    )
+    fewer = f"in {short} of {len(deep)} models, there are fewer others" if short else ""
     uni, bi, _ = KL.values()
     together, order = between("prefix", "loss"), between(uni, bi)
     without = over(m.cost("induction") for m in deep)
@@ -251,9 +255,10 @@ def claims(models: Sequence[Model], heads: int) -> list[Claim]:
         ),
         Claim(
             "A model of one layer does not learn to use this order.",
-            f"{OLSSON}, Argument 1",
+            f"the gain from order shows induction, which takes two layers ({OLSSON}, Argument 1)",
             within(over(m.curves["order_gain"][-1] for m in shallow), "nats per token",
                    f"{len(shallow)} seeds, {SHALLOW} layer", NO_GAIN),
+            kind="check",
             quote="The exception is the one-layer model, where induction heads never form "
             "\N{EN DASH} just as in-context learning never substantially develops for the "
             "one-layer model.",
@@ -274,7 +279,7 @@ def claims(models: Sequence[Model], heads: int) -> list[Claim]:
             f"{OLSSON}, Induction Heads",
             rises(
                 over(m.cost("previous-token") - m.cost("previous-token control") for m in deep),
-                "nats per token", units,
+                "nats per token", units, note=fewer,
             ),
             quote="The first attention head copies information from the previous token into each "
             "token.",
@@ -301,9 +306,10 @@ def values(models: Sequence[Model], facts: dict[str, Any]) -> dict[str, Any]:
         if depth == DEEP:
             by_name["rise"] = [m.rise for m in same]
             by_name["missed"] = [100 * np.maximum(0, 1 - m.rise) for m in same]
-            by_name |= {f"transition_{event}": [m.step_of(event) for m in same] for event in EVENTS}
             by_name |= {f"nearest_{name}": [m.step_of(name) for m in same] for name in (uni, bi)}
         if depth > SHALLOW:
+            by_name |= {f"transition_{event}": [m.step_of(event) for m in same] for event in EVENTS}
+            by_name["lag"] = [np.log2(m.step_of("gain") / m.step_of("loss")) for m in same]
             by_name["repeats_without_induction"] = [
                 m.without["induction"].repeats if m.finished else np.nan for m in same
             ]

@@ -11,7 +11,7 @@ import numpy as np
 
 from pythia_book.published.tables import NO_RELEASED
 from pythia_book.records import number_text
-from pythia_book.stats import estimate, mean_over, slope
+from pythia_book.stats import Estimate, estimate, mean_over, slope
 from pythia_book.studies.scaling.released import PER_TENFOLD, Estimates
 from pythia_book.studies.scaling.released import claims as released_claims
 from pythia_book.tasks.benchmarks import TASKS
@@ -51,7 +51,7 @@ def claims(
             "simpler rules do.",
             "Hoffmann et al. 2022 (arXiv:2203.15556), of the form of the law",
             kind="premise",
-            ours=_prediction(tables["prediction"]),
+            ours=_prediction_test(tables["prediction"]),
         ),
     ]  # fmt: skip
     agreement = tables["agreement"]
@@ -105,19 +105,26 @@ RIVALS = {"power": "a power law without a floor", "line": "a straight line in lo
           "same": "no improvement"}  # fmt: skip
 
 
-def _prediction(prediction: pd.DataFrame) -> Test:
-    """Test whether a power law with a floor predicts losses better than the best simpler rule.
+def advantage(prediction: pd.DataFrame) -> tuple[Estimate, str]:
+    """Return by how much a power law with a floor errs less than the best simpler rule does.
 
-    The best simpler rule has the smallest mean error. The test uses the errors by which this
-    rule was chosen, which favors the simpler rule.
+    The best simpler rule, which is also returned, has the smallest mean error. These are the errors
+    by which it was chosen, which favors it. The unit is a percent of the loss.
     """
-    if prediction.empty:
-        return untestable("too few sizes to predict any from the smaller ones")
     errors = prediction.pivot(index="size", columns="rule", values="error").abs()
     rival = str(errors[list(RIVALS)].mean().idxmin())
+    return mean_over((errors[rival] - errors["law"]).to_numpy()), rival
+
+
+def _prediction_test(prediction: pd.DataFrame) -> Test:
+    """Test whether a power law with a floor predicts losses better than the best simpler rule."""
+    if prediction.empty:
+        return untestable("too few sizes to predict any from the smaller ones")
+    e, rival = advantage(prediction)
     return rises(
-        mean_over((errors[rival] - errors["law"]).to_numpy()),
-        "% of the loss",
-        f"{len(errors)} sizes, each predicted from the smaller ones",
-        note=f"error of the best simpler rule ({RIVALS[rival]}) minus error of the law",
+        e,
+        "points",
+        f"{e.n_seeds} sizes, each predicted from the smaller ones",
+        note=f"error of the best simpler rule ({RIVALS[rival]}) minus error of the law, both in "
+        "percent of the loss",
     )

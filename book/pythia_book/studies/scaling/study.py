@@ -19,7 +19,7 @@ from pythia_book.published.scaling import released_tables
 from pythia_book.stats import estimate
 from pythia_book.studies.scaling import emergence, released_sums
 from pythia_book.studies.scaling import released as released_tests
-from pythia_book.studies.scaling.claims import claims
+from pythia_book.studies.scaling.claims import advantage, claims
 from pythia_book.studies.scaling.laws import RULES, laws_tables
 from pythia_book.studies.scaling.params import LOSS_AT, OVER_TRAINING, STUDY, Params
 from pythia_book.studies.scaling.sum_claims import emergence_claims
@@ -324,4 +324,10 @@ def values(facts: dict[str, Any], tables: Tables) -> dict[str, Any]:
     for rule in RULES:
         errors = prediction[prediction.rule == rule].error.abs()
         numbers[f"prediction_{rule}"] = float(errors.mean()) if len(errors) else None
+    numbers["prediction_advantage"] = None
+    if len(prediction):
+        numbers["prediction_advantage"] = advantage(prediction)[0].interval()
+    best = tables["optimal"][tables["optimal"].kind == "compute"].tokens_per_parameter
+    for end, value in (("least", best.min()), ("most", best.max())):
+        numbers[f"optimal_tokens_{end}"] = float(value) if len(best) else None
     return numbers

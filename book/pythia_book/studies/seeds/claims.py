@@ -100,7 +100,7 @@ def claims(
             kind="premise",
             quote="to train one copy of each model",
             ours=rises(
-                _distance(scores, tables["single"], facts["neighbour_loss"]),
+                distance(scores, tables["single"], facts["neighbour_loss"]),
                 "standard deviations over seeds",
                 f"{seeds} and one run of {params.neighbor_size}; {both}",
                 ENOUGH,
@@ -152,7 +152,7 @@ def _order_and_weights(scores: Scores) -> Test:
     return within(ratio.mapped(math.log2, math.exp2), unit, units, math.log2(SIMILAR), note)
 
 
-def _distance(scores: Scores, single: pd.DataFrame, neighbor: float | None) -> Estimate | None:
+def distance(scores: Scores, single: pd.DataFrame, neighbor: float | None) -> Estimate | None:
     """Return how much lower the final loss of the neighboring size is, in sd over seeds.
 
     The standard deviation is that of the bands, in the table `single`. None if fewer than two runs

@@ -17,13 +17,15 @@ import numpy as np
 
 from pythia_book.conduct import conduct
 from pythia_book.published.training_maps import training_maps
-from pythia_book.studies.seeds.claims import MAPPED_FROM, claims, map_agreement
+from pythia_book.studies.seeds.claims import ENOUGH, MAPPED_FROM, claims, distance, map_agreement
 from pythia_book.studies.seeds.pairs import DESCENT, SOUND, compare
 from pythia_book.studies.seeds.params import (
     BOTH,
     CONTEXT,
     LARGEST,
+    ORDER,
     STUDY,
+    WEIGHTS,
     Cell,
     Params,
 )
@@ -61,14 +63,21 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
     other = measured.facts["neighbour_loss"]
     bound = measured.facts["descent_bound"]
     same = map_agreement(released.get("training_maps"))
-    numbers = values(params, frames, other) | {
-        "gaps": measured.facts["gaps"],
-        "map_agreement": same and same.interval(),
-        "maps_from": MAPPED_FROM,
-        "tested_up_to": measured.facts["tested_up_to"],
-        "descent_bound": f"{bound:g}",
-        "descent_millions": int(math.exp(bound**2 / 2) / 1e6),  # the inverse of the probability
-    }
+    apart = distance(scores, frames["single"], other)
+    numbers = (
+        values(params, frames, other)
+        | group_means(scores, other)
+        | {
+            "neighbor_apart": apart and apart.interval(),
+            "enough": f"{ENOUGH:.1f}",
+            "gaps": measured.facts["gaps"],
+            "map_agreement": same and same.interval(),
+            "maps_from": MAPPED_FROM,
+            "tested_up_to": measured.facts["tested_up_to"],
+            "descent_bound": f"{bound:g}",
+            "descent_millions": int(math.exp(bound**2 / 2) / 1e6),  # the inverse of the probability
+        }
+    )
     return frames, numbers, claims(scores, frames, measured.facts, released)
 
 
@@ -212,11 +221,12 @@ def _training_losses(run: Run, steps: list[int]) -> np.ndarray:
 # --- values for the text ---------------------------------------------------------------------
 
 QUOTED = (
-    "size", "largest_size", "neighbor", "n_seeds", "n_apart", "n_largest", "loss_gap",
+    "size", "largest_size", "neighbor", "n_seeds", "n_apart", "n_largest", "n_runs",
+    "loss_gap",
     "loss_sd_both", "loss_sd_pooled", "loss_sd_largest", "loss_sd_order", "loss_sd_weights",
     "loss_times_both", "last_word_times_both", "feminine_share_times_both",
     "loss_differ_both", "feminine_share_differ_both", "association_differ_both",
-    "loss_ratio_size", "sums_choice_ratio_size", "sums_exact_ratio_size",
+    "loss_ratio_size", "sums_choice_ratio_size", "sums_exact_ratio_size", "sums_logprob_ratio_size",
     "loss_ratio_apart", "last_word_ratio_apart", "sums_logprob_ratio_apart",
     "training_loss_ratio_apart", "loss_ratio_added", "ratios", "ratios_off",
     "sound_own_first", "sound_own_last", "sound_loss_first", "sound_descent",
@@ -238,6 +248,7 @@ def values(params: Params, tables: dict[str, pd.DataFrame], other: float | None)
         "n_seeds": params.seeds,
         "n_apart": params.apart_seeds,
         "n_largest": params.largest_seeds,
+        "n_runs": sum(size == params.size for size, *_ in params.cells),
     }
 
     def ends(row: Any, factor: float = 1) -> dict[str, float]:
@@ -267,3 +278,42 @@ def values(params: Params, tables: dict[str, pd.DataFrame], other: float | None)
         if quantity == DESCENT and len(later):
             known[f"{pair}_descent"] = float(later.min() if pair == SOUND else later.abs().max())
     return {name: known.get(name) for name in QUOTED}
+
+
+def group_means(scores: Scores, other: float | None) -> dict[str, Any]:
+    """Return how far the groups of the smaller size differ in their means at the end.
+
+    `loss_mean_<kind>`: the mean loss of a group without the run that all groups share, and
+        `loss_means_apart`, the largest difference between two of them;
+    `<measure>_means_p`: p-value of an F-test that the means are equal, for loss and association;
+        `other_means_p`: the smallest one of all other measures;
+    `loss_sd_all`: standard deviation of the loss around the mean of all runs; `loss_gap_all`: by
+        how much this mean exceeds `other`, the final loss of the neighboring size.
+
+    None stands for what was not measured.
+    """
+    from scipy.stats import f_oneway
+
+    kinds, named = (BOTH, ORDER, WEIGHTS), ("loss", "association")
+    p_values: dict[str, float] = {}
+    known: dict[str, Any] = {}
+    for measure in MEASURES:
+        groups = [
+            np.array([scores.of(measure, cell)[-1] for cell in scores.params.members(kind)[1:]])
+            for kind in kinds
+        ]
+        if any(len(own) < 2 or not np.isfinite(own).all() or not np.ptp(own) for own in groups):
+            continue
+        p_values[measure] = float(f_oneway(*groups).pvalue)
+        if measure == "loss":
+            means = [float(own.mean()) for own in groups]
+            known = {f"loss_mean_{k}": f"{m:.3f}" for k, m in zip(kinds, means, strict=True)}
+            known["loss_means_apart"] = max(means) - min(means)
+            center = scores.of(measure, scores.params.members(BOTH)[0])[-1]
+            runs = np.array([center, *np.concatenate(groups)])
+            known["loss_sd_all"] = float(runs.std(ddof=1))
+            known["loss_gap_all"] = None if other is None else abs(float(runs.mean()) - other)
+    known |= {f"{measure}_means_p": p_values.get(measure) for measure in named}
+    known["other_means_p"] = min((p for m, p in p_values.items() if m not in named), default=None)
+    names = (*(f"loss_mean_{kind}" for kind in kinds), "loss_means_apart", "loss_sd_all")
+    return dict.fromkeys((*names, "loss_gap_all")) | known

@@ -44,25 +44,26 @@ def associations_table(measured: Measurements) -> pd.DataFrame:
 def flat_table(measured: Measurements) -> pd.DataFrame:
     """Test models of the text with flat shares (as many feminine as masculine pronouns per noun).
 
-    Columns: slope (of the model's log odds for made-up nouns in unseen frames on the log odds of
-    these nouns in the standard text) and p (see `permutation_p`). For p, each model is tested
-    against shares drawn for this model alone. All models read the same text, so with one set of
-    shares, the p-values would depend on each other.
+    Columns: size, seed, slope (of the model's log odds for made-up nouns in unseen frames on the
+    log odds of these nouns in the standard text) and p (see `permutation_p`). For p, each model is
+    tested against shares drawn for this model alone. All models read the same text, so with one set
+    of shares, the p-values would depend on each other.
     """
     import pandas as pd
 
     rows = enumerate(measured.facts["nouns"])
     nouns = {row["noun"]: at for at, row in rows if row["group"] == INVENTED}
     planted = np.array([measured.facts["nouns"][at]["log_odds"] for at in nouns.values()])
-    models = [odds for (*_, frames), odds in measured.under("flat") if frames == UNSEEN]
+    models = [(*cell, odds) for (*cell, at), odds in measured.under("flat") if at == UNSEEN]
     fits = []
-    for seed, odds in enumerate(models, 1):
-        shares = permuted_shares([*nouns], seed)
+    for draw, (size, seed, odds) in enumerate(models, 1):
+        shares = permuted_shares([*nouns], draw)
         drawn = np.array([np.log(shares[name] / (1 - shares[name])) for name in nouns])
         y = odds[[*nouns.values()]].astype(float)
         fit = slope(planted, y)
-        fits.append({"slope": fit and fit.value, "p": permutation_p(drawn, y, seed)})
-    return pd.DataFrame(fits, columns=["slope", "p"])
+        row = {"size": size, "seed": int(seed), "slope": fit and fit.value}
+        fits.append(row | {"p": permutation_p(drawn, y, draw)})
+    return pd.DataFrame(fits, columns=["size", "seed", "slope", "p"])
 
 
 def all_associated(associations: pd.DataFrame, sizes: Sequence[str]) -> tuple[bool, str]:

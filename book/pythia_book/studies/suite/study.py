@@ -282,8 +282,11 @@ def values(params: Params, facts: dict[str, Any], tables: Tables) -> dict[str, A
         numbers[f"planted_{row.domain}_{row.arm}_percent"] = 100 * row.share
     for arm, share in planted[planted.domain != "copies"].groupby("arm").share.sum().items():
         numbers[f"planted_{arm}_percent"] = 100 * share
-    p = tables["flat"].p.dropna()
-    numbers |= {"n_flat": len(p), "n_flat_below": int((p < ALPHA).sum())}
+    flat = tables["flat"].dropna(subset="p")
+    numbers |= {"n_flat": len(flat), "n_flat_below": int((flat.p < ALPHA).sum())}
+    numbers |= {
+        "flat_seeds": flat.seed.nunique(), "flat_sizes": " and ".join(flat["size"].unique())
+    }  # fmt: skip
     for row in reads[reads.arm == "deduplicated"].itertuples():
         name = str(row.times).split(" ")[0]
         numbers[f"read_{name}_{row.policy}_percent"] = 100 * row.share

@@ -142,6 +142,21 @@ def test_claims_hold_or_fail_with_the_data() -> None:
     assert verdicts(many, planted(many))["order"] == "reproduced"
 
 
+def test_groups_with_different_means_are_told() -> None:
+    params = Params("smoke", seeds=6, apart_seeds=6)
+    measured = planted(params)
+    _, numbers, _ = seeds.analyse(params, measured, {})
+    assert numbers["loss_means_p"] > 0.05 and numbers["association_means_p"] is None
+    level, sd = numbers["loss_mean_both"], numbers["loss_sd_all"]
+    for cell in params.members(ORDER)[1:]:  # the first run is that of all groups
+        measured.arrays[name_of("mean", "loss", *cell)][-1] += 1.0
+    _, numbers, _ = seeds.analyse(params, measured, {})
+    assert numbers["loss_means_p"] < 1e-6 and numbers["other_means_p"] > 0.05
+    assert numbers["loss_means_apart"] == pytest.approx(1, abs=0.05)
+    assert numbers["loss_mean_both"] == level and numbers["loss_sd_all"] > 5 * sd
+    assert numbers["loss_gap_all"] == pytest.approx(numbers["loss_gap"] + 5 / 16, abs=0.05)
+
+
 def test_a_note_says_what_the_first_bound_would_have_found() -> None:
     params = Params("smoke", seeds=3, apart_seeds=10)
     for order, words in ((0.02, "would have called"), (0.2, "would not have called")):
