@@ -3,7 +3,8 @@
 A checkpoint with weights only, in the format of this library, is read too: its manifest replaces
 config.json. Pickled weights are rejected. A model that is saved and loaded in fp32 is unchanged.
 What `save` writes has hashes in the metadata of the weights, which are checked whenever the folder
-is read; a folder of another tool has none.
+is read; a folder written by another tool has none.
+
 The released models were trained differently from what their config.json declares, in two ways:
 
 - GELU. Training used the tanh form; config.json declares the exact form, which `transformers` uses.

@@ -383,7 +383,8 @@ def _finish(figure: Figure) -> float:
     foot = 0.0
     if small_print and figure.get_figwidth() == WIDTH:
         foot = 0.08 + _FOOT_LINE * len(small_print)
-    room = 0 if figure.get_figwidth() < WIDTH else _LEGEND_ROW  # of wide figures, for one row
+    # wide figures already have room for one row of legends
+    room = 0 if figure.get_figwidth() < WIDTH else _LEGEND_ROW
     height = page.height + max(0.0, above - room) + foot
     figure.set_figheight(height)
     engine = figure.get_layout_engine()

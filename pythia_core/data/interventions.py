@@ -385,7 +385,7 @@ def _replace_text(
 def _other_text(
     data: OrderedDocuments, replaced: tuple[str, ...], n_tokens: int, last: int, chunk: int
 ) -> NDArray:
-    """Return the last `n_tokens` tokens of the order, without planted and `replaced` domains.
+    """Return the last `n_tokens` tokens outside planted, control and `replaced` domains.
 
     Raises:
         DataError: there are too few such tokens in the rows from `last` on.

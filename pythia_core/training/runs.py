@@ -122,8 +122,8 @@ def code_identity(execution: Execution = EAGER, world: World = ALONE) -> dict[st
 def find_folder(name: str, identity: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """Return the folder of the run with an identity, and the identity of the run in this folder.
 
-    A run that another number of processes started is the same run but for the last bits of its
-    weights. So if no run with exactly this identity was started, one of those is found instead: a
+    A run that was started with a different number of processes differs only in the last bits of
+    its weights. So if no run with exactly this identity was started, such a run is found instead: a
     finished one, or else one with saved states. If there is none, the folder does not exist yet.
 
     Args:
@@ -444,7 +444,7 @@ def locate(
 ) -> Run:
     """Prepare the data and the folder of a run, and return the run, trained or not.
 
-    A run of another number of processes is found, too (see `find_folder`).
+    A run started with a different number of processes is found, too (see `find_folder`).
 
     Args:
         execution: default: Execution.from_environment(). Executions with bitwise equal results

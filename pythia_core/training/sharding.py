@@ -176,7 +176,7 @@ def _fully_shard(
         for dtype in (None, None if compute_dtype == torch.float32 else compute_dtype)
     )
     norms = [module for module in model.modules() if isinstance(module, LayerNorm)]
-    for module in (*norms, model.embed_in):  # cast, the embedding's gradient would be rounded
+    for module in (*norms, model.embed_in):  # if cast, the embedding's gradient would be rounded
         fully_shard(module, mesh=mesh, mp_policy=exact)
     for module in (*model.layers, model):
         fully_shard(module, mesh=mesh, mp_policy=half)

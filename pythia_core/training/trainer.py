@@ -102,7 +102,7 @@ class MicroStep:
         repeat()
 
     def _run(self, rows: Tensor) -> None:
-        """Run forward and backward on `rows`, whose mean loss counts `_weight`."""
+        """Run the forward and backward passes on `rows`; `_weight` weights their mean loss."""
         loss = self._loss(rows) * self._weight
         self._total.add_(loss.detach())
         (loss if self._scale is None else loss * self._scale).backward()

@@ -85,7 +85,7 @@ class _Command:
 def _job_id(environment: Mapping[str, str] = os.environ) -> str:
     """Return the id of this job, e.g. 12 or, in an array, 12_0.
 
-    SLURM_JOB_ID will not do: for one job of an array it is the id of the whole array.
+    SLURM_JOB_ID will not do: one of the jobs in an array has the id of the whole array.
     """
     array = environment.get("SLURM_ARRAY_JOB_ID")
     if array:

@@ -137,7 +137,7 @@ def is_free(marker: Path) -> bool:
 
 
 def _take(marker: Path) -> SoftFileLease | None:
-    """Try to take a lease, from a dead or silent owner, too; None if another process has it."""
+    """Try to take a lease, even from a dead or silent owner; None if another process holds it."""
     marker.parent.mkdir(parents=True, exist_ok=True)
     lease = _observed.get(marker)
     if lease is None:
@@ -147,7 +147,7 @@ def _take(marker: Path) -> SoftFileLease | None:
     _remove_empty(marker)
     try:
         lease.acquire(blocking=False)
-    except (Timeout, LeaseSettingsMismatch):  # the latter: of another version
+    except (Timeout, LeaseSettingsMismatch):  # the latter if another version made the lease
         return None
     except OSError as error:  # e.g. a full disk
         raise OSError(error.errno, error.strerror, str(marker)) from error

@@ -293,7 +293,7 @@ def measure_tasks(
     """Measure tasks on checkpoints, and compute the metrics of each task.
 
     Return the Metrics of each (run id, step), and a Gap for each missing or damaged checkpoint.
-    `available` is that of `measure_each`.
+    `available` is passed on to `measure_each`.
     """
     measured, gaps = measure_each(checkpoints, tasks, "tasks", progress, available)
     return {
