@@ -139,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if "home directory" not in str(error):  # of pathlib.Path.expanduser
                 raise
             print(
-                "error: a path begins with ~ and the name of no user; write the path in full",
+                "error: a path begins with ~ and a name that no user has; write the path in full",
                 file=sys.stderr,
             )
             return 1

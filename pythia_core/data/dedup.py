@@ -7,8 +7,8 @@ J = 0.87. The recipe `eleutherai-0.87` follows the guess, except that words end 
 functions differ, and texts are not split into slices.
 
 The recipe `jaccard-0.87` also checks the exact similarity of each candidate pair. Both recipes use
-datatrove's signatures. Its text normalization is off: it would make all numbers equal, and tables
-with different numbers would count as copies.
+datatrove's signatures. Its text normalization is switched off, because it would make all numbers
+equal, so that tables with different numbers would count as copies.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 A task writes one folder, which depends on the task only and appears complete or not at all. A
 process leases a task (pythia_core.util.leases) before it runs it. So processes on any machines that
 share the work folder share the tasks, and the same call resumes work that was killed. If two
-processes run a task after all, because one was suspended, one whole folder stays.
+processes run a task after all, because one was suspended, one complete folder remains.
 
-A stage begins when the one before has ended, so no job waits for one that has failed.
+A stage begins once the stage before it has ended, so no job waits for one that has failed.
 """
 
 from __future__ import annotations

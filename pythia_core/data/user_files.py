@@ -4,8 +4,8 @@ Each line of a .jsonl file is an object with a document under "text", and each r
 file has one in the column "text". A .txt file is one document. The first two may be compressed with
 gzip or zstd. Files are on this machine or, as in "s3://bucket/folder" or
 "hf://datasets/owner/name", anywhere that fsspec can read. A malformed line or an unreadable folder
-is an error, because skipping it would silently change the data, and so is a file next to its
-compressed form. Other files in a folder are named in a warning. Only "\\n" ends a line (JSON
+is an error, because skipping it would silently change the data. A file next to its compressed form
+is an error, too. Other files in a folder are named in a warning. Only "\\n" ends a line (JSON
 strings may have other Unicode line separators).
 """
 

@@ -12,7 +12,7 @@ files but its share of a sharded state.
 
 If weights, moments and gradients fit one device, each process has them all, and the processes only
 sum their gradients. Otherwise they are sharded: each process has a part (training.sharding). Over
-several nodes, each node has a whole state if it can hold one, and else all processes share one.
+several nodes, each node has a whole state if it can hold one; otherwise, all processes share one.
 """
 
 from __future__ import annotations
@@ -395,7 +395,7 @@ def check_memory(world: World, config: RunConfig, execution: Execution) -> None:
         advice += ". Recomputation (+recompute) needs less memory"
     shared = f"shared by {world.shards} processes" if world.sharded else "in each process"
     raise TrainingError(
-        f"this run does not fit the memory: with a state of "
+        f"this run does not fit in memory: with a state of "
         f"{state_bytes(config.model, config.train.precision) / 1e9:,.1f} GB, {shared}, and one row "
         f"of a batch, each process needs about {needed / 1e9:,.1f} GB, but has "
         f"{memory / 1e9:,.1f} GB. {advice}"

@@ -830,7 +830,7 @@ def verify(run: Run) -> list[str]:
             if related is False:
                 raise CheckpointError(
                     f"step {step} of run {run.id} does not continue from its step 0: the signs of "
-                    "its weights agree with those of step 0 by chance only. " + REPAIR
+                    "its weights agree with those of step 0 only as often as by chance. " + REPAIR
                 )
             continuing += [step] if related else []
     states = saved_steps(run.states)

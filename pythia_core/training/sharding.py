@@ -4,10 +4,10 @@ torch's fully_shard (FSDP2) does it. Every process has some rows of each paramet
 and of its two moments, in fp32. Before a block computes, its parameters are gathered from all
 processes, in the compute dtype; after its backward, its gradient is summed over the processes in
 fp32, and each process keeps the sum of its rows. LayerNorms and the embedding are gathered in fp32,
-because the model computes with their fp32 values. AdamW is the kernel of the unsharded state, on
-each process's rows.
+because the model computes with their fp32 values. AdamW runs the same kernel as with an unsharded
+state, on each process's rows.
 
-Saved states. Of one copy of the state, process i of n writes `shard-000i-of-000n.safetensors`, with
+Saved states: of one copy of the state, process i of n writes `shard-000i-of-000n.safetensors`, with
 its rows of the weights (`model/NAME`) and moments (`exp_avg/NAME`, `exp_avg_sq/NAME`). In order,
 the rows of all shards are the whole tensor, so any number of processes can read what any other
 number has saved. (torch.distributed.checkpoint has a pickled index, or none with its safetensors

@@ -2,7 +2,8 @@
 
 `MicroStep` adds the gradient of a micro-batch to the parameters' `.grad` and the loss to a sum, in
 one of the modes of pythia_core.training.execution. In the mode "graph", `prepare` records a CUDA
-graph for every shape of rows. Recording overwrites gradient and sum, so zero them afterwards.
+graph for every shape of rows. Recording overwrites the gradient and the sum, so zero both
+afterwards.
 
 `Trainer.launch` enqueues an update and returns a `PendingUpdate`, whose result is read later. Loss,
 gradient norm and clipping factor stay on the device, so host and device do not wait for each other.

@@ -1,4 +1,4 @@
-"""Lease a job on a shared folder, so that of many processes on any machines one does it.
+"""Lease jobs through a shared folder, so that only one process, on any machine, does each job.
 
 The lease is a marker file (filelock's SoftFileLease). Its owner renews it from a thread; another
 process may take it once it has seen no renewal for LEASE_SECONDS of its own monotonic clock, so
@@ -7,8 +7,8 @@ and is dead, the lease is free at once.
 
 A lease is not a lock: its owner may be stopped or cut off for so long that another process takes
 the job, and may then go on. So an owner calls `Lease.check` before it writes. Results are complete
-files or folders that are renamed into place, and equal whoever computes them, so a job that two
-processes did is recorded once.
+files or folders that are renamed into place, and they are equal whoever computes them, so a job
+that two processes did is recorded once.
 """
 
 from __future__ import annotations

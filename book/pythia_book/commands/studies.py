@@ -24,9 +24,9 @@ examples:
 """
 WORKER_EXAMPLES = """\
 Start as many workers as you like, on any machines that share the folder of results
-(PYTHIA_RESULTS), one for each GPU. Each run and each measurement is done by one of them. A worker
-that dies loses nothing: about a minute later, another one takes over its work. When all workers
-have finished, run `study`: it finds their results and runs the notebooks.
+(PYTHIA_RESULTS), one for each GPU. Each run and each measurement is done by one worker. If a
+worker dies, nothing is lost: about a minute later, another one takes over its work. When all
+workers have finished, run `study`: it finds their results and runs the notebooks.
 
 examples:
   srun -N4 --ntasks-per-node=8 --gpus-per-task=1 python -m pythia_core worker suite --scale gpu

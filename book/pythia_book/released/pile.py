@@ -3,7 +3,8 @@
 - `pile-standard`, `pile-deduped`: pre-shuffled, 146,432,000 rows of 2,049 uint16 ids in training
   order, in 21 files (shards). Batch k (1,024 rows) is at bytes 4,196,352 k to 4,196,352 (k + 1) of
   the joined shards.
-- `pile-seed0`: the documents of the standard Pile in Pythia's own order, by GPT-NeoX's index maps.
+- `pile-seed0`: the documents of the standard Pile in Pythia's own order, given by GPT-NeoX's index
+  maps.
 - `pile-seed1` ... `pile-seed9`: the same documents in the orders of PolyPythias.
 
 Every read checks the size of the file. Hashes cannot be checked, because none were released for the

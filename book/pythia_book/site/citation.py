@@ -1,4 +1,4 @@
-"""What CITATION.cff says: authors, license and version of the book, and how to cite it."""
+"""Reads CITATION.cff: authors, license and version of the book, and how to cite it."""
 
 from __future__ import annotations
 

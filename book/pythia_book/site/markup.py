@@ -1,7 +1,7 @@
-"""Small corrections of the HTML that Sphinx and the notebooks produce, before a page is written.
+"""Corrects details of the HTML from Sphinx and the notebooks before a page is written.
 
-Columns of numbers are aligned on the right, and roles and header cells are as assistive technology
-expects them.
+Columns of numbers are aligned on the right, and roles and header cells are made as assistive
+technology expects them.
 """
 
 from __future__ import annotations

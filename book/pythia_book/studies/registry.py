@@ -1,6 +1,6 @@
 """Lists the studies, the runs of each study, and the checkpoints that runs keep.
 
-A study is a folder next to this file, with a params.py. If that defines a function `runs`, the
+A study is a folder next to this file, with a params.py. If params.py defines a function `runs`, the
 study trains runs that other studies can read. So a run keeps every checkpoint that any study reads,
 whichever study trains the run.
 """

@@ -1,7 +1,7 @@
 """Scores checkpoints on benchmark tasks, by the rules of the evaluation harness.
 
-A task is built for one tokenizer and one context length. Calling it scores any model that has both.
-Its `metrics` turns the scores into one array per metric, with an entry per item. Metrics have the
+A task is built for one tokenizer and one context length. Calling the task scores any model that has
+both. `metrics` turns the scores into one array per metric, with an entry per item. Metrics have the
 same names as in the released results.
 
 As in the harness, context and continuation are encoded together and split where the encoded context

@@ -10,8 +10,8 @@ much; they are computed from the control alone:
     gradient  every log odds climb the gradient of log P for the same time, as if each were a
               parameter of its own
 
-After a large shift, "mixture" retains more than "gradient": about the mean P. So it is
-the stricter reference there.
+After a large shift, "mixture" retains more than "gradient": about the mean P. So "mixture" is the
+stricter reference there.
 """
 
 from __future__ import annotations

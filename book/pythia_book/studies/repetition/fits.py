@@ -1,21 +1,21 @@
 """The law of Muennighoff et al. and its rivals, fitted to our runs.
 
 All constants of a law are fitted together, by least squares. For fresh runs, the residuals are
-those of ln L. For repeated runs, they are those of the *excess*, the ln of the loss minus that of
-the fresh run of the same size, length and seed. This removes most of the noise between seeds, and
-errors in the law of fresh data; the source shifts its predictions to the loss of fresh data too, in
-its Figure 5. Otherwise the source differs: it first fits E, A, alpha, B and beta to fresh runs, and
-ties alpha to beta. If models have more parameters than the law warrants for their fresh tokens, it
-discounts these too, and the two steps do not separate.
+those of ln L. For repeated runs, they are those of the *excess*: the ln of the loss, minus that of
+the fresh run with the same size, length and seed. This removes most of the noise between seeds, and
+errors in the law of fresh data; the source, too, shifts its predictions to the loss of fresh data
+(in its Figure 5). Otherwise the source differs: it first fits E, A, alpha, B and beta to fresh
+runs, and ties alpha to beta. We do not fit in two steps, because if models have more parameters
+than the law warrants for their fresh tokens, the law discounts parameters in fresh runs, too.
 
-The law says that repeating never hurts, so runs are in its *domain* only as long as they have a
-lower loss than the run on the same data with the next smaller number of epochs. The source also
-left out runs whose loss rises again (its appendix A). All rivals are fitted to the same runs, those
-in the domain, even the penalty, which lets repetition hurt.
+The law says that repeating never hurts, so runs on the same data are in its *domain* only while
+each number of epochs gives a lower loss than the next smaller number. The source also left out runs
+whose loss rises again (its appendix A). All rivals are fitted to the same runs, those in the
+domain, even the penalty, which lets repetition hurt.
 
 Each constant gets two intervals: one over seeds, by the jackknife, and a profile interval, which
-takes the misfit of the law as noise. A constant is *identified* if the ends of its profile interval
-are less than a factor SPAN apart, and its interval over seeds excludes zero.
+treats the misfit of the law as noise. A constant is *identified* if the ends of its profile
+interval are less than a factor SPAN apart, and its interval over seeds excludes zero.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ are right.
 
 - Over training: `jumps` seeks a jump in choice, exact answers, log-probability and margin of every
   run. A jump is *abrupt* if it makes half (ABRUPT) of the run's own rise over the part of training
-  where jumps are sought. A run is informative if a jump of half its rise would be detected with 80
-  % power. (At first, the rise was measured over four doublings, most of which come before any jump
-  is sought.)
+  where jumps are sought. A run is informative if a jump of half its rise would be detected with
+  80 % power. (At first, the rise was measured over four doublings, most of which come before any
+  jump is sought.)
 - The metric: `links` predicts accuracy from a smooth measure, for each size, with a fit to the
   other sizes. The two are read from different sums, since the same four log-probabilities decide
   both. Errors are counted only in the second half of training, where abilities differ. A link
