@@ -72,7 +72,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def prepare_streams() -> None:
-    """Let commands print whatever the locale is and whichever standard streams are closed.
+    """Let commands print in any locale, and even if standard streams are closed.
 
     Characters that a stream cannot encode are written as `\\xe9` or `\\u2013`.
     """

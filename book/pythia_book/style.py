@@ -572,8 +572,8 @@ def seed_band(
 
     Only the smallest and the largest size get a band, since more would hide each other. Nothing is
     drawn where the spread is not known. A study gets it by `seed_bands=True` in `conduct`;
-    `seed_note` is the note for the footer. The spread is that of independent runs: the difference
-    of two runs with the same seeds varies less.
+    `seed_note` is the note for the footer. The spread is for independent runs: the difference
+    between two runs with the same seeds varies less.
 
     Args:
         points: the curves, with the columns `size`, `x`, `value`, and `percent` (of training) or
@@ -807,7 +807,7 @@ def reference(ax: Axes, y: float | None = None, x: float | None = None) -> None:
 def legend(where: Axes | Figure, lines: dict[str, dict[str, Any]], **options: Any) -> None:
     """Add a legend that maps labels to line properties, in as few rows as fit.
 
-    The legend of a figure is above all panels, that of a panel between its title and its axes.
+    The legend of a figure is above all panels; the legend of a panel is between its title and axes.
     Without lines there is no legend.
     """
     if not lines:

@@ -138,8 +138,9 @@ def deduplicate(
     cluster is a connected component of links. Verification takes quadratic time if candidate pairs
     connect many dissimilar documents.
 
-    With `eleutherai-0.87`, the result is that of the code which EleutherAI most likely used, except
-    that EleutherAI's code treats all documents too short for an n-gram as copies of each other.
+    With `eleutherai-0.87`, the result equals that of the code that EleutherAI most likely used,
+    with one exception: EleutherAI's code treats all documents too short for an n-gram as copies of
+    each other.
 
     Args:
         recipe: a Recipe, or a name in RECIPES.

@@ -233,7 +233,7 @@ def make_ledger(
 
     - a swap of words: see pythia_core.data.pronouns.
     - "shuffle_genders": the words "he" and "she" of the window are permuted among their places,
-      and so are "his" and "her", "himself" and "herself". Every word stays as frequent as it was,
+      as are "his" and "her", and "himself" and "herself". Every word stays as frequent as it was,
       but its gender no longer depends on the text around it. A place that is read twice in the
       window gets one word.
     - "replace_text": documents are replaced by as many tokens of other domains (never those in

@@ -269,7 +269,7 @@ class PreparedData:
         """Check the files of the dataset against its manifest.
 
         Args:
-            full: check every sha256. If False, skip those of folders above FULL_CHECK_BYTES.
+            full: check every sha256. If False, skip files in folders above FULL_CHECK_BYTES.
 
         Raises:
             DataError: a file is absent or has changed; the message names the first such file.
@@ -282,9 +282,8 @@ def prepare(data: DataConfig, progress: bool = True, staged: bool = False) -> Pr
     """Return the dataset that `data` describes, from the cache or else newly prepared.
 
     Args:
-        staged: prepare it in stages (pythia_core.data.stages): memory is bounded, work that was
-            killed continues, and all processes that call this share the work. The result is the
-            same.
+        staged: prepare it in stages (pythia_core.data.stages): memory is bounded, killed work is
+            resumed, and all processes that call this share the work. The result is the same.
 
     Raises:
         FetchError: the corpus or the tokenizer cannot be downloaded.

@@ -48,7 +48,7 @@ class Stages:
     def whole_work(self) -> Iterator[Stages]:
         """Enclose all stages, in a `with` block; at its end, delete the work folder.
 
-        If another process finishes the work meanwhile, it deletes the files; errors that follow are
+        If another process finishes the work first, it deletes the files; errors that follow are
         ignored.
 
         Yields:

@@ -41,7 +41,7 @@ def write_done(folder: Path, entries: dict[str, Any]) -> None:
     """Write done.json with `entries` and the hashes of the files in a run's folder.
 
     Raises:
-        CheckpointError, DataError: checkpoints or log are not those of `check_against_state`.
+        CheckpointError, DataError: checkpoints or log fail `check_against_state`.
     """
     check_against_state(folder)
     done = entries | {

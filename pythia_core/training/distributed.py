@@ -256,7 +256,7 @@ def _store() -> Any:
 
 
 def _tell(rank: int, error: BaseException) -> None:
-    """Leave the message of this process's end for the others, of which the first prints it."""
+    """Leave a message about this process's end; the first of the other processes prints it."""
     with contextlib.suppress(Exception):  # the process that had the store is gone
         _store().set(f"pythia-error-{rank}", str(error))
 
@@ -405,7 +405,7 @@ def check_memory(world: World, config: RunConfig, execution: Execution) -> None:
 def _device_memory(world: World) -> float:
     """Return the bytes of this process's GPU; without one, its share of the machine's memory.
 
-    All estimates include the RESERVE, which only a GPU needs, so it is added to the latter.
+    All estimates include the RESERVE, which only a GPU needs, so a share gets the RESERVE on top.
     """
     device = device_bytes()
     return memory_bytes() / world.node_size + RESERVE if device is None else device

@@ -343,7 +343,7 @@ class Run:
         """Load the model at a saved step (default: the last), in fp32, ready to evaluate.
 
         Raises:
-            CheckpointError: the checkpoint does not exist, is corrupt or is that of another run.
+            CheckpointError: the checkpoint does not exist, is corrupt or belongs to another run.
         """
         step = self.updates.stop if step is None else step
         self.require_step(step)
@@ -373,7 +373,7 @@ class Run:
         """Load the saved training state of a step, as one process would have saved it.
 
         Raises:
-            CheckpointError: the state does not exist, is corrupt or is that of another run.
+            CheckpointError: the state does not exist, is corrupt or belongs to another run.
         """
         check_step(self.folder, "states", step)
         files = load_checkpoint(step_folder(self.states, step))[0]
@@ -786,8 +786,8 @@ def verify(run: Run) -> list[str]:
         equal weights.
 
     Raises:
-        CheckpointError: files are missing or corrupt, are those of another run, or were changed
-            after the run was finished, or an early step does not continue from step 0.
+        CheckpointError: files are missing or corrupt, belong to another run, or were changed after
+            the run was finished, or an early step does not continue from step 0.
         DataError: a batch differs from the batch that was trained on, prepared data are damaged, or
             the log has changed since the newest state was saved.
     """

@@ -67,7 +67,7 @@ class ShardedParameters:
 
     Args:
         make_model: returns the model; it is called on torch's meta device, without any memory.
-        config: the seed of its initial weights, too, which are those of the unsharded model.
+        config: also sets the seed of the initial weights, which equal the unsharded model's.
 
     Attributes:
         model: the model, on `device`.
@@ -259,7 +259,7 @@ def shard_stem(index: int, count: int) -> str:
 
 
 def is_sharded(files: Mapping[str, Any]) -> bool:
-    """Return whether the files of a state are those of shards, given a mapping of their stems."""
+    """Return whether the files of a state are shards, given a mapping of their stems."""
     return any(map(_SHARD.fullmatch, files))
 
 

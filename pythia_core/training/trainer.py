@@ -369,7 +369,7 @@ class Trainer:
         more = "" if self.execution.recompute else " recompute=True needs less memory."
         return (
             f"out of memory: {micro_batch} rows of {self.config.data.seq_len} tokens at a time do "
-            f"not fit the {free / 2**30:.1f} GiB that this process can use on the device. "
+            f"not fit in the {free / 2**30:.1f} GiB that this process can use on the device. "
             f"{advice}{more} The weights are those of step {self.step}."
         )
 

@@ -235,7 +235,7 @@ def on_this_machine(
 ) -> list[Path]:
     """Run `python -m pythia_core ARGUMENTS` in `count` processes, and wait for their end.
 
-    If this process is stopped, so are they; what they did is saved.
+    If this process is stopped, the others are stopped, too; what they did is saved.
 
     Args:
         folder: for the logs.

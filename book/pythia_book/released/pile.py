@@ -237,7 +237,8 @@ class MissingShard:
 def partial_shards(folder: Path) -> RemoteRows | None:
     """Open the rows in a folder with some, but not all, shards of a released set, or return None.
 
-    Raises a DataError if a shard has the wrong size; so does reading a row of a missing shard.
+    Raises a DataError if a shard has the wrong size. Reading a row of a missing shard raises one,
+    too.
     """
     names = {path.name for path in folder.glob("*.bin")}
     preshuffled = [released.shards for released in RELEASED.values() if not released.maps]

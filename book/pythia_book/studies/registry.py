@@ -104,8 +104,8 @@ def all_runs(scale: str, studies: Sequence[str] = STUDIES) -> list[RunConfig]:
 def texts_of(scale: str, studies: Sequence[str] = STUDIES) -> list[DataConfig]:
     """Return the configs of all texts that several studies read, without duplicates.
 
-    The texts are those of the studies' runs, and those that the function `texts` in the params
-    module of a study returns.
+    These are the texts of the studies' runs, and the texts that the function `texts` in a study's
+    params module returns.
     """
     texts = [run.data for run in all_runs(scale, studies)]
     for module in map(params_of, studies):

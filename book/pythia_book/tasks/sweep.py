@@ -42,7 +42,7 @@ def steps_of(run: CheckpointSource, text: str) -> list[int]:
 
     Args:
         text: "all", or a comma-separated list of steps, which may contain "first" and "last". "all"
-            has the steps whose checkpoints are lost, too, so that the table gets their notes.
+            includes steps whose checkpoints are lost, so that the table has notes on them.
 
     Raises:
         ConfigError: `text` is not a list of steps.

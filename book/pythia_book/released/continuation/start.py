@@ -133,7 +133,8 @@ class RunSource:
             raise CheckpointError(
                 f"run {run.id} kept no optimizer state for step {step}. The steps with an "
                 f"optimizer state are: {', '.join(map(str, kept)) or 'none'}. Continue from one of "
-                "these steps, or set state (--state) to 'weights' to continue from the weights alone"
+                "these steps, or set state (--state) to 'weights' to continue from the weights "
+                "alone"
             )
         label, model = f"run {run.id}", run.config.model
         if step in kept and state != "weights":

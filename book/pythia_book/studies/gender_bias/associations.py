@@ -281,8 +281,8 @@ def excess_over(
 ) -> np.ndarray | None:
     """Return, as a fraction of the control's association, what an arm retains beyond a reference.
 
-    float64[seeds], or None: values as those of `Slopes.retained`. The reference, one of REFERENCES,
-    is taken at the shift of each seed.
+    The values are as in `Slopes.retained`: float64[seeds], or None. The reference, one of
+    REFERENCES, is taken at the shift of each seed.
     """
     if not slopes.learned(name, frames):
         return None

@@ -387,12 +387,13 @@ def _over_seeds(value: float, without: list[float]) -> Estimate | None:
 def prediction_errors(
     fresh: Points, repeated: Points, rivals: Sequence[str] = tuple(RIVALS)
 ) -> dict[tuple[str, str], np.ndarray]:
-    """Return the errors of each rival where a size, or the most epochs, are left out.
+    """Return the errors of each rival when a size, or the largest number of epochs, is left out.
 
-    Each seed is a replication: all laws are fitted to its runs alone, and predict its runs. The
-    error is that of the excess. A size is predicted for its runs in the domain, the most epochs for
-    all runs with that many. The laws know all fresh runs, and of the repeated ones only those in
-    the domain that are not left out; their fit does not start from the fit to all runs.
+    Each seed is a replication: all laws are fitted to its runs alone, and predict its runs. Errors
+    are errors of the excess. A left-out size is predicted for its runs in the domain, the largest
+    number of epochs for all runs with that number. The laws are fitted to all fresh runs, and to
+    the repeated runs in the domain that are not left out; this fit does not start from the fit to
+    all runs.
     """
     most = f"{repeated.epochs.max()} epochs"
     left_out = {str(size): repeated.size == size for size in dict.fromkeys(repeated.size)}

@@ -38,8 +38,8 @@ def fresh_tokens(loss: float, tokens: np.ndarray, fresh: np.ndarray) -> tuple[fl
 
     Between the runs, the logarithm of the tokens is a monotone cubic (PCHIP) of the loss. Beyond
     the longest run, it goes on as a line through the two longest, up to BEYOND. A loss above that
-    of the shortest run gives the tokens of that run, an upper bound (True). NaN: there are not two
-    runs of which the longer has the lower loss.
+    of the shortest run gives the tokens of that run, an upper bound (True). The result is NaN if no
+    two runs exist of which the longer one has the lower loss.
 
     Args:
         tokens: float[runs], ascending. fresh: float[runs], the losses, NaN if missing.

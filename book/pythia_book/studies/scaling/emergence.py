@@ -145,12 +145,13 @@ def _late(steps: np.ndarray) -> np.ndarray:
 def links_table(params: Params, measured: Measurements) -> pd.DataFrame:
     """Return how well each link predicts the accuracy of a run from those of all other sizes.
 
-    The smooth measure is that of every other first operand, the accuracy that of the rest.
+    The smooth measure is from sums with every other first operand, the accuracy from the other
+    sums.
 
     Columns: `accuracy`, `smooth`, `size`, `arm`; the mean absolute errors in the second half of
     training, in points: `error` of the link, `same_step` of the mean accuracy of the other sizes at
-    the same step on the same text, `constant` of the constant that is best for all runs on this
-    text, this one included; `late`: mean accuracy in the second half, on all sums, in percent.
+    the same step on the same text, `constant` of the best constant for all runs on this text,
+    including this run; `late`: mean accuracy in the second half, on all sums, in percent.
     """
     import pandas as pd
 

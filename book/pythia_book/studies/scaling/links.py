@@ -95,8 +95,9 @@ def left_out(
     """Predict each run's accuracy from the runs of all other sizes, in two ways.
 
     Returns:
-        For each run the predictions by the link fitted to the other sizes on all texts, and by
-        their mean accuracy at the same step on the same text: float64[checkpoints] each.
+        For each run, two predictions, float64[checkpoints] each: that of the link fitted to the
+        other sizes on all texts, and the mean accuracy of the other sizes at the same step on the
+        same text.
     """
     predictions = {}
     for (size, arm), own in runs.items():
