@@ -431,6 +431,6 @@ def test_published_schedules(monkeypatch: pytest.MonkeyPatch) -> None:
         8,
     )
     small = ModelConfig(n_layers=1, d_model=16, n_heads=2, vocab_size=384)
-    with pytest.raises(ConfigError, match=r"training are unknown; pass batch_size .*, lr_max"):
+    with pytest.raises(ConfigError, match=r"settings are unknown; pass batch_size .*, lr_max"):
         published_train(small, steps=10)
     assert published_train(small, 16, steps=10, lr_max=0.1, batch_size=6).micro_batch == 0
