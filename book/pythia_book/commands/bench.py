@@ -50,8 +50,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
                     "help": "number format (default: both if the CPU has bf16)"},
     "--rows": COUNT | {"help": "rows per micro-batch (default: as many as fit, for each "
                                "implementation)"},
-    "--write": {"action": "store_true", "help": "also write the table into README.md (train) or "
-                                                "book/method.md (learning-rates)"},
+    "--write": {"action": "store_true", "help": "also write the table into README.md"},
     "--kernels": {"dest": "only", "type": names, "metavar": "KERNELS",
                   "help": "comma-separated list of kernels, e.g. adamw,attention (default: all)"},
 }  # fmt: skip
@@ -83,8 +82,10 @@ def add(command: AddCommand) -> None:
         group = p.add_argument_group(title)
         for option in ONLY_ON[device]:
             group.add_argument(option, **OPTIONS[option])
-    benchmark("learning-rates", _learning_rates, "held-out loss of each size at several learning "
-              "rates", "--sizes", "--write")  # fmt: skip
+    p = benchmark("learning-rates", _learning_rates, "held-out loss of each size at several "
+                  "learning rates", "--sizes")  # fmt: skip
+    text = "also write the table into book/method.md"
+    p.add_argument("--write", action="store_true", help=text)
     benchmark("terms", _terms, "counting terms, against decoding and splitting", "--rounds")
     benchmark("generate", _generate, "generating text, against transformers", "--sizes", "--rounds")
     gpu = ("--dry-run", "--budget")

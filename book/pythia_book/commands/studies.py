@@ -66,7 +66,7 @@ def add(command: AddCommand) -> None:
 
     p = command("redraw", _redraw, "update verdicts, figures and prose of finished studies")
     p.add_argument("studies", nargs="*", metavar="STUDY", help="names of notebooks (default: all)")
-    p.add_argument("--scale", help="only studies run at this scale (default: all)")
+    p.add_argument("--scale", help="redraw only runs at this scale (default: all)")
 
     p = command("pdf", _pdf, "print the built site to one PDF, to which its pages then link")
     p.add_argument(
