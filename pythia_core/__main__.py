@@ -77,7 +77,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def prepare_streams() -> None:
-    """Let commands print whatever the locale is and whichever standard streams are closed.
+    """Let commands print in any locale, and even if standard streams are closed.
 
     Characters that a stream cannot encode are written as `\\xe9` or `\\u2013`.
     """
@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if "home directory" not in str(error):  # of pathlib.Path.expanduser
                 raise
             print(
-                "error: a path begins with ~ and the name of no user; write the path in full",
+                "error: a path begins with ~ and a name that no user has; write the path in full",
                 file=sys.stderr,
             )
             return 1

@@ -3,7 +3,8 @@
 A checkpoint with weights only, in the format of this library, is read too: its manifest replaces
 config.json. Pickled weights are rejected. A model that is saved and loaded in fp32 is unchanged.
 What `save` writes has hashes in the metadata of the weights, which are checked whenever the folder
-is read; a folder of another tool has none.
+is read; a folder written by another tool has none.
+
 The released models were trained differently from what their config.json declares, in two ways:
 
 - GELU. Training used the tanh form; config.json declares the exact form, which `transformers` uses.
@@ -166,7 +167,7 @@ class Weights(Mapping[str, Tensor]):
                     actual[name] = file_sha256(path) if path.is_file() else None
         self.problems += [
             f"{name} is missing, or was changed or damaged: it does not have the sha256 in {shard};"
-            " convert the model again or, if the change is meant, load and save the folder with "
+            " convert the model again or, if the change is intended, load and save the folder with "
             "transformers"
             for name, (sha256, shard) in stated.items()
             if sha256 != actual[name]
@@ -261,7 +262,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_settings(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the contents of those files in SETTINGS that a model has, by name.
 
-    A checkpoint has those of the model from which it was converted.
+    A checkpoint has the settings of the model from which it was converted.
 
     Raises:
         CheckpointError: a file is damaged, or the checkpoint belongs to a run.
@@ -603,8 +604,8 @@ def model_config(declared: dict[str, Any], gelu: str = "as_trained") -> ModelCon
 
     Args:
         gelu: "as_declared": the form in "hidden_act". "as_trained": if "hidden_act" names the exact
-            form, the form in "trained_gelu" (which `save` writes), or else, for a model of an
-            official size, the tanh form.
+            form, the form in "trained_gelu" (which `save` writes) or, without this entry, the tanh
+            form for models of an official size.
 
     Raises:
         CheckpointError: config.json declares another architecture or an unsupported setting.

@@ -1,8 +1,9 @@
 """Shows the claims of a study: as HTML on pages and in notebooks, as a pandas frame in terminals.
 
 A row has the claim, its source, the results on the released models and on our models, and the
-verdict. In HTML, "Details" unfolds the paper's words, exact numbers and tests. Hypotheses of this
-book have a table of their own, and so have premises and checks, folded at first.
+verdict. In HTML, "Details" expands to show the paper's words, exact numbers and tests. This book's
+hypotheses have a table of their own. Premises and checks share another, which is collapsed at
+first.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Estimates with intervals for items that are not independent: clustered, or shared by models.
+"""Estimates with intervals for items that depend on each other: clustered, or shared by models.
 
-Rows of the same text are a *unit*. For shares over thousands of units, intervals come from
-resampling the units (`ratio`); results that a few units decide have t-intervals (`over_units`).
+Rows of the same text are a *unit*. If a share is over thousands of units, its interval comes from
+resampling them (`ratio`). If a few units decide a result, it has a t-interval (`over_units`).
 """
 
 from __future__ import annotations

@@ -200,8 +200,8 @@ def _measure(model: GPTNeoX, run: Run, step: int, measurement: Measurement) -> A
 def _may_be_replaced(run: Run, step: int) -> bool:
     """Return whether training may still give a step other weights.
 
-    It resumes from the newest state. With another number of processes or on another machine, the
-    checkpoints after that state get other bits.
+    Training resumes from the newest state. With a different number of processes or on another
+    machine, the checkpoints after that state get other bits.
     """
     if not isinstance(run, Run) or run.finished:
         return False

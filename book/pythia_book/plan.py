@@ -77,8 +77,8 @@ class Finished:
 def models_of(study: str, parameters: dict[str, Any]) -> list[RunConfig]:
     """Return the configs of the models that a study trains or finds, without duplicates.
 
-    These are its runs, or else the models that it trains for itself (the function `models` of its
-    params.py); none at the scale `paper`.
+    These are the study's runs or, if it has none, the models that it trains for itself (the
+    function `models` of its params.py). At the scale `paper`, there are none.
 
     Raises:
         ConfigError: a parameter is not accepted.

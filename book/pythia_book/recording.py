@@ -170,8 +170,9 @@ def costs_of(record: dict[str, Any]) -> tuple[str, ...]:
 def all_costs(root: Path) -> list[tuple[str, ...]]:
     """Return the rows of the cost table: one per study, scale and processor.
 
-    They are those of the records and, from book/recorded/costs.csv, of earlier records that were
-    made on another processor. The row of a record replaces an earlier one with other threads.
+    The rows are for the records and, from book/recorded/costs.csv, for earlier records that were
+    made on another processor. The row of a record replaces an earlier row with a different number
+    of threads.
 
     Raises:
         DataError: some records or rows cannot be read, or the README has other rows of earlier

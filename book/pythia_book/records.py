@@ -742,7 +742,7 @@ def value_text(value: Any) -> str:
 def _interval_texts(*numbers: Any) -> list[str]:
     """Format a value and the ends of its interval; a narrower interval gets more decimals.
 
-    So does an interval with an end that would be rounded to 0, if one more decimal shows its sign.
+    If an end would be rounded to 0, one more decimal is added if that shows its sign.
     """
     _, low, high = numbers
     if not all(isinstance(n, (int, float)) for n in numbers) or not low < high:
@@ -768,7 +768,8 @@ def measured_text(test: dict[str, Any] | None) -> str:
 def device_text(record: dict[str, Any], trained: bool = False) -> str:
     """Name the GPU (else the CPU and its threads), and any recorded precisions of the runs.
 
-    With `trained`, the threads are not named: those of the notebook, not of training.
+    With `trained`, the threads are not named, because they are those of the notebook, not of
+    training.
     """
     machine = record.get("device") or {}
     cpu = machine.get("cpu", "unknown processor")

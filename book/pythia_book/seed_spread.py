@@ -1,4 +1,4 @@
-"""How much a measure varies between training seeds, for bands under the curves of single runs.
+"""Estimates how much a measure varies between seeds, to draw bands under curves of single runs.
 
 The study of seeds trains two sizes several times. Its table `spreads` has the standard deviation of
 each measure over these seeds during training. Other studies take the spread of single runs
@@ -34,7 +34,8 @@ def find(scale: str, redrawn: Path | None = None) -> pd.DataFrame:
     """Return the spread over seeds at a scale, with COLUMNS; `sd` in the unit of the measure.
 
     The table is from the recorded run of the study of seeds or, if this scale is not recorded, from
-    your run. If there is neither, it is from the record that is being redrawn, else empty.
+    your run. Without either, the table comes from the record that is being redrawn, if any;
+    otherwise it is empty.
 
     Args:
         redrawn: the folder of the record that is being redrawn, if any.

@@ -383,7 +383,8 @@ def _finish(figure: Figure) -> float:
     foot = 0.0
     if small_print and figure.get_figwidth() == WIDTH:
         foot = 0.08 + _FOOT_LINE * len(small_print)
-    room = 0 if figure.get_figwidth() < WIDTH else _LEGEND_ROW  # of wide figures, for one row
+    # wide figures already have room for one row of legends
+    room = 0 if figure.get_figwidth() < WIDTH else _LEGEND_ROW
     height = page.height + max(0.0, above - room) + foot
     figure.set_figheight(height)
     engine = figure.get_layout_engine()
@@ -571,8 +572,8 @@ def seed_band(
 
     Only the smallest and the largest size get a band, since more would hide each other. Nothing is
     drawn where the spread is not known. A study gets it by `seed_bands=True` in `conduct`;
-    `seed_note` is the note for the footer. The spread is that of independent runs: the difference
-    of two runs with the same seeds varies less.
+    `seed_note` is the note for the footer. The spread is for independent runs: the difference
+    between two runs with the same seeds varies less.
 
     Args:
         points: the curves, with the columns `size`, `x`, `value`, and `percent` (of training) or
@@ -806,7 +807,7 @@ def reference(ax: Axes, y: float | None = None, x: float | None = None) -> None:
 def legend(where: Axes | Figure, lines: dict[str, dict[str, Any]], **options: Any) -> None:
     """Add a legend that maps labels to line properties, in as few rows as fit.
 
-    The legend of a figure is above all panels, that of a panel between its title and its axes.
+    The legend of a figure is above all panels; the legend of a panel is between its title and axes.
     Without lines there is no legend.
     """
     if not lines:

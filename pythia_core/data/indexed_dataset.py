@@ -4,8 +4,9 @@
 bytes of magic, u64 version (1), u8 dtype code, u64 number of sequences N, u64 length of the
 document table D, i32 sizes[N] (tokens), i64 pointers[N] (byte offsets in the .bin) and i64 table[D]
 (first sequence of each document, then N). Text has one sequence per document, so the table is 0, 1,
-..., N. GPT-NeoX's tools leave out its end: merging adds no entries, so the released `document.idx`
-of 146,432,000 sequences has the single entry 0. Such a table is accepted, because it is not needed.
+..., N. GPT-NeoX's tools leave out the end of the table: merging adds no entries, so the released
+`document.idx` of 146,432,000 sequences has the single entry 0. Such a table is accepted, because it
+is not needed.
 
 A flipped bit in an `.idx` is detected when the file is opened. Only a hash can detect a flipped bit
 in a `.bin`; pythia_core.data.prepare stores one. A `.bin` in several parts, like the Pile's

@@ -1,10 +1,11 @@
 """Intervene in the training data: list which tokens change during a window of updates.
 
 The paper (section 3.1) repeats the end of training with changed pronouns and everything else equal.
-Besides such swaps of words, genders can be shuffled and documents replaced (see `make_ledger`).
-A run with an intervention is a fork; the run without it is its control. All changes are computed
+Besides such swaps of words, genders can be shuffled and documents replaced (see `make_ledger`). A
+run with an intervention is a fork; the run without it is its control. All changes are computed
 before the fork is trained, and listed in a ledger. Each batch of the fork is the control's batch
-with the ledger applied. Rows overlap by one token; such a token is changed in each row.
+with the ledger applied. Neighboring rows overlap by one token; such a token is changed in both
+rows.
 """
 
 from __future__ import annotations
@@ -232,7 +233,7 @@ def make_ledger(
 
     - a swap of words: see pythia_core.data.pronouns.
     - "shuffle_genders": the words "he" and "she" of the window are permuted among their places,
-      and so are "his" and "her", "himself" and "herself". Every word stays as frequent as it was,
+      as are "his" and "her", and "himself" and "herself". Every word stays as frequent as it was,
       but its gender no longer depends on the text around it. A place that is read twice in the
       window gets one word.
     - "replace_text": documents are replaced by as many tokens of other domains (never those in
@@ -385,7 +386,7 @@ def _replace_text(
 def _other_text(
     data: OrderedDocuments, replaced: tuple[str, ...], n_tokens: int, last: int, chunk: int
 ) -> NDArray:
-    """Return the last `n_tokens` tokens of the order, without planted and `replaced` domains.
+    """Return the order's last `n_tokens` tokens outside planted, control and `replaced` domains.
 
     Raises:
         DataError: there are too few such tokens in the rows from `last` on.

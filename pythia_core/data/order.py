@@ -284,7 +284,7 @@ class RowOrder:
 
         Returns:
             The places and the mask of `gather`, [n, before + seq_len + 1 + after]. Outside the
-            stream, the place is that of another token.
+            stream, the place of some other token is given.
         """
         part, row = np.divmod(self.shuffle[rows].astype(np.int64), self._part_rows)
         in_part = row[:, None] * self.seq_len + np.arange(-before, self.seq_len + 1 + after)

@@ -1,16 +1,16 @@
 """Turn text into tokens and rows: prepare everything that a training run reads, and cache it.
 
 Each document is followed by the end-of-document token, as in the Pile's token files (paper section
-2.2). A hash of the text decides which documents are held out, so copies of a text are always both
-held out or both trained on. Rows are written in training order (pythia_core.data.order).
+2.2). A hash of the text decides which documents are held out, so copies of a text are always all
+held out or all trained on. Rows are written in training order (pythia_core.data.order).
 
 In the cache, a folder `tokens-KEY` has the tokenizer and the token files `train.*` and `heldout.*`.
-A folder `rows-KEY` has the rows in one training order. A folder is complete or absent. Its
-manifest has the sha256 of every file, and the name of the folder, so that no other text is read in
-its place.
+A folder `rows-KEY` has the rows in one training order. A folder is complete or absent. Its manifest
+has the sha256 of every file, and the name of the folder, so that a folder with other text is never
+read by mistake.
 
 With `staged`, text of any size is prepared in stages of many tasks (pythia_core.data.sharded), and
-processes on any machines share the tasks; the result is the same. Without, the search for
+processes on any machines share the tasks; the result is the same. Without `staged`, the search for
 duplicates needs all text in memory.
 """
 
@@ -269,7 +269,7 @@ class PreparedData:
         """Check the files of the dataset against its manifest.
 
         Args:
-            full: check every sha256. If False, skip those of folders above FULL_CHECK_BYTES.
+            full: check every sha256. If False, skip files in folders above FULL_CHECK_BYTES.
 
         Raises:
             DataError: a file is absent or has changed; the message names the first such file.
@@ -282,9 +282,8 @@ def prepare(data: DataConfig, progress: bool = True, staged: bool = False) -> Pr
     """Return the dataset that `data` describes, from the cache or else newly prepared.
 
     Args:
-        staged: prepare it in stages (pythia_core.data.stages): memory is bounded, work that was
-            killed continues, and all processes that call this share the work. The result is the
-            same.
+        staged: prepare it in stages (pythia_core.data.stages): memory is bounded, killed work is
+            resumed, and all processes that call this share the work. The result is the same.
 
     Raises:
         FetchError: the corpus or the tokenizer cannot be downloaded.

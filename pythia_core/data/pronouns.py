@@ -2,8 +2,9 @@
 
 The paper (section 3.1) replaces masculine by feminine pronouns in the last 7 % or 21 % of training.
 Its code is not documented (case-studies/README.md in EleutherAI/pythia, commit 4d0c901). Here, a
-word is replaced only if it is whole (a run of letters, digits and underscores), written in lower,
-Capitalized or UPPER case, and has as many tokens as its replacement. So other tokens do not move.
+word is replaced only if it is whole (a sequence of letters, digits and underscores), written in
+lower, Capitalized or UPPER case, and has as many tokens as its replacement. So other tokens do not
+move.
 
 A swap to feminine and back does not restore a text: "his" and "him" both become "her", and "her"
 always becomes "his", because it is mostly a determiner. The placebo replaces four prepositions by

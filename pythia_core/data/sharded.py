@@ -2,17 +2,17 @@
 
 The result is, byte for byte, what pythia_core.data.prepare makes in one process. A work folder has
 
-    texts/GROUP/     the text and the records of the documents that a group of files has, in shards
+    texts/GROUP/     the text and the records of the documents in a group of files, in shards
     plan/            what needs the whole text: the tokenizer, hashes, which documents are held out
     tokens/SHARD/    the token files of a shard
     merged/          the token files of all shards, in the order of the corpus
 
-and, to remove duplicates, what pythia_core.data.sharded_dedup says. The source is read once. Order
-in the corpus is the order of (group, shard in the group, document in the shard).
+and, if duplicates are removed, the folders that pythia_core.data.sharded_dedup lists. The source is
+read once. Order in the corpus is the order of (group, shard in the group, document in the shard).
 
-A shard has at most SHARD_BYTES of text and SHARD_DOCUMENTS documents. A task holds a few documents,
-and the records of one shard, in memory. Only the steps that need all documents keep some bytes for
-each: 4 for the index of the tokens, and those of RowOrder for the rows.
+A shard has at most SHARD_BYTES of text and SHARD_DOCUMENTS documents. In memory, a task holds a few
+documents and the records of one shard. Only the steps that need all documents hold some bytes for
+each document: 4 for the index of the tokens, and what RowOrder needs for the rows.
 """
 
 from __future__ import annotations

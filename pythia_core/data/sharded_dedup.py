@@ -13,12 +13,12 @@ The id of a document is shard << 32 | its number in the shard, so ids are in the
 the corpus. Nothing in the definition of pythia_core.data.dedup needs all text at once:
 
 - *Identical texts* have equal hashes, so each part of all hashes can be searched on its own.
-- *Candidate pairs* are neighbors in the list of all documents with the same band, in the order of
-  the corpus. datatrove merges the sorted signatures of the shards in this order. Copies of a text
-  do not take part: only the one that is kept has a signature.
+- *Candidate pairs* are neighbors among the documents with the same band, listed in the order of the
+  corpus. datatrove merges the sorted signatures of the shards in this order. Copies of a text do
+  not take part: only the one that is kept has a signature.
 - *Verification* compares documents only within a group that candidate pairs connect.
-- *Clusters* are the connected components of the pairs that were found; of each, the first or last
-  document is kept.
+- *Clusters* are the connected components of the pairs that were found; of each cluster, the first
+  or last document is kept.
 
 Memory: a search for identical texts needs 50 bytes per document, for about EXACT_DOCUMENTS of them.
 A bucket reads some signatures of every shard at a time. Connecting candidates needs 16 bytes per

@@ -3,9 +3,9 @@
 A task writes one folder, which depends on the task only and appears complete or not at all. A
 process leases a task (pythia_core.util.leases) before it runs it. So processes on any machines that
 share the work folder share the tasks, and the same call resumes work that was killed. If two
-processes run a task after all, because one was suspended, one whole folder stays.
+processes run a task after all, because one was suspended, one complete folder remains.
 
-A stage begins when the one before has ended, so no job waits for one that has failed.
+A stage begins once the stage before it has ended, so no job waits for one that has failed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Stages:
     def whole_work(self) -> Iterator[Stages]:
         """Enclose all stages, in a `with` block; at its end, delete the work folder.
 
-        If another process finishes the work meanwhile, it deletes the files; errors that follow are
+        If another process finishes the work first, it deletes the files; errors that follow are
         ignored.
 
         Yields:

@@ -4,8 +4,8 @@ Each line of a .jsonl file is an object with a document under "text", and each r
 file has one in the column "text". A .txt file is one document. The first two may be compressed with
 gzip or zstd. Files are on this machine or, as in "s3://bucket/folder" or
 "hf://datasets/owner/name", anywhere that fsspec can read. A malformed line or an unreadable folder
-is an error, because skipping it would silently change the data, and so is a file next to its
-compressed form. Other files in a folder are named in a warning. Only "\\n" ends a line (JSON
+is an error, because skipping it would silently change the data. A file next to its compressed form
+is an error, too. Other files in a folder are named in a warning. Only "\\n" ends a line (JSON
 strings may have other Unicode line separators).
 """
 
@@ -115,8 +115,8 @@ def identity(corpus: str) -> list[list[str]]:
 def _sha256(file: TextFile) -> str:
     """Return the sha256 of a file on this machine.
 
-    That of a large file is kept in the cache until the file's size or time of writing changes, so
-    that one of many processes computes it.
+    The sha256 of a large file is kept in the cache until the file's size or time of writing
+    changes, so that only one of many processes computes it.
     """
     if file.size < LARGE_BYTES or time.time_ns() - file.modified < NEW_NS:
         return file_sha256(file.path)
@@ -233,7 +233,7 @@ def _check_files(files: list[TextFile]) -> None:
 
 
 def _check_file(path: Path | str) -> None:
-    """Raise a DataError if a path is not that of a file."""
+    """Raise a DataError if a path does not lead to a file."""
     if isinstance(path, Path) and not path.is_file():  # a pipe would wait, a broken link is empty
         raise DataError(f"{path} is not a file, or is a broken link; remove it from the corpus")
 

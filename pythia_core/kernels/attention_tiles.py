@@ -1,9 +1,9 @@
 """Tile sizes, warps and pipeline stages of the Triton attention for each head dim.
 
-The lanes of a Triton block are a power of two in number. So a head is split into one or two blocks:
-80 dims become blocks of 64 and 16 lanes, as a single block of 128 would be 60 % more work. With our
-tiles, all kernels compile for sm_90 without spilling registers and fit the shared memory of an SM
-(tests/core/kernels/test_compiled.py). Whether other tiles are faster is not yet measured.
+The number of lanes in a Triton block is a power of two. So a head is split into one or two blocks:
+80 dims become blocks of 64 and 16 lanes, because a single block of 128 would be 60 % more work.
+With our tiles, all kernels compile for sm_90 without spilling registers and fit the shared memory
+of an SM (tests/core/kernels/test_compiled.py). Whether other tiles are faster is not yet measured.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def save_checkpoint(
     if not parent.is_dir():  # to make it again would split the run over two folders
         raise TrainingError(
             f"could not save step {step}: the folder {parent} no longer exists. If it was "
-            "moved, move it back; then run again: training resumes from the last state"
+            "moved, move it back, then repeat the command; training resumes from the last state"
         )
     target = step_folder(parent, step)
     if _is_dropped(target):
@@ -134,7 +134,7 @@ def save_checkpoint(
                 for f, m in ((files, meta), (saved, about))
             )
             if ours != theirs:
-                raise CheckpointError("training has now come to other values of this step")
+                raise CheckpointError("training has now given this step other values")
             return target
         except CheckpointError as error:
             set_aside(target, error)
@@ -172,7 +172,8 @@ def not_saved(parent: Path, step: int, error: OSError) -> str:
         f"could not save step {step} in {parent}: {reason} "
         f"({shutil.disk_usage(place).free / 1e6:.0f} MB are free). Earlier checkpoints are "
         "intact. Free some space, or move the results folder to another disk and set "
-        "PYTHIA_RESULTS to its new path. Then run again: training resumes from the last state."
+        "PYTHIA_RESULTS to its new path. Then repeat the command; training resumes from the last "
+        "state."
     )
 
 

@@ -1,12 +1,12 @@
 """Finish a run with the hashes of all its files, so that later damage to any of them is found.
 
-The file done.json exists if a run is finished. Its entries are the hash of the final weights, the
-machine, and the hash of everything else in the folder on which a study relies: identity.json, the
+The file done.json exists once a run is finished. Its entries are the hash of the final weights, the
+machine, and the hashes of all other files in the folder that studies rely on: identity.json, the
 logs, the ledger, and the manifest of every checkpoint and state (which holds the hashes of their
 files). The entry "sha256" is the hash of all other entries.
 
-Until then, each training state has the hashes of the log and of the checkpoints before it, so that
-no damage is sealed by finishing the run (`check_against_state`).
+Until a run is finished, each training state has the hashes of the log and of the checkpoints before
+it, so that no damage is sealed by finishing the run (`check_against_state`).
 
 A done.json without these hashes, from an older version, is accepted; `has_hashes` tells it apart.
 """
@@ -41,7 +41,7 @@ def write_done(folder: Path, entries: dict[str, Any]) -> None:
     """Write done.json with `entries` and the hashes of the files in a run's folder.
 
     Raises:
-        CheckpointError, DataError: checkpoints or log are not those of `check_against_state`.
+        CheckpointError, DataError: checkpoints or log fail `check_against_state`.
     """
     check_against_state(folder)
     done = entries | {
@@ -139,8 +139,8 @@ def check_against_state(folder: Path, at_most: int | None = None) -> dict[str, s
         if present.get(step) != recorded.get(step):
             raise CheckpointError(
                 f"step {step} in {folder / 'checkpoints'} is not the one that training saved: the "
-                f"checkpoint is missing, or the state of step {states[-1]} does not have the hash "
-                f"of its manifest. {RESTORE_ADVICE}"
+                f"checkpoint is missing, or the hash of its manifest is not in the state of step "
+                f"{states[-1]}. {RESTORE_ADVICE}"
             )
     return present
 
@@ -171,8 +171,8 @@ def _compare_manifest(parent: Path, step: int, expected: dict[str, str]) -> None
     """Raise CheckpointError unless the manifest of a step has its hash in `expected`."""
     if manifest_hash(step_folder(parent, step)) != expected.get(str(step)):
         raise CheckpointError(
-            f"step {step} in {parent} was changed or added after the run was finished: {DONE} does "
-            f"not have the hash of its manifest. {RESTORE_ADVICE}"
+            f"step {step} in {parent} was changed or added after the run was finished: the hash of "
+            f"its manifest is not in {DONE}. {RESTORE_ADVICE}"
         )
 
 

@@ -12,7 +12,7 @@ files but its share of a sharded state.
 
 If weights, moments and gradients fit one device, each process has them all, and the processes only
 sum their gradients. Otherwise they are sharded: each process has a part (training.sharding). Over
-several nodes, each node has a whole state if it can hold one, and else all processes share one.
+several nodes, each node has a whole state if it can hold one; otherwise, all processes share one.
 """
 
 from __future__ import annotations
@@ -256,7 +256,7 @@ def _store() -> Any:
 
 
 def _tell(rank: int, error: BaseException) -> None:
-    """Leave the message of this process's end for the others, of which the first prints it."""
+    """Leave a message about this process's end; the first of the other processes prints it."""
     with contextlib.suppress(Exception):  # the process that had the store is gone
         _store().set(f"pythia-error-{rank}", str(error))
 
@@ -395,7 +395,7 @@ def check_memory(world: World, config: RunConfig, execution: Execution) -> None:
         advice += ". Recomputation (+recompute) needs less memory"
     shared = f"shared by {world.shards} processes" if world.sharded else "in each process"
     raise TrainingError(
-        f"this run does not fit the memory: with a state of "
+        f"this run does not fit in memory: with a state of "
         f"{state_bytes(config.model, config.train.precision) / 1e9:,.1f} GB, {shared}, and one row "
         f"of a batch, each process needs about {needed / 1e9:,.1f} GB, but has "
         f"{memory / 1e9:,.1f} GB. {advice}"
@@ -405,7 +405,7 @@ def check_memory(world: World, config: RunConfig, execution: Execution) -> None:
 def _device_memory(world: World) -> float:
     """Return the bytes of this process's GPU; without one, its share of the machine's memory.
 
-    All estimates include the RESERVE, which only a GPU needs, so it is added to the latter.
+    All estimates include the RESERVE, which only a GPU needs, so a share gets the RESERVE on top.
     """
     device = device_bytes()
     return memory_bytes() / world.node_size + RESERVE if device is None else device

@@ -4,9 +4,9 @@ A parameter takes memory for a master weight, two moments and a gradient in fp32
 compute dtype. A token takes memory for what autograd saves in every block, and for the block that
 is being differentiated. Logits are never in memory all at once (kernels.cross_entropy).
 
-If n processes share one copy of the state, each has 1/n of it in fp32. In addition, a block's
-parameters are gathered for its computation, the next block's meanwhile, and a block's gradient is
-whole until it has been summed; so are embedding and unembedding.
+If n processes share one copy of the state, each has 1/n of it in fp32. In addition, each process
+holds the gathered parameters of the block that computes and of the next block, and the whole
+gradient of a block until it has been summed. The same holds for embedding and unembedding.
 
 The estimates assume the fused kernels on a CUDA device. They were compared with the tensors that
 autograd saves (tests/core/kernels/triton_bodies/model.py), but not yet measured on a GPU.

@@ -122,7 +122,7 @@ class MetricsLog:
             advice = "Free some space" if error.errno in FULL_DISK else "Make the file writable"
             raise TrainingError(
                 f"could not write to {self._path}: {error.strerror}. Checkpoints are intact. "
-                f"{advice}; then run again: training resumes from the last state"
+                f"{advice}, then repeat the command; training resumes from the last state"
             ) from error
         self._digest.update(line)
 
@@ -138,7 +138,8 @@ class MetricsLog:
                 return
         raise TrainingError(
             f"{self._path} was moved, deleted or replaced during training, so nothing more was "
-            "saved. Put the run's folder back; then run again: training resumes from the last state"
+            "saved. Put the run's folder back, then repeat the command; training resumes from the "
+            "last state"
         )
 
     def close(self) -> None:

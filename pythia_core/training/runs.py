@@ -122,8 +122,8 @@ def code_identity(execution: Execution = EAGER, world: World = ALONE) -> dict[st
 def find_folder(name: str, identity: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """Return the folder of the run with an identity, and the identity of the run in this folder.
 
-    A run that another number of processes started is the same run but for the last bits of its
-    weights. So if no run with exactly this identity was started, one of those is found instead: a
+    A run that was started with a different number of processes differs only in the last bits of
+    its weights. So if no run with exactly this identity was started, such a run is found instead: a
     finished one, or else one with saved states. If there is none, the folder does not exist yet.
 
     Args:
@@ -343,7 +343,7 @@ class Run:
         """Load the model at a saved step (default: the last), in fp32, ready to evaluate.
 
         Raises:
-            CheckpointError: the checkpoint does not exist, is corrupt or is that of another run.
+            CheckpointError: the checkpoint does not exist, is corrupt or belongs to another run.
         """
         step = self.updates.stop if step is None else step
         self.require_step(step)
@@ -373,7 +373,7 @@ class Run:
         """Load the saved training state of a step, as one process would have saved it.
 
         Raises:
-            CheckpointError: the state does not exist, is corrupt or is that of another run.
+            CheckpointError: the state does not exist, is corrupt or belongs to another run.
         """
         check_step(self.folder, "states", step)
         files = load_checkpoint(step_folder(self.states, step))[0]
@@ -444,7 +444,7 @@ def locate(
 ) -> Run:
     """Prepare the data and the folder of a run, and return the run, trained or not.
 
-    A run of another number of processes is found, too (see `find_folder`).
+    A run started with a different number of processes is found, too (see `find_folder`).
 
     Args:
         execution: default: Execution.from_environment(). Executions with bitwise equal results
@@ -786,8 +786,8 @@ def verify(run: Run) -> list[str]:
         equal weights.
 
     Raises:
-        CheckpointError: files are missing or corrupt, are those of another run, or were changed
-            after the run was finished, or an early step does not continue from step 0.
+        CheckpointError: files are missing or corrupt, belong to another run, or were changed after
+            the run was finished, or an early step does not continue from step 0.
         DataError: a batch differs from the batch that was trained on, prepared data are damaged, or
             the log has changed since the newest state was saved.
     """
@@ -830,7 +830,7 @@ def verify(run: Run) -> list[str]:
             if related is False:
                 raise CheckpointError(
                     f"step {step} of run {run.id} does not continue from its step 0: the signs of "
-                    "its weights agree with those of step 0 by chance only. " + REPAIR
+                    "its weights agree with those of step 0 only as often as by chance. " + REPAIR
                 )
             continuing += [step] if related else []
     states = saved_steps(run.states)

@@ -4,10 +4,10 @@ torch's fully_shard (FSDP2) does it. Every process has some rows of each paramet
 and of its two moments, in fp32. Before a block computes, its parameters are gathered from all
 processes, in the compute dtype; after its backward, its gradient is summed over the processes in
 fp32, and each process keeps the sum of its rows. LayerNorms and the embedding are gathered in fp32,
-because the model computes with their fp32 values. AdamW is the kernel of the unsharded state, on
-each process's rows.
+because the model computes with their fp32 values. AdamW runs the same kernel as with an unsharded
+state, on each process's rows.
 
-Saved states. Of one copy of the state, process i of n writes `shard-000i-of-000n.safetensors`, with
+Saved states: of one copy of the state, process i of n writes `shard-000i-of-000n.safetensors`, with
 its rows of the weights (`model/NAME`) and moments (`exp_avg/NAME`, `exp_avg_sq/NAME`). In order,
 the rows of all shards are the whole tensor, so any number of processes can read what any other
 number has saved. (torch.distributed.checkpoint has a pickled index, or none with its safetensors
@@ -67,7 +67,7 @@ class ShardedParameters:
 
     Args:
         make_model: returns the model; it is called on torch's meta device, without any memory.
-        config: the seed of its initial weights, too, which are those of the unsharded model.
+        config: also sets the seed of the initial weights, which equal the unsharded model's.
 
     Attributes:
         model: the model, on `device`.
@@ -176,7 +176,7 @@ def _fully_shard(
         for dtype in (None, None if compute_dtype == torch.float32 else compute_dtype)
     )
     norms = [module for module in model.modules() if isinstance(module, LayerNorm)]
-    for module in (*norms, model.embed_in):  # cast, the embedding's gradient would be rounded
+    for module in (*norms, model.embed_in):  # if cast, the embedding's gradient would be rounded
         fully_shard(module, mesh=mesh, mp_policy=exact)
     for module in (*model.layers, model):
         fully_shard(module, mesh=mesh, mp_policy=half)
@@ -259,7 +259,7 @@ def shard_stem(index: int, count: int) -> str:
 
 
 def is_sharded(files: Mapping[str, Any]) -> bool:
-    """Return whether the files of a state are those of shards, given a mapping of their stems."""
+    """Return whether the files of a state are shards, given a mapping of their stems."""
     return any(map(_SHARD.fullmatch, files))
 
 

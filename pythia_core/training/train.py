@@ -147,9 +147,9 @@ def _resume(
         trainer.load_state(step, state)
         if meta.get("machine") != machine:
             warnings.warn(
-                f"training resumes from step {step}, which was saved on another machine, with "
-                "another number of processes or with other versions; the result may differ in the "
-                "last bits",
+                f"training resumes from step {step}, which was saved on another machine, with a "
+                "different number of processes or with other versions; the result may differ in "
+                "the last bits",
                 stacklevel=3,
             )
     elif start:
@@ -277,11 +277,11 @@ def train(
 
     with (
         one_thread(),
-        # other processes of this run wait meanwhile, but not without end
+        # meanwhile, other processes of this run wait, but not forever
         leased(folder / LEASE, wait and (world.size == 1 or 2 * LEASE_SECONDS), label) as lease,
         stop_requests() as stop_requested,
     ):
-        # a process that lost its lease while it saved a step cannot finish this any more
+        # so that a process that lost its lease while saving a step can no longer finish that save
         delete_temporaries(checkpoints)
         delete_temporaries(states)
         world.from_rank_zero(None)

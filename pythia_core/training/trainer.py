@@ -2,7 +2,8 @@
 
 `MicroStep` adds the gradient of a micro-batch to the parameters' `.grad` and the loss to a sum, in
 one of the modes of pythia_core.training.execution. In the mode "graph", `prepare` records a CUDA
-graph for every shape of rows. Recording overwrites gradient and sum, so zero them afterwards.
+graph for every shape of rows. Recording overwrites the gradient and the sum, so zero both
+afterwards.
 
 `Trainer.launch` enqueues an update and returns a `PendingUpdate`, whose result is read later. Loss,
 gradient norm and clipping factor stay on the device, so host and device do not wait for each other.
@@ -102,7 +103,7 @@ class MicroStep:
         repeat()
 
     def _run(self, rows: Tensor) -> None:
-        """Run forward and backward on `rows`, whose mean loss counts `_weight`."""
+        """Run the forward and backward passes on `rows`; `_weight` weights their mean loss."""
         loss = self._loss(rows) * self._weight
         self._total.add_(loss.detach())
         (loss if self._scale is None else loss * self._scale).backward()
@@ -368,7 +369,7 @@ class Trainer:
         more = "" if self.execution.recompute else " recompute=True needs less memory."
         return (
             f"out of memory: {micro_batch} rows of {self.config.data.seq_len} tokens at a time do "
-            f"not fit the {free / 2**30:.1f} GiB that this process can use on the device. "
+            f"not fit in the {free / 2**30:.1f} GiB that this process can use on the device. "
             f"{advice}{more} The weights are those of step {self.step}."
         )
 

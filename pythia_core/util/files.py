@@ -159,7 +159,7 @@ def fsync_dir(folder: Path) -> None:
 def _temporary_path(target: Path) -> Path:
     """Return the path of a new temporary file or folder in the folder of `target`.
 
-    (Those of `tempfile` are private to the user, whatever the umask.)
+    (`tempfile` is not used, because its files are private to the user, whatever the umask.)
     """
     return target.with_name(f".{target.name[:50]}.tmp-{secrets.token_hex(4)}")
 

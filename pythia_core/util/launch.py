@@ -85,7 +85,7 @@ class _Command:
 def _job_id(environment: Mapping[str, str] = os.environ) -> str:
     """Return the id of this job, e.g. 12 or, in an array, 12_0.
 
-    SLURM_JOB_ID will not do: for one job of an array it is the id of the whole array.
+    SLURM_JOB_ID will not do: one of the jobs in an array has the id of the whole array.
     """
     array = environment.get("SLURM_ARRAY_JOB_ID")
     if array:
@@ -235,7 +235,7 @@ def on_this_machine(
 ) -> list[Path]:
     """Run `python -m pythia_core ARGUMENTS` in `count` processes, and wait for their end.
 
-    If this process is stopped, so are they; what they did is saved.
+    If this process is stopped, the others are stopped, too; what they did is saved.
 
     Args:
         folder: for the logs.

@@ -1,4 +1,4 @@
-"""Lease a job on a shared folder, so that of many processes on any machines one does it.
+"""Lease jobs through a shared folder, so that only one process, on any machine, does each job.
 
 The lease is a marker file (filelock's SoftFileLease). Its owner renews it from a thread; another
 process may take it once it has seen no renewal for LEASE_SECONDS of its own monotonic clock, so
@@ -7,8 +7,8 @@ and is dead, the lease is free at once.
 
 A lease is not a lock: its owner may be stopped or cut off for so long that another process takes
 the job, and may then go on. So an owner calls `Lease.check` before it writes. Results are complete
-files or folders that are renamed into place, and equal whoever computes them, so a job that two
-processes did is recorded once.
+files or folders that are renamed into place, and they are equal whoever computes them, so a job
+that two processes did is recorded once.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def is_free(marker: Path) -> bool:
 
 
 def _take(marker: Path) -> SoftFileLease | None:
-    """Try to take a lease, from a dead or silent owner, too; None if another process has it."""
+    """Try to take a lease, even from a dead or silent owner; None if another process holds it."""
     marker.parent.mkdir(parents=True, exist_ok=True)
     lease = _observed.get(marker)
     if lease is None:
@@ -147,7 +147,7 @@ def _take(marker: Path) -> SoftFileLease | None:
     _remove_empty(marker)
     try:
         lease.acquire(blocking=False)
-    except (Timeout, LeaseSettingsMismatch):  # the latter: of another version
+    except (Timeout, LeaseSettingsMismatch):  # the latter if another version made the lease
         return None
     except OSError as error:  # e.g. a full disk
         raise OSError(error.errno, error.strerror, str(marker)) from error

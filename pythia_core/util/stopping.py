@@ -3,7 +3,7 @@
 Work that can save its state runs inside `stop_requests`, which only records the signal; the work
 then saves its state and raises `Stopped`. All other work runs inside `interruptible`, where the
 signal raises `Stopped` at once. This is safe, because files are written atomically. A process that
-any package forks gets the default handling back.
+is forked by any package gets the default handling of signals back.
 """
 
 from __future__ import annotations

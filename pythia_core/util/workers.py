@@ -6,8 +6,8 @@ On a machine with GPUs, each worker sees one of them, and up to MAX_GPU_JOBS wor
 small model leaves a large GPU idle while Python prepares the next update or writes a checkpoint.
 The first call that needs workers starts them. They end with the main process, even if it is killed.
 
-A job that raises TakenElsewhere is done by another process, on this machine or another one, that
-shares the folder of results (pythia_core.util.leases). It is started again later, when it finds the
+A job raises TakenElsewhere if another process that shares the results folder is doing it, on this
+machine or another one (pythia_core.util.leases). The job is started again later. It then finds the
 result, or does what the other process left undone.
 """
 

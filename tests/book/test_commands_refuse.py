@@ -112,7 +112,7 @@ def test_a_home_folder_that_is_not_there_is_an_error_with_a_message(
     words: list[str], capsys: pytest.CaptureFixture
 ) -> None:
     assert main(words) == 1
-    assert "begins with ~ and the name of no user" in capsys.readouterr().err
+    assert "begins with ~ and a name that no user has" in capsys.readouterr().err
 
 
 def test_text_is_utf8_in_every_locale(monkeypatch: pytest.MonkeyPatch) -> None:

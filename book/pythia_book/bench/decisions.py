@@ -1,8 +1,8 @@
 """Decides, by rules that were written before any measurement, which kernels stay.
 
-Every rule compares times on one GPU: a Triton kernel with its formula under torch.compile, both
-replayed from CUDA graphs, and an attention library with torch's default, both deterministic. A
-decision is a row with the columns
+Every rule compares two times on one GPU. Rules on kernels compare a Triton kernel with the same
+formula under torch.compile, both replayed from CUDA graphs. Rules on attention compare a library
+with torch's default, both in deterministic mode. A decision is a row with the columns
 
     subject   the file of a kernel, or attention at one head dim
     rule      the rule in words

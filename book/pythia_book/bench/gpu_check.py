@@ -1,4 +1,4 @@
-"""Checks the kernels on a GPU and measures speed, in limited time (the command gpu-check).
+"""Checks the kernels on a GPU and measures speed, within a time limit (the command gpu-check).
 
 Each step is a `bench` or `study` command in its own process with a time limit, so a failing or
 hanging step does not affect the others. A step starts only if its estimated duration fits the

@@ -455,7 +455,8 @@ def measure(
 
     Args:
         error_case: the same operation on few tokens, used to measure errors.
-        machine: the row of the machine, with rates.
+        machine: the result row that describes the machine, with its peak rates
+            (`machine_with_rates`).
         deadline: the time.monotonic() value after which no measurement starts.
         compiled: whether to time the reference under torch.compile too.
 

@@ -1,6 +1,6 @@
-"""Trains every size of the scale `laptop` at several peak learning rates, to choose one for each.
+"""Trains every size of the scale `laptop` at several peak learning rates, to choose the best.
 
-Every run is the suite's control on the standard text with one seed; only the peak differs.
+Every run is the suite's control on the standard text with one seed; only the peak rate differs.
 """
 
 from __future__ import annotations

@@ -418,7 +418,7 @@ class Job:
 
 
 def most_rows(job: Job) -> int:
-    """Return the largest micro-batch to try, in rows: `job.rows` or else that of TOKENS tokens.
+    """Return the largest micro-batch to try, in rows: `job.rows` or, if unset, TOKENS tokens.
 
     Without a GPU, the default is 2 rows.
     """
@@ -787,9 +787,9 @@ def _release(device: torch.device) -> None:
 def _result(entry: _WarmedUp, job: Job) -> Row:
     """Return the columns of a row for the speed and memory of an implementation.
 
-    On a GPU, `ms` is the time of an update of UPDATE_TOKENS tokens, `ms_micro` that of one
-    micro-batch, `ms_optimizer` the rest of the update, and `profile` (see the function of this
-    name) is of an update with one micro-batch.
+    On a GPU, `ms` is the time of an update of UPDATE_TOKENS tokens, `ms_micro` the time of one
+    micro-batch, and `ms_optimizer` the rest of the update. `profile` (see the function of this
+    name) is measured on an update with one micro-batch.
     """
     tokens = entry.rows * job.seq_len
     updates = [seconds[1] for seconds in entry.seconds]

@@ -42,7 +42,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--json": JSON | {"help": "also write the results to FILE"},
     "--sizes": SIZES,
     "--dry-run": DRY_RUN,
-    "--rounds": COUNT | { "help": "how often to time each implementation"},
+    "--rounds": COUNT | {"help": "number of times to time each implementation"},
     "--budget": {"type": duration, "metavar": "TIME", "help": "time limit, e.g. 9m"},
     "--seconds": {"type": positive_number, "metavar": "S",
                   "help": "minimum seconds per measurement"},
@@ -50,7 +50,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
                     "help": "number format (default: both if the CPU has bf16)"},
     "--rows": COUNT | {"help": "rows per micro-batch (default: as many as fit, for each "
                                "implementation)"},
-    "--write": {"action": "store_true", "help": "also write the table into the file that shows it"},
+    "--write": {"action": "store_true", "help": "also write the table into README.md"},
     "--kernels": {"dest": "only", "type": names, "metavar": "KERNELS",
                   "help": "comma-separated list of kernels, e.g. adamw,attention (default: all)"},
 }  # fmt: skip
@@ -82,8 +82,10 @@ def add(command: AddCommand) -> None:
         group = p.add_argument_group(title)
         for option in ONLY_ON[device]:
             group.add_argument(option, **OPTIONS[option])
-    benchmark("learning-rates", _learning_rates, "held-out loss of each size at several learning "
-              "rates", "--sizes", "--write")  # fmt: skip
+    p = benchmark("learning-rates", _learning_rates, "held-out loss of each size at several "
+                  "learning rates", "--sizes")  # fmt: skip
+    text = "also write the table into book/method.md"
+    p.add_argument("--write", action="store_true", help=text)
     benchmark("terms", _terms, "counting terms, against decoding and splitting", "--rounds")
     benchmark("generate", _generate, "generating text, against transformers", "--sizes", "--rounds")
     gpu = ("--dry-run", "--budget")
@@ -117,11 +119,12 @@ def add(command: AddCommand) -> None:
     p.add_argument("--dry-run", **DRY_RUN)
     p.epilog = (
         "The steps, in this order, with their estimated minutes: correctness of kernels and "
-        "training, 2.5; every attention library, 1; training of 160m, 2.5; its kernels, 1.5; then, "
-        "while time is left, training (1 to 7 per size) and kernels of other sizes. A step is "
-        "stopped after 1.5 times its estimate. A budget of 9m is enough for 160m alone. A second "
-        "call adds to the results, e.g. --budget 9m --only train,kernels --sizes 70m,1b. The "
-        "summary ends with the decisions that follow for kernels and attention libraries."
+        "training, 2.5; every attention library, 1; training of size 160m, 2.5; kernels of size "
+        "160m, 1.5; then, while time is left, training (1 to 7 per size) and kernels of other "
+        "sizes. A step is stopped after 1.5 times its estimate. A budget of 9 minutes (--budget "
+        "9m) is enough for the model size 160m alone. A second call adds to the results, e.g. "
+        "--budget 9m --only train,kernels --sizes 70m,1b. The summary ends with what to use, "
+        "judging by the results: which kernels and which attention library."
     )
 
 

@@ -1,7 +1,7 @@
 """Adds the command `continue`, which continues the training of a checkpoint.
 
 With --swap, two runs are trained: one on data with swapped pronouns, and a control on the same data
-unchanged. The command first prints a plan, with the missing shards. It starts long training and
+unchanged. The command first prints a plan, which lists missing shards. It starts long training and
 large downloads only with --yes.
 """
 
@@ -28,9 +28,8 @@ if TYPE_CHECKING:
 
 def add(command: AddCommand) -> None:
     """Add `continue` to the command line."""
-    p = command(
-        "continue", _continue, "continue training from any checkpoint, with or without a swap"
-    )
+    text = "continue training from any checkpoint, with or without swapping pronouns"
+    p = command("continue", _continue, text)
     p.set_defaults(resume_note="what was downloaded and trained is kept")
     share_under_torchrun(p)
     p.add_argument(
@@ -42,7 +41,8 @@ def add(command: AddCommand) -> None:
     )
     text = "revision of a published model, e.g. step133000"
     p.add_argument("--revision", type=nonblank, help=text)
-    p.add_argument("--step", **STEP, help="step to start from (default: the revision's)")
+    text = "step to start from (required unless --revision is stepN)"
+    p.add_argument("--step", **STEP, help=text)
     p.add_argument("--steps", **COUNT, required=True, help="number of updates")
     p.add_argument(
         "--swap", choices=PRONOUN_SWAPS, help="also train a second arm with pronouns swapped"
@@ -51,7 +51,8 @@ def add(command: AddCommand) -> None:
         "--data",
         type=nonblank,
         help="rows in training order: pile-deduped, pile-standard, a folder with the shards, or "
-        "anything else that `inspect --data` takes (default: the run's own)",
+        "anything else that `inspect --data` takes (default: the run's own; required for a "
+        "published model)",
     )
     text = "neox-20b or a tokenizer.json (default: the model's)"
     p.add_argument("--tokenizer", type=nonblank, help=text)
@@ -66,7 +67,8 @@ def add(command: AddCommand) -> None:
     p.add_argument(
         "--rewarm",
         choices=("linear", "none", "constant"),
-        help="how to re-warm the learning rate without an optimizer state (default: linear)",
+        help="how to re-warm the learning rate when starting without an optimizer state (default: "
+        "linear)",
     )
     text = "number of re-warming updates (linear only; default: 1 %% of --steps)"
     p.add_argument("--rewarm-updates", **COUNT, default=0, help=text)
@@ -78,9 +80,10 @@ def add(command: AddCommand) -> None:
     trained.add_argument("--micro-batch", **COUNT, help="rows per forward/backward pass")
     trained.add_argument("--precision", choices=PRECISIONS, help="training precision")
     p.add_argument("--plan", action="store_true", help="print requirements and costs, then exit")
-    text = "start even if the run takes long or downloads a lot"
+    text = "start even if the run takes a long time or downloads a lot"
     p.add_argument("--yes", action="store_true", help=text)
-    p.add_argument("--measure", action="store_true", help="measure gender bias in both arms")
+    text = "measure gender bias in both arms (needs --swap)"
+    p.add_argument("--measure", action="store_true", help=text)
 
 
 def _continue(args: argparse.Namespace) -> None:
@@ -167,8 +170,8 @@ def _planned(args: argparse.Namespace) -> dict[str, Any] | None:
         return None
     if plan.is_large and not args.yes:
         raise ConfigError(
-            "this run takes long or downloads a lot of data (see the plan above), so the run was "
-            "not started; pass --yes to start the run"
+            "this run takes a long time or downloads a lot of data (see the plan above), so it was "
+            "not started; pass --yes to start it"
         )
     if train is None and plan.model is not None:
         train = published_train(plan.model, args.seq_len, **options)

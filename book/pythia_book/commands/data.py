@@ -40,19 +40,20 @@ def add(command: AddCommand) -> None:
     p.add_argument("--tokens", action="store_true", help="match tokens, not characters")
     p.add_argument("--ignore-case", action="store_true", help="ignore the case of ASCII letters")
     p.add_argument("--from-step", **STEP, default=0, help="first update (default: 0)")
-    p.add_argument("--to-step", **STEP, help="last update (exclusive; default: the end)")
+    p.add_argument("--to-step", **STEP, help="stop before this update (default: the end)")
     p.add_argument("--limit", **COUNT, default=20, help="occurrences to print (default: 20)")
     _data_arguments(p)
 
     p = command("terms", _terms, "count words in the training data of a run up to each checkpoint")
     p.add_argument("run", metavar="RUN", type=nonblank, help=RUN)
     text = (
-        'one or more words, e.g. "Parliament" "New York"; a word is a run of letters, marks and '
-        "numbers"
+        'one or more words, e.g. "Parliament" "New York"; a word is a sequence of letters, marks '
+        "and numbers"
     )
     p.add_argument("terms", nargs="+", type=utf8_text, metavar="TERM", help=text)
     p.add_argument("--ignore-case", action="store_true", help="ignore the case of ASCII letters")
-    p.add_argument("--all", action="store_true", help="print all checkpoints, not about twelve")
+    text = "print every checkpoint (default: about twelve)"
+    p.add_argument("--all", action="store_true", help=text)
     text = "also write term, step and count to FILE (.parquet)"
     p.add_argument("--parquet", metavar="FILE", type=nonblank, help=text)
 
@@ -78,11 +79,10 @@ def _data_arguments(p: argparse.ArgumentParser) -> None:
         "--dtype",
         default="<u2",
         choices=("<u2", "<i4"),
-        help="type of token ids if there is no .idx",
+        help="type of token ids if there is no .idx: <u2 (uint16, the default) or <i4 (int32)",
     )
-    data.add_argument(
-        "--seed", type=seed_number, default=1234, help="seed of the data order (PREFIX only)"
-    )
+    text = "seed of the data order (PREFIX only; default: 1234)"
+    data.add_argument("--seed", type=seed_number, default=1234, help=text)
     data.add_argument("--epochs", **COUNT, help="passes over the data (PREFIX only; default: 1)")
     text = "number of updates (PREFIX only, instead of --epochs; Pythia: 143000)"
     data.add_argument("--steps", **COUNT, help=text)
@@ -180,8 +180,8 @@ def _find(args: argparse.Namespace) -> None:
     else:
         if released_order(args.data) and args.to_step is None:
             raise ConfigError(
-                f"pass --to-step to limit the download from {args.data}, which is about 4 MB for "
-                "each searched update"
+                f"pass --to-step to limit the download from {args.data}, which is about 4 MB per "
+                "update searched"
             )
         rows, description = _rows_of(args)
         read, tokenizer, size = rows.rows, tokenizer_at(args.tokenizer), args.batch_size

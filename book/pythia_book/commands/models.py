@@ -26,8 +26,8 @@ def add(command: AddCommand) -> None:
     text = "revision of a repository, e.g. step3000 (default: main)"
     p.add_argument("--revision", default="main", type=nonblank, help=text)
     text = (
-        "step to convert, of a run or of a folder of checkpoints (default: the last); for another "
-        "model, the step to note in the result (default: the one in its name)"
+        "step to convert, of a run or of a folder of checkpoints (default: the last); for any "
+        "other model, the step to record in DST (default: the one in its name)"
     )
     p.add_argument("--step", **STEP, help=text)
     dtypes = ("fp32", "fp16", "bf16")
@@ -42,7 +42,7 @@ def add(command: AddCommand) -> None:
         "--tasks",
         type=names,
         default=(),
-        help="comma-separated list (default: all; wsc and logiqa need --items)",
+        help="comma-separated list (default: all; without --items, all but wsc and logiqa)",
     )
     p.add_argument(
         "--steps",
@@ -55,15 +55,16 @@ def add(command: AddCommand) -> None:
     text = "read items from FOLDER/TASK.jsonl"
     p.add_argument("--items", metavar="FOLDER", type=nonblank, help=text)
     text = (
-        "downloaded checkpoints that may wait on disk to be measured (default: 1), or all to "
-        "delete none; what was in the cache before is never deleted"
+        "how many checkpoints to download ahead (default: 1); each is deleted once measured. `all` "
+        "keeps every download. Checkpoints already in the cache are never deleted"
     )
     p.add_argument("--keep", type=number_or_all, default=1, metavar="N", help=text)
     text = "also write the table to FILE (.csv or .parquet)"
     p.add_argument("--out", metavar="FILE", type=nonblank, help=text)
 
     p = command(
-        "lm_eval", _lm_eval, "run lm-evaluation-harness: --model pythia --model_args run=ID,step=K",
+        "lm_eval", _lm_eval,
+        "run lm-evaluation-harness, e.g. with --model pythia --model_args run=ID,step=K",
         prefix_chars="\0", add_help=False,
     )  # fmt: skip
     p.add_argument("arguments", nargs="*", help="arguments of lm_eval")
@@ -92,8 +93,8 @@ def add(command: AddCommand) -> None:
         "run",
         metavar="RUN",
         type=nonblank,
-        help=f"{RUN}; or, to audit its checkpoints, a folder of stepN folders or a repository, "
-        "e.g. EleutherAI/pythia-70m",
+        help=f"{RUN}; or, to audit a published model, a folder of stepN folders or a "
+        "repository, e.g. EleutherAI/pythia-70m",
     )
 
 

@@ -24,9 +24,9 @@ examples:
 """
 WORKER_EXAMPLES = """\
 Start as many workers as you like, on any machines that share the folder of results
-(PYTHIA_RESULTS), one for each GPU. Each run and each measurement is done by one of them. A worker
-that dies loses nothing: about a minute later, another one takes over its work. When all have
-ended, `study` finds everything, and runs the notebooks.
+(PYTHIA_RESULTS), one for each GPU. Each run and each measurement is done by one worker. If a
+worker dies, nothing is lost: about a minute later, another one takes over its work. When all
+workers have finished, run `study`: it finds their results and runs the notebooks.
 
 examples:
   srun -N4 --ntasks-per-node=8 --gpus-per-task=1 python -m pythia_core worker suite --scale gpu
@@ -64,9 +64,9 @@ def add(command: AddCommand) -> None:
     p.add_argument("--scale", default="laptop", help="scale of the run (default: laptop)")
     p.add_argument("--force", action="store_true", help="record even if the code was not committed")
 
-    p = command("redraw", _redraw, "update verdicts, figures and prose of finished runs")
+    p = command("redraw", _redraw, "update verdicts, figures and prose of finished studies")
     p.add_argument("studies", nargs="*", metavar="STUDY", help="names of notebooks (default: all)")
-    p.add_argument("--scale", help="only runs of this scale (default: all)")
+    p.add_argument("--scale", help="redraw only runs at this scale (default: all)")
 
     p = command("pdf", _pdf, "print the built site to one PDF, to which its pages then link")
     p.add_argument(
@@ -74,7 +74,8 @@ def add(command: AddCommand) -> None:
     )
     p.add_argument("--out", metavar="FILE", help="file to write (default: SITE/pythia-book.pdf)")
 
-    p = command("errata", _errata, "list common misstatements about Pythia, or show the evidence")
+    text = "list common misstatements about Pythia, or show the evidence for one"
+    p = command("errata", _errata, text)
     p.add_argument(
         "name",
         nargs="?",

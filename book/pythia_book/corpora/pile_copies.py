@@ -1,4 +1,4 @@
-"""How often a document occurs if it is repeated as in the Pile (planted domain "copies_pile").
+"""Decides how often a document occurs if repeated as in the Pile (planted domain "copies_pile").
 
 How often documents of the Pile occur follows mostly from its composition. The Pile reads 20 of its
 22 components more than once, up to three times (EPOCHS). Without these repeats, it would have
@@ -6,9 +6,9 @@ How often documents of the Pile occur follows mostly from its composition. The P
 (unsurprisingly due to oversampling)".
 
 Deduplication removed more: 38 % of the tokens (Biderman et al. 2023, section 2.4). No paper says
-how the other duplicates are distributed. Here they are near-duplicates: edited copies of a share
-NEAR_SHARE of the long documents, whose number has a power law with the exponent NEAR_EXPONENT, cut
-off so that no document occurs more than MOST times. The share is chosen so that deduplication
+how the other duplicates are distributed. Here they are near-duplicates: a share NEAR_SHARE of the
+long documents has edited copies, whose number follows a power law with the exponent NEAR_EXPONENT,
+cut off so that no document occurs more than MOST times. The share is chosen so that deduplication
 removes about 38 % of the tokens of the corpus "miniature"; the exponent is our choice.
 
 Two hashes of the text decide, so documents that occur once and documents that occur twice are

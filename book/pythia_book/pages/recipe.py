@@ -1,7 +1,7 @@
 """Makes the figures and tables of the page on Pythia's recipe: layer, schedule, training cost.
 
 The page's calculator, recipe.js, repeats formulas of the library with the constants of
-`script_data`; tests compare it with them.
+`script_data`; tests check that recipe.js agrees with the library.
 
 Every build of the book calls the public functions without arguments, so the page always shows the
 current library. `block` draws what `recipe.block_parts` observes in a forward pass.

@@ -1,7 +1,7 @@
-"""The numbers of the sections on larger scales: what a study would take on one GPU.
+"""Computes what a study would take on one GPU, for the sections on larger scales.
 
-Times and bytes are predictions of pythia_book.budget for one H100, for each study by itself, with
-its default parameters: as if no other study had trained any of its runs.
+Times and bytes are predictions of pythia_book.budget for one H100. Each study is counted by itself,
+with its default parameters, as if no other study had trained any of its runs.
 """
 
 from __future__ import annotations

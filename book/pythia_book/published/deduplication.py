@@ -1,8 +1,8 @@
 """Computes the accuracy of released deduplicated models minus that of their standard twins.
 
 Each model was trained once, and standard errors were released for single models only. Because twins
-answer the same items, the standard error of two independent models is an upper bound for that of
-their difference.
+answer the same items, the standard error of their difference is at most what it would be if they
+were independent. This bound is used.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def mean_over_tasks(
         frame: one row per group and task, with the columns `keys`, value, and `error` (a standard
             error). No two tasks may share items.
         keys: the columns that define a group.
-        n: number of tasks per group; groups with another number are omitted. None: any number.
+        n: number of tasks per group; groups with a different number are left out. None: any number.
     """
     groups = frame.assign(variance=frame[error] ** 2).groupby(keys, sort=False, observed=True)
     mean = groups.agg(

@@ -188,7 +188,7 @@ class Audit:
 def audit(source: str, progress: bool = True) -> Audit:
     """Hash all checkpoints in a folder of `stepN` folders or in a repository on the hub.
 
-    A folder may also be that of one checkpoint.
+    The folder may also hold a single checkpoint.
 
     For a repository, the hashes that the hub stores are used, so no weights are downloaded.
 

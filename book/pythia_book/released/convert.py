@@ -2,8 +2,8 @@
 
 In the format of this library, a converted model is a checkpoint without an optimizer state. Its
 manifest has the kind "weights only", the source and the config of the model, so the checkpoint can
-be loaded without a run (pythia_core.hf), and the settings that came with the model, such as its
-config.json, so that converting back changes nothing.
+be loaded without a run (pythia_core.hf). The manifest also keeps the settings that came with the
+model, such as its config.json, so that converting back changes nothing.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Bounds the disk space of checkpoints that are fetched from the hub to be measured.
+"""Limits the disk space of checkpoints that are fetched from the hub to be measured.
 
-While a checkpoint is measured, the next one is fetched. What was fetched for a measurement is
-deleted after it; a mark in the hub's cache, which survives a crash, says that the revision was not
-there before. (It is in the cache, because machines that share the folder of results may have caches
-of their own.) Nothing else is deleted. Processes that share both folders do not delete what another
-one reads.
+While a checkpoint is measured, the next one is fetched. A checkpoint that was fetched for a
+measurement is deleted after it. A mark in the hub's cache, which survives a crash, says that the
+checkpoint was not there before. (The mark is in the cache, because machines that share the results
+folder may have caches of their own.) Nothing else is deleted. Processes that share cache and
+results do not delete what another one is reading.
 """
 
 from __future__ import annotations

@@ -64,9 +64,9 @@ _FOLDERS = ("runs", "results", "checkpoints")
 def is_repository(name: str) -> bool:
     """Whether a name has the form owner/name of a repository on the hub, and is no local path.
 
-    What looks like a path is one, so that the hub is never asked for a mistyped path: ./x, ../x,
-    ~/x, the name of a file such as x/config.json, that of a checkpoint such as x/step3000, runs/x,
-    results/x, checkpoints/x, and x/y if there is a file or folder x.
+    A name that looks like a path counts as a path, so that the hub is never asked for a mistyped
+    path: ./x, ../x, ~/x, runs/x, results/x, checkpoints/x, the name of a file (x/config.json) or of
+    a checkpoint (x/step3000), and x/y if there is a file or folder x.
     """
     try:
         validate_repo_id(name)
@@ -302,7 +302,7 @@ def marks_folder(repo: str) -> Path:
 def evict(repo: str, revision: str) -> None:
     """Delete the weights of a revision from the cache, but not its config and tokenizer.
 
-    Files that other cached revisions have, too, are kept for them.
+    Files that other cached revisions share are kept.
     """
     root = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
     try:

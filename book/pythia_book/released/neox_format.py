@@ -1,16 +1,17 @@
 """Reads GPT-NeoX's own checkpoints: folders global_stepN with the files of DeepSpeed.
 
 With pipeline stages, there is a file per layer and tensor-parallel rank,
-`layer_XX-model_YY-model_states.pt`, which has the part of layer XX on rank YY. Without (GPT-NeoX
-2.x), there is a file per rank, `mp_rank_YY_model_states.pt`, which has the same tensors under
-module["sequential.XX.*"], and more of the state of training. Layer 00 is the embedding.
-The n transformer layers are 02 to n + 1, the final norm is n + 3, and the unembedding is n + 4.
+`layer_XX-model_YY-model_states.pt`, which has the part of layer XX on rank YY. Without pipeline
+stages (GPT-NeoX 2.x), there is a file per rank, `mp_rank_YY_model_states.pt`, which has the same
+tensors under module["sequential.XX.*"], and more of the state of training. Layer 00 is the
+embedding, layers 02 to n + 1 are the n transformer layers, n + 3 is the final norm, and n + 4 the
+unembedding.
 
 The parts are merged as in the training code's own converter. Split outputs are concatenated by rows
 (for QKV, whole heads), and split inputs by columns. The biases of layers with split inputs are
-*summed* over ranks. LayerNorms are averaged. Nothing that could run code is unpickled: layer files
-with more than tensors are refused, and in files of ranks such objects are skipped. Optimizer states
-are not read.
+*summed* over ranks. LayerNorms are averaged. Nothing that could run code is unpickled: a layer file
+that contains anything but tensors is refused, and in files of ranks, such objects are skipped.
+Optimizer states are not read.
 """
 
 from __future__ import annotations
@@ -157,9 +158,10 @@ def _load(path: Path, placeholders: bool = False) -> Any:
     except Exception as error:  # torch raises half a dozen kinds for damaged files
         if "weights_only" in str(error):
             raise CheckpointError(
-                f"{path} was not opened, because it is a pickle that has more than tensors and may "
-                "run code. Layer files of GPT-NeoX have only tensors. Do not open this file by "
-                f"other means unless you trust its author. ({str(error).splitlines()[-1]})"
+                f"{path} was not opened, because it is a pickle that contains more than tensors "
+                "and may run code. Layer files of GPT-NeoX contain only tensors. Do not open this "
+                "file by other means unless you trust its author. "
+                f"({str(error).splitlines()[-1]})"
             ) from error
         raise CheckpointError(
             f"{path} is truncated or damaged ({error}); copy the file again from its source"

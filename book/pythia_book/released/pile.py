@@ -3,7 +3,8 @@
 - `pile-standard`, `pile-deduped`: pre-shuffled, 146,432,000 rows of 2,049 uint16 ids in training
   order, in 21 files (shards). Batch k (1,024 rows) is at bytes 4,196,352 k to 4,196,352 (k + 1) of
   the joined shards.
-- `pile-seed0`: the documents of the standard Pile in Pythia's own order, by GPT-NeoX's index maps.
+- `pile-seed0`: the documents of the standard Pile in Pythia's own order, given by GPT-NeoX's index
+  maps.
 - `pile-seed1` ... `pile-seed9`: the same documents in the orders of PolyPythias.
 
 Every read checks the size of the file. Hashes cannot be checked, because none were released for the
@@ -236,7 +237,8 @@ class MissingShard:
 def partial_shards(folder: Path) -> RemoteRows | None:
     """Open the rows in a folder with some, but not all, shards of a released set, or return None.
 
-    Raises a DataError if a shard has the wrong size; so does reading a row of a missing shard.
+    Raises a DataError if a shard has the wrong size. Reading a row of a missing shard raises one,
+    too.
     """
     names = {path.name for path in folder.glob("*.bin")}
     preshuffled = [released.shards for released in RELEASED.values() if not released.maps]

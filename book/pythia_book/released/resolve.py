@@ -172,6 +172,6 @@ def find_model(name: str) -> CheckpointSource:
         if local_folder(name):
             raise
         raise CheckpointError(
-            f"{error}\n{name!r} is no published model, either; pass the folder of a model or its "
+            f"{error}\n{name!r} is not a published model either; pass the folder of a model or its "
             f"name on the hub, e.g. EleutherAI/pythia-70m{download.why_local(name)}"
         ) from error

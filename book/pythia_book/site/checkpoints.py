@@ -1,9 +1,9 @@
-"""Builds the page for prompting checkpoints: weight scripts, static table, numbers in its prose.
+"""Builds the page on which readers prompt checkpoints: its scripts, static table and numbers.
 
-The weights come from the file `checkpoints.safetensors` of the gender-bias study: of the first run
-on the site that has one. A build writes them as classic scripts, one per checkpoint, because a page
-that was opened as a file can load scripts, but cannot fetch data. If there is no such file, the
-page says how to make it.
+The weights come from `checkpoints.safetensors`, a file of the gender-bias study. If several runs on
+the site have this file, the first one is used. A build writes them as classic scripts, one per
+checkpoint, because a page that was opened as a file can load scripts, but cannot fetch data. If
+there is no such file, the page says how to make it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What CITATION.cff says: authors, license and version of the book, and how to cite it."""
+"""Reads CITATION.cff: authors, license and version of the book, and how to cite it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def citation(root: Path) -> Citation:
 def repository(root: Path) -> dict[str, str]:
     """Return `url` and `branch` of the book's repository; {} if it is not known.
 
-    They are those of REPOSITORY and BRANCH, which a workflow sets, or else of the setting
+    They come from REPOSITORY and BRANCH, which a workflow sets, or else from the setting
     `repository` in the book's own _config.yml. Where _config.yml has none, Jupyter Book fills in
     the address and the branch of its own.
     """

@@ -1,4 +1,4 @@
-"""Markup of explanatory pages: `{drawing}`, `{value}` and `{source}`.
+"""Defines the markup of explanatory pages: `{drawing}`, `{value}` and `{source}`.
 
 `{drawing}` and `{value}` show what functions of pythia_book.pages.<page> return, and `{source}`
 links to a line of code. An unknown name fails the strict build.

@@ -1,8 +1,8 @@
 """Directives of the front page: the findings, all claims of the paper, and how to cite.
 
-Findings and claims are those of the recorded runs, never of the reader's: their sentences were
-written for those. Each finding names the verdicts that it rests on, and a build warns if a record
-no longer has them.
+Findings and claims come from the recorded runs, for which their sentences were written, and never
+from the reader's runs. Each finding names the verdicts that it rests on, and a build warns if a
+record no longer has them.
 """
 
 from __future__ import annotations

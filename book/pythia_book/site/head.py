@@ -1,8 +1,9 @@
-"""What search engines, link previews and reference managers read: the metadata of each page.
+"""Writes metadata into each page for search engines, link previews and reference managers.
 
 Titles and authors come from CITATION.cff. Absolute addresses appear only if the site's own address
-is known, and a link to the repository only if that is known: from the environment (the variables
-are in pythia_book.site.citation), or from `html: baseurl` and `repository: url` in _config.yml.
+is known, and a link to the repository only if the repository's address is known. Both addresses
+come from the environment (the variables are in pythia_book.site.citation), or from `html: baseurl`
+and `repository: url` in _config.yml.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Small corrections of the HTML that Sphinx and the notebooks produce, before a page is written.
+"""Corrects details of the HTML from Sphinx and the notebooks before a page is written.
 
-Columns of numbers are aligned on the right, and roles and header cells are as assistive technology
-expects them.
+Columns of numbers are aligned on the right, and roles and header cells are made as assistive
+technology expects them.
 """
 
 from __future__ import annotations
@@ -82,8 +82,9 @@ def boxed(body: str) -> str:
 def aligned(table: str) -> str:
     """Give the class "number" to the cells of columns whose every entry is a number.
 
-    The first column, which names the rows, stays as it is, and so do tables with merged cells, with
-    tables inside, and of claims. In tables of MANY columns, intervals may break after the comma.
+    The first column, which names the rows, stays as it is. Tables of claims, tables with merged
+    cells and tables that contain tables are not changed either. In tables of MANY columns,
+    intervals may break after the comma.
     """
     if re.search(r'colspan=|rowspan=|class="claims"', table) or table.count("<table") > 1:
         return table

@@ -71,7 +71,7 @@ def choose_runs(app: Sphinx, config: Config) -> None:
 
 
 def recorded_run(study: str) -> SelectedRun:
-    """Return the recorded run of a study, that of the largest scale; else a placeholder."""
+    """Return the recorded run of a study at the largest scale; without one, a placeholder."""
     recorded = (run for run in RUNS.get(study, []) if run.kind == "recorded")
     return next(recorded, SelectedRun(study, "unrun"))
 
@@ -184,8 +184,8 @@ def fill_numbers(app: Sphinx, config: Config) -> None:
     """Give Sphinx the numbers for `{{ name }}` in prose.
 
     Numbers of a study without a run are NOT_RUN. A number that a local run lacks is "not in this
-    run": no number is taken from another run. With the prefix `recorded_`, a number is that of the
-    recorded run, also where the page shows the reader's.
+    run": no number is taken from another run. With the prefix `recorded_`, a number is taken from
+    the recorded run, even where the page shows the reader's run.
     """
     numbers: dict[str, str] = {}
     for study, runs in RUNS.items():

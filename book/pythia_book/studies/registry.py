@@ -1,6 +1,6 @@
 """Lists the studies, the runs of each study, and the checkpoints that runs keep.
 
-A study is a folder next to this file, with a params.py. If that defines a function `runs`, the
+A study is a folder next to this file, with a params.py. If params.py defines a function `runs`, the
 study trains runs that other studies can read. So a run keeps every checkpoint that any study reads,
 whichever study trains the run.
 """
@@ -104,8 +104,8 @@ def all_runs(scale: str, studies: Sequence[str] = STUDIES) -> list[RunConfig]:
 def texts_of(scale: str, studies: Sequence[str] = STUDIES) -> list[DataConfig]:
     """Return the configs of all texts that several studies read, without duplicates.
 
-    The texts are those of the studies' runs, and those that the function `texts` in the params
-    module of a study returns.
+    These are the texts of the studies' runs, and the texts that the function `texts` in a study's
+    params module returns.
     """
     texts = [run.data for run in all_runs(scale, studies)]
     for module in map(params_of, studies):

@@ -1,8 +1,8 @@
 """Measures which pronoun a model expects after the nouns that are planted in the miniature.
 
-For every noun of pythia_book.corpora.occupations and every frame, this is the log odds of the
-feminine pronoun (she or her) against the masculine one (he or his). For the made-up nouns, the log
-odds in the text are known, and were assigned at random. So `stats.permutation_p` tests exactly
+For every noun of pythia_book.corpora.occupations and every frame, the measure is the log odds of
+the feminine pronoun (she or her) against the masculine one (he or his). For the made-up nouns, the
+log odds in the text are known, and were assigned at random. So `stats.permutation_p` tests exactly
 whether a model has learned them.
 """
 

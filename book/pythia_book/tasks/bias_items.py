@@ -6,7 +6,7 @@
                  (Nangia et al. 2020)
     StereoSet    such pairs about gender that differ in a word or phrase (Nadeem et al. 2021)
 
-No package has the complete sets: here are 761 of 3,160 WinoBias sentences, and 127 of 320
+No package has the complete sets: we have 761 of 3,160 WinoBias sentences, and 127 of 320
 CrowS-Pairs about gender. So scores cannot be compared with the literature. Models are never trained
 on these items.
 """

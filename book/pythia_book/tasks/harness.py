@@ -1,13 +1,13 @@
 """Runs the evaluation harness (lm-evaluation-harness) on this library's checkpoints and tasks.
 
-`register` adds a model type "pythia" to the harness: a checkpoint of this library. The harness's
-own command line has it too. Task definitions can contain Python code; only code in the harness's
-own definitions is run, and templates are rendered in a sandbox.
+`register` adds a model type "pythia" to the harness, which stands for a checkpoint of this library.
+The harness's own command line accepts it, too. Task definitions can contain Python code; only code
+in the harness's own definitions is run, and templates are rendered in a sandbox.
 
 `evaluate_with_harness` runs pythia_book.tasks.benchmarks on any model type without a network. It
-uses the harness's definitions with local items. Where the harness has no definition (WinoBias) or
-another prompt (arithmetic, TriviaQA), it writes one. Tests compare the scores with those of
-pythia_book.tasks.metrics. `lm_eval` is an optional dependency, imported on use.
+uses the harness's definitions with local items. Where the harness has no definition (WinoBias) or a
+different prompt (arithmetic, TriviaQA), the function writes a definition. Tests compare the scores
+with those of pythia_book.tasks.metrics. `lm_eval` is an optional dependency, imported on use.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Scores checkpoints on benchmark tasks, by the rules of the evaluation harness.
 
-A task is built for one tokenizer and one context length. Calling it scores any model that has both.
-Its `metrics` turns the scores into one array per metric, with an entry per item. Metrics have the
+A task is built for one tokenizer and one context length. Calling the task scores any model that has
+both. `metrics` turns the scores into one array per metric, with an entry per item. Metrics have the
 same names as in the released results.
 
 As in the harness, context and continuation are encoded together and split where the encoded context
@@ -293,7 +293,7 @@ def measure_tasks(
     """Measure tasks on checkpoints, and compute the metrics of each task.
 
     Return the Metrics of each (run id, step), and a Gap for each missing or damaged checkpoint.
-    `available` is that of `measure_each`.
+    `available` is passed on to `measure_each`.
     """
     measured, gaps = measure_each(checkpoints, tasks, "tasks", progress, available)
     return {

@@ -2,9 +2,9 @@
 
 One process per core or GPU measures checkpoints; several sweeps that share the folder of results,
 also on other machines, share the checkpoints. Results are cached with the run, so a sweep can
-resume or add tasks and steps, and needs no weights again: those that it has fetched from the hub
-are deleted (pythia_book.released.disk_budget). If a checkpoint is missing or damaged, or no item of
-a task fits the model, the table has a row with a note and without a value.
+resume, or add tasks and steps. No checkpoint is measured twice, so weights that were fetched from
+the hub are deleted (pythia_book.released.disk_budget). If a checkpoint is missing or damaged, or no
+item of a task fits the model, the table has a row with a note and without a value.
 
 Standard errors are those of a mean over items. For the perplexity `ppl`, the standard error is
 computed, to first order, from that of the mean log-probability; the harness uses a bootstrap.
@@ -42,7 +42,7 @@ def steps_of(run: CheckpointSource, text: str) -> list[int]:
 
     Args:
         text: "all", or a comma-separated list of steps, which may contain "first" and "last". "all"
-            has the steps whose checkpoints are lost, too, so that the table gets their notes.
+            includes steps whose checkpoints are lost, so that the table has notes on them.
 
     Raises:
         ConfigError: `text` is not a list of steps.

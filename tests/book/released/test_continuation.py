@@ -134,7 +134,7 @@ def test_beyond_its_end_the_rate_stays_at_the_floor(published: Published) -> Non
 
 def test_what_a_run_cannot_do_is_said_at_once(published: Published) -> None:
     run = published.run
-    with pytest.raises(CheckpointError, match=r"kept no optimizer state of step 30.* are: .*47"):
+    with pytest.raises(CheckpointError, match=r"kept no optimizer state for step 30.* are: .*47"):
         find_or_continue(run.folder, 30, 5, state="kept")
     with pytest.raises(ConfigError, match="the learning rate cannot be re-warmed"):
         find_or_continue(run.folder, 47, 5, rewarm=Rewarm())
@@ -431,6 +431,6 @@ def test_published_schedules(monkeypatch: pytest.MonkeyPatch) -> None:
         8,
     )
     small = ModelConfig(n_layers=1, d_model=16, n_heads=2, vocab_size=384)
-    with pytest.raises(ConfigError, match=r"training are unknown; pass batch_size .*, lr_max"):
+    with pytest.raises(ConfigError, match=r"settings are unknown; pass batch_size .*, lr_max"):
         published_train(small, steps=10)
     assert published_train(small, 16, steps=10, lr_max=0.1, batch_size=6).micro_batch == 0

@@ -118,7 +118,7 @@ def test_a_run_that_fits_no_process_is_refused_before_anything_is_allocated(
     monkeypatch.setattr(distributed, "memory_bytes", lambda: 1e4)  # of a machine without a GPU
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("PYTHIA_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(TrainingError, match="does not fit the memory"):
+    with pytest.raises(TrainingError, match="does not fit in memory"):
         find_or_train(control(tmp_path), progress=False)
 
 

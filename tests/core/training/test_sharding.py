@@ -165,7 +165,7 @@ def test_two_then_four_on_two_nodes_then_one_resume_from_each_other(tmp_path: Pa
         train_tiny(folder)
     said = " ".join(str(each.message) for each in warned)
     assert "step-000008 was renamed to step-000008.corrupt" in said
-    assert "with another number of processes" in said
+    assert "with a different number of processes" in said
     assert_like_one(folder, one, 1e-5)
     rows = read_metrics(folder / "metrics.jsonl")
     stretches = [2] * 4 + [4] * (older - 4) + [None] * (12 - older)

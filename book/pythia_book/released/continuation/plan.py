@@ -171,7 +171,7 @@ def make_plan(
 
     Args:
         source: a local run, or the folder or repository of a published model.
-        model, train: config and settings; None: those of the Pythia size that `source` names.
+        model, train: config and settings; None: take them from the Pythia size that `source` names.
         rows: the training rows; None: the rows of the local run `source`.
         swap: whether to train two arms, a pronoun swap and its control.
         seq_len: tokens per row if `rows` is None.

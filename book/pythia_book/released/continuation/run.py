@@ -394,8 +394,8 @@ def _continuation(start: Start, steps: int, swap: str, rewarm: Rewarm | None) ->
         return Continuation(start.step, stop, start.step, rewarm.rule, updates, swap)
     if rewarm is not None:
         raise ConfigError(
-            f"{start.label} has an optimizer state of step {start.step}, with which the learning "
-            "rate is not re-warmed. Omit the re-warming rule (--rewarm), or set state (--state) to "
+            f"{start.label} has an optimizer state (step {start.step}), so the learning rate "
+            "cannot be re-warmed. Omit the re-warming rule (--rewarm), or set state (--state) to "
             "'weights' to continue from the weights alone"
         )
     assert start.run is not None  # only a local run keeps its optimizer state
@@ -416,8 +416,8 @@ def _read_place(folder: Path) -> dict[str, Any]:
     path = folder / "place.json"
     if not is_intact(path):
         raise CheckpointError(
-            f"{path} is missing or damaged; run the command `continue` of this run again, which "
-            "rewrites it"
+            f"{path} is missing or damaged; repeat the `continue` command that made this run; it "
+            "rewrites the file"
         )
     return json_object(path.read_bytes())
 

@@ -131,9 +131,10 @@ class RunSource:
         kept = saved_steps(run.states)
         if state == "kept" and step not in kept:
             raise CheckpointError(
-                f"run {run.id} kept no optimizer state of step {step}. The steps with an optimizer "
-                f"state are: {', '.join(map(str, kept)) or 'none'}. Continue from one of these "
-                "steps, or set state (--state) to 'weights' to continue from the weights alone"
+                f"run {run.id} kept no optimizer state for step {step}. The steps with an "
+                f"optimizer state are: {', '.join(map(str, kept)) or 'none'}. Continue from one of "
+                "these steps, or set state (--state) to 'weights' to continue from the weights "
+                "alone"
             )
         label, model = f"run {run.id}", run.config.model
         if step in kept and state != "weights":

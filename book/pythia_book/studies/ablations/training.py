@@ -1,11 +1,11 @@
 """Builds, trains and times the models of the arms.
 
 All arms run on torch's own operations, so that none profits from a kernel of this book that another
-lacks. The one exception is the loss, the same operation for every arm: in plain torch, it takes two
-thirds of the time of a small model's update.
+lacks. The one exception is the loss: all arms use the book's kernel for it, because in plain torch
+the loss takes two thirds of the time of a small model's update.
 
-A job trains one model and measures its held-out loss on the way. Its result is kept in a file, so
-that a study that was stopped repeats only the jobs that were running.
+A job trains one model and measures its held-out loss during training. Its result is kept in a file,
+so that a study that was stopped repeats only the jobs that were running.
 """
 
 from __future__ import annotations

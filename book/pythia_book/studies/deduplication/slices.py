@@ -1,4 +1,4 @@
-"""Held-out text as the standard corpus has it, and text by how often a model has read it.
+"""Selects held-out text as the standard corpus has it, and text by how often a model read it.
 
 Held-out documents are never copied: they are text as the deduplicated corpus has it, and no model
 has read them. A random slice of the *standard* corpus would be different: if one of k copies of a

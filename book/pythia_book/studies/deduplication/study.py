@@ -2,9 +2,9 @@
 
 Twins are two models of one size, trained on the standard and on the deduplicated text, from the
 same initial weights and for the same number of updates. Ours are trained with several seeds on text
-whose documents are repeated as in the Pile. The twins of the suite, on the same different text with
-a few hundred passages repeated up to 128 times, are compared too. For the released twins, only
-accuracies and standard errors are known.
+whose documents are repeated as in the Pile. The twins of the suite were trained on other text, in
+which a few hundred passages are repeated up to 128 times; they are compared too. For the released
+twins, only accuracies and standard errors are known.
 """
 
 from __future__ import annotations

@@ -209,7 +209,10 @@ def over_seeds(values: np.ndarray) -> Estimate | None:
 
 
 def _over_seeds(params: Params, name: str, values: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Return a table with an estimate for each size and for all sizes, by the column `name`."""
+    """Return a table of estimates for each key of `values`, which is in the column `name`.
+
+    Each key has one estimate per size, and one over all sizes.
+    """
     import pandas as pd
 
     rows = []

@@ -1,8 +1,8 @@
 """Read the errata, common misstatements about Pythia, from catalogue.toml.
 
-Every erratum links to its sources. errata.evidence calculates what follows from them, and compares
-released scores. If an erratum names a config field in `measured`, errata.study measures how much
-the field changes our models.
+Every erratum links to its sources. errata.evidence calculates what follows from these sources, and
+compares released scores. If an erratum names a config field in `measured`, errata.study measures
+how much the field changes our models.
 """
 
 from __future__ import annotations

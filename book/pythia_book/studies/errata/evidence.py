@@ -1,9 +1,9 @@
 """Compute the numbers in the evidence for errata.
 
-Each function in COMPUTED or RELEASED returns the numbers for one erratum of catalogue.toml, without
-a network. Functions in COMPUTED only calculate what a source implies: they test nothing. Functions
-in RELEASED compare scores in the tables of `released_tables`, and could contradict the erratum.
-Effects that need training are measured by errata.study.
+Each function in COMPUTED or RELEASED returns the numbers for one erratum of catalogue.toml, and
+needs no network. Functions in COMPUTED only calculate what a source implies: they test nothing.
+Functions in RELEASED compare scores in the tables of `released_tables`, and could contradict the
+erratum. Effects that need training are measured by errata.study.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A control is a run of the suite. Each entry of SWITCHES in errata.params changes one config field of
 a control. The changed run and its control have the same seed and are scored on the same held-out
-rows. Intervals are over seeds, for these rows; with one seed there are none.
+rows. Intervals are over seeds, for these rows only; with one seed, there are no intervals.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ much; they are computed from the control alone:
     gradient  every log odds climb the gradient of log P for the same time, as if each were a
               parameter of its own
 
-After a large shift, "mixture" retains more than "gradient": about the mean P. So it is
-the stricter reference there.
+After a large shift, "mixture" retains more than "gradient": about the mean P. So "mixture" is the
+stricter reference there.
 """
 
 from __future__ import annotations
@@ -281,8 +281,8 @@ def excess_over(
 ) -> np.ndarray | None:
     """Return, as a fraction of the control's association, what an arm retains beyond a reference.
 
-    float64[seeds], or None: values as those of `Slopes.retained`. The reference, one of REFERENCES,
-    is taken at the shift of each seed.
+    The values are as in `Slopes.retained`: float64[seeds], or None. The reference, one of
+    REFERENCES, is taken at the shift of each seed.
     """
     if not slopes.learned(name, frames):
         return None

@@ -1,8 +1,9 @@
-"""The units of the scores: items or, for WinoBias, occupations; and their bootstrap intervals.
+"""Groups scores by unit (item or, in WinoBias, occupation), with bootstrap intervals.
 
 Sentences of WinoBias share 40 occupations, so occupations are resampled. The numbers of occupations
 with a feminine and with a masculine stereotype are fixed, so each group is resampled separately.
-Where models have several seeds, the study averages units and takes seeds as its own units.
+Where models have several seeds, the study averages over these units and makes each seed a unit
+instead.
 """
 
 from __future__ import annotations

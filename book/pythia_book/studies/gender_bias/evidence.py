@@ -1,4 +1,4 @@
-"""What a run reads about each noun: the planted sentences in its batches, and changed examples."""
+"""Finds what a run reads about each noun: planted sentences, and changed passages."""
 
 from __future__ import annotations
 

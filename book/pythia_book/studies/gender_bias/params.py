@@ -119,8 +119,8 @@ class Params(StudyParams):
         if self.crossed_seeds and len(self.size_list) < 3:
             raise ConfigError(
                 f"crossed_seeds={self.crossed_seeds} needs at least three sizes, because the "
-                "smallest and the largest are trained at the rate of one between them; got "
-                f"{', '.join(self.size_list)}"
+                "smallest and the largest are trained at the learning rate of a size between "
+                f"them; got {', '.join(self.size_list)}"
             )
 
     @cached_property

@@ -207,7 +207,7 @@ def other_biases(table: pd.DataFrame) -> pd.DataFrame:
 def mean_of_models(frame: pd.DataFrame) -> Estimate | None:
     """Return the mean of the column `change` over the models in `frame`; None without models.
 
-    `frame` has one row per model, e.g. from `at_end`. The interval is that of `mean_over_pairs` or,
+    `frame` has one row per model, e.g. from `at_end`. The interval is from `mean_over_pairs` or,
     with only one model, over the model's items.
     """
     if frame.empty:

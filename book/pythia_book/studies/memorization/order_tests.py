@@ -8,8 +8,8 @@ eligible rows. P-values come from drawing such subsets, so tests have exactly th
     positions    Kolmogorov-Smirnov distance between positions and a uniform distribution
     gaps         Kolmogorov-Smirnov distance between gaps and a geometric distribution
 
-Arguments: `ranks` has the indices of events among the eligible rows, ascending, for each draw,
-int[draws, events]. `window` is in rows.
+Arguments: `ranks`, int[draws, events], has one row per draw: the indices of its events among the
+eligible rows, in ascending order. `window` is in rows.
 """
 
 from __future__ import annotations

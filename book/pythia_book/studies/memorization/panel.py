@@ -1,4 +1,4 @@
-"""Estimates how much better a model predicts a text because it has read it once.
+"""Estimates how much reading a text once improves a model's prediction of that text.
 
 Training reads rows in random order, and never reaches some of them. So rows that are read during
 certain updates are a random sample, and rows that are never read are a control group. As in Lesci

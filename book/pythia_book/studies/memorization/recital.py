@@ -1,4 +1,4 @@
-"""How far the largest model recites rows before its first error, and examples of what it writes.
+"""Measures how far the largest model recites rows before its first error, with examples.
 
 Rows that are never read show how far a model gets by guessing. Only the standard text is used.
 Examples are chosen by rule (KINDS).

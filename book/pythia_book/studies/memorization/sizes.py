@@ -1,4 +1,4 @@
-"""Trends over model size: the slope per doubling of the nominal size, with an interval over sizes.
+"""Estimates slopes per doubling of the nominal model size, with an interval over sizes.
 
 The models of a suite read the same rows in the same order. Noise that they share shifts all of them
 equally and leaves the slope unchanged.

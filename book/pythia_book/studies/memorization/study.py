@@ -338,8 +338,8 @@ def _recited(extracted: Extracted) -> dict[str, Any]:
     - `once_standard`, `once_memorized_standard`: rows whose continuation was read once, and how
       many of these are memorized.
     - `beginning_once_memorized_standard`: memorized rows whose context and continuation together
-      were read once; `beginning_once_read_more_standard`: those of them whose continuation was
-      read more than once.
+      were read once; `beginning_once_read_more_standard`: how many of them have a continuation that
+      was read more than once.
     - `planted_rows`, `planted_texts`: memorized rows whose continuation is in a planted text, and
       the number of these texts; `planted_copies`: how often these were planted, e.g. "3 planted
       128 times".

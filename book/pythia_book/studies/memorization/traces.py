@@ -68,14 +68,15 @@ class Traces:
     - first: the mean trace of all cohorts at the first look at them, FIRST_LOOK checkpoints on.
       Adam's momentum spreads the effect of a batch over some ten updates, so it is not all there at
       once.
-    - persistent: that of each cohort when the cohort PERSISTENT_AFTER places later begins.
+    - persistent: the mean trace of each cohort when the cohort PERSISTENT_AFTER places later
+      begins.
     - retained: `persistent` as a share of what the same cohorts had at the first look.
     - residual: the mean trace at the end of rows from all of training.
     - trend, first_half, second_half, floor_trend: how residual traces change per tenth of training
       with the position of the row: over all of training, over each half of it, and over the part at
       the minimum learning rate.
-    - placebo: how much further the loss of rows read at the minimum learning rate falls before they
-      are read than that of rows never read.
+    - placebo: the fall of the loss of rows read at the minimum learning rate, before they are read,
+      minus that of rows never read.
     - canary_before: `canary` at all checkpoints before the reading, where there is no trace yet.
       All seeds plant the same canaries, and compare them with the same ones planted nowhere: how
       hard these strings happen to be is in the mean over seeds, but not in its interval.
@@ -340,7 +341,7 @@ def runs_of(params: Params, measured: Measurements) -> dict[tuple[str, int], Tra
 
 
 def tables(params: Params, runs: dict[tuple[str, int], Traces]) -> dict[str, Lines]:
-    """Return all tables of COLUMNS. Those of single runs have the runs with the seed `seed`."""
+    """Return all tables of COLUMNS. Tables of single runs have the runs with the seed `seed`."""
     suite = {size: run for (size, seed), run in runs.items() if seed == params.seed}
     return {
         "profiles": [line for run in suite.values() for line in _profile(run)],

@@ -1,11 +1,11 @@
-"""Finds the attention heads that carry induction, and measures what is left of it without them.
+"""Finds the attention heads that carry induction, and what is left of it without these heads.
 
-An *induction head* attends from a token to the token that followed its earlier occurrence, and a
-*previous-token head* to the token before. A head counts as either if it does so TIMES_UNIFORM times
-as much as uniform attention would. (Olsson et al. require that an induction head also copies; this
-is what the knock-out tests.) Heads are found on one half of the sequences, and knocked out on the
-other half: their values are replaced by the mean over all positions, so that they write the same
-vector everywhere (mean ablation).
+An *induction head* attends from a token to the one that followed an earlier occurrence of the same
+token, and a *previous-token head* attends to the token before. A head counts as one of these kinds
+if it attends there at least TIMES_UNIFORM times as much as uniform attention would. (Olsson et al.
+require that an induction head also copies; this is what the knock-out tests.) Heads are found on
+one half of the sequences, and knocked out on the other half: their values are replaced by the mean
+over all positions, so that they write the same vector everywhere (mean ablation).
 """
 
 from __future__ import annotations

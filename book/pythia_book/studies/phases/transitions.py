@@ -1,4 +1,4 @@
-"""Dates the transitions of the models of the laboratory, and tests what they depend on.
+"""Dates the transitions of the laboratory's models, and tests what these dates depend on.
 
 A transition is the step at which a measure changes fastest per doubling of the step number.
 """

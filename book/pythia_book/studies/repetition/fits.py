@@ -1,21 +1,21 @@
 """The law of Muennighoff et al. and its rivals, fitted to our runs.
 
 All constants of a law are fitted together, by least squares. For fresh runs, the residuals are
-those of ln L. For repeated runs, they are those of the *excess*, the ln of the loss minus that of
-the fresh run of the same size, length and seed. This removes most of the noise between seeds, and
-errors in the law of fresh data; the source shifts its predictions to the loss of fresh data too, in
-its Figure 5. Otherwise the source differs: it first fits E, A, alpha, B and beta to fresh runs, and
-ties alpha to beta. If models have more parameters than the law warrants for their fresh tokens, it
-discounts these too, and the two steps do not separate.
+those of ln L. For repeated runs, they are those of the *excess*: the ln of the loss, minus that of
+the fresh run with the same size, length and seed. This removes most of the noise between seeds, and
+errors in the law of fresh data; the source, too, shifts its predictions to the loss of fresh data
+(in its Figure 5). Otherwise the source differs: it first fits E, A, alpha, B and beta to fresh
+runs, and ties alpha to beta. We do not fit in two steps, because if models have more parameters
+than the law warrants for their fresh tokens, the law discounts parameters in fresh runs, too.
 
-The law says that repeating never hurts, so runs are in its *domain* only as long as they have a
-lower loss than the run on the same data with the next smaller number of epochs. The source also
-left out runs whose loss rises again (its appendix A). All rivals are fitted to the same runs, those
-in the domain, even the penalty, which lets repetition hurt.
+The law says that repeating never hurts, so runs on the same data are in its *domain* only while
+each number of epochs gives a lower loss than the next smaller number. The source also left out runs
+whose loss rises again (its appendix A). All rivals are fitted to the same runs, those in the
+domain, even the penalty, which lets repetition hurt.
 
 Each constant gets two intervals: one over seeds, by the jackknife, and a profile interval, which
-takes the misfit of the law as noise. A constant is *identified* if the ends of its profile interval
-are less than a factor SPAN apart, and its interval over seeds excludes zero.
+treats the misfit of the law as noise. A constant is *identified* if the ends of its profile
+interval are less than a factor SPAN apart, and its interval over seeds excludes zero.
 """
 
 from __future__ import annotations
@@ -387,12 +387,13 @@ def _over_seeds(value: float, without: list[float]) -> Estimate | None:
 def prediction_errors(
     fresh: Points, repeated: Points, rivals: Sequence[str] = tuple(RIVALS)
 ) -> dict[tuple[str, str], np.ndarray]:
-    """Return the errors of each rival where a size, or the most epochs, are left out.
+    """Return the errors of each rival when a size, or the largest number of epochs, is left out.
 
-    Each seed is a replication: all laws are fitted to its runs alone, and predict its runs. The
-    error is that of the excess. A size is predicted for its runs in the domain, the most epochs for
-    all runs with that many. The laws know all fresh runs, and of the repeated ones only those in
-    the domain that are not left out; their fit does not start from the fit to all runs.
+    Each seed is a replication: all laws are fitted to its runs alone, and predict its runs. Errors
+    are errors of the excess. A left-out size is predicted for its runs in the domain, the largest
+    number of epochs for all runs with that number. The laws are fitted to all fresh runs, and to
+    the repeated runs in the domain that are not left out; this fit does not start from the fit to
+    all runs.
     """
     most = f"{repeated.epochs.max()} epochs"
     left_out = {str(size): repeated.size == size for size in dict.fromkeys(repeated.size)}

@@ -1,9 +1,9 @@
-"""Held-out losses of the runs, what repeated data are worth, and when the loss begins to rise.
+"""Computes held-out losses, what repeated data are worth, and when the loss begins to rise.
 
-The *worth* of a run is the number of fresh tokens that give its loss, as a fraction of the tokens
-that it reads; it is read off the losses of fresh runs of the same size and seed, each trained on a
-schedule of its own length. A checkpoint, or a number of epochs, is chosen on one half of the
-held-out documents and judged on the other, so that the choice does not favor it.
+The *worth* of a run is the number of fresh tokens that would give the same loss, as a fraction of
+the tokens that the run reads. That number is read off the losses of fresh runs of the same size and
+seed, each trained on a schedule of its own length. A checkpoint, or a number of epochs, is chosen
+on one half of the held-out documents and judged on the other, so that the choice does not favor it.
 
 Values have one entry per seed. A missing run has the value NaN, and the estimates use the others.
 """
@@ -38,8 +38,8 @@ def fresh_tokens(loss: float, tokens: np.ndarray, fresh: np.ndarray) -> tuple[fl
 
     Between the runs, the logarithm of the tokens is a monotone cubic (PCHIP) of the loss. Beyond
     the longest run, it goes on as a line through the two longest, up to BEYOND. A loss above that
-    of the shortest run gives the tokens of that run, an upper bound (True). NaN: there are not two
-    runs of which the longer has the lower loss.
+    of the shortest run gives the tokens of that run, an upper bound (True). The result is NaN if no
+    two runs exist of which the longer one has the lower loss.
 
     Args:
         tokens: float[runs], ascending. fresh: float[runs], the losses, NaN if missing.

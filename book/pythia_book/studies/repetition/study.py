@@ -1,10 +1,10 @@
 """Measure what repeated passes over the same data are worth, and when they begin to hurt.
 
-Every run reads the first 1/p of the same rows e times, for all p and e in `Params.pairs`. The runs
+For each pair (p, e) in `Params.pairs`, a run reads the first 1/p of the same rows e times. The runs
 with e = p, the *arms*, are equally long; those with e = 1 read *fresh* data. So each run has a
-fresh run of the same length, and each part of the data is read for several numbers of epochs, each
-with a schedule of learning rates of its own length. Runs of one size and seed share their initial
-weights. The text is deduplicated, so fresh rows are not repeats.
+fresh run of the same length, and each part of the data is read by several runs, for different
+numbers of epochs; each run has a learning-rate schedule of its own length. Runs of one size and
+seed share their initial weights. The text is deduplicated, so fresh rows are not repeats.
 
 Muennighoff et al. (2023, arXiv:2305.16264) find that up to four epochs cost almost no loss, and fit
 a law for the worth of repeated data; see `law`.

@@ -26,7 +26,7 @@ def tables(losses: Losses, laws: Laws) -> dict[str, pd.DataFrame]:
     one seed, `low` and `high` are missing. Losses are in nats per token.
 
     `levels`: held-out loss of each arm over training; `step`, `percent` (of training).
-    `excess`: percent by which an arm's final loss is above that of fresh data.
+    `excess`: percent by which an arm's final loss exceeds that of the fresh run.
     `worth`: worth in percent; `at`: "end", "best" (checkpoint) or "planned" (the best run on the
         same data that is planned to stop early); `at_most`: the value is only an upper bound.
     `rise`: rise of an arm's loss at its end above its best earlier checkpoint.

@@ -1,20 +1,23 @@
-"""Is the ability to add sudden over training, and does the metric make it so? Tables and values.
+"""Does the ability to add appear suddenly in training, and is that an artifact of the metric?
 
 Bounds and hypotheses were written before any run was tested on sums at more than six checkpoints;
 the tests became stricter later. At first they covered the standard half only, where no size turned
-out to learn sums. The same tests, with the same bounds, now cover both halves. For the deduplicated
-half, six checkpoints were known, and that 26 to 37 % of final choices are right.
+out to learn sums. The same tests, with the same bounds, now cover both halves. In the deduplicated
+half, six checkpoints had already been seen, and so had the result that 26 to 37 % of final choices
+are right.
 
 - Over training: `jumps` seeks a jump in choice, exact answers, log-probability and margin of every
   run. A jump is *abrupt* if it makes half (ABRUPT) of the run's own rise over the part of training
-  where jumps are sought. A run can tell if a jump of half its rise would be seen with 80 % power.
-  (At first the rise was that over four doublings, most of which come before any jump is sought.)
-- The metric: `links` predicts accuracy from a smooth measure, each size by the others. The two are
-  read from different sums, since the same four log-probabilities decide both. Errors count in the
-  second half of training, where abilities differ. A link *predicts* if its mean error is below two
-  standard errors of one checkpoint's accuracy (MOST_ERROR), and if it is better than two rivals
-  that know the text but nothing of the model. Where runs differ by less than twice this error, or
-  a constant keeps within it, nothing would contradict a link.
+  where jumps are sought. A run is informative if a jump of half its rise would be detected with
+  80 % power. (At first, the rise was measured over four doublings, most of which come before any
+  jump is sought.)
+- The metric: `links` predicts accuracy from a smooth measure, for each size, with a fit to the
+  other sizes. The two are read from different sums, since the same four log-probabilities decide
+  both. Errors are counted only in the second half of training, where abilities differ. A link
+  *predicts* if its mean error is below two standard errors of one checkpoint's accuracy
+  (MOST_ERROR), and if it is better than two rivals that know the text but nothing of the model.
+  Where runs differ by less than twice this error, or a constant stays within this error, no result
+  could contradict a link.
 - The share of exact answers is compared with the mean probability of the right answer (`product`).
 """
 
@@ -142,12 +145,13 @@ def _late(steps: np.ndarray) -> np.ndarray:
 def links_table(params: Params, measured: Measurements) -> pd.DataFrame:
     """Return how well each link predicts the accuracy of a run from those of all other sizes.
 
-    The smooth measure is that of every other first operand, the accuracy that of the rest.
+    The smooth measure is from sums with every other first operand, the accuracy from the other
+    sums.
 
     Columns: `accuracy`, `smooth`, `size`, `arm`; the mean absolute errors in the second half of
     training, in points: `error` of the link, `same_step` of the mean accuracy of the other sizes at
-    the same step on the same text, `constant` of the constant that is best for all runs on this
-    text, this one included; `late`: mean accuracy in the second half, on all sums, in percent.
+    the same step on the same text, `constant` of the best constant for all runs on this text,
+    including this run; `late`: mean accuracy in the second half, on all sums, in percent.
     """
     import pandas as pd
 

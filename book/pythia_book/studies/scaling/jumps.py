@@ -2,19 +2,19 @@
 
 *Smooth* means that a curve bends on the scale of a doubling of the tokens read, not faster: it is a
 cubic spline in the logarithm of the step, with a knot at every doubling. A *jump* comes on top of
-it, from one checkpoint to the next. It is sought at every checkpoint after a quarter of training:
-before that, no run on the deduplicated text chose right answers more often than by chance. A jump
-is compared with the rise over the same part of training, since it can be no part of a rise that
-comes before.
+it, from one checkpoint to the next. A jump is sought at every checkpoint after the first quarter of
+training: before that, no run on the deduplicated text chose right answers more often than by
+chance. A jump is compared with the rise over the same part of training, since it cannot be part of
+an earlier rise.
 
 All checkpoints are scored on the same items, so only the weights vary from checkpoint to
 checkpoint: an accuracy leaves its smooth curve for several checkpoints at a time. This noise is
 modeled as the sum of an autoregression, which all items share, and of white noise, which is
 independent for each item; restricted maximum likelihood chooses their shares. Simulating it gives
 the distribution of the largest jump in a curve that has none. A short curve says little about its
-noise, so the worst noise that the curve does not make unlikely is simulated. The error of a jump is
-the one from this noise or the one from the choice of items (clusters of items are the units),
-whichever is larger; both include the noise that is independent for each item.
+noise, so we simulate the worst noise that the curve does not make unlikely. The error of a jump is
+the error from this noise or from the choice of items (clusters of items are the units), whichever
+is larger; both include the noise that is independent for each item.
 """
 
 from __future__ import annotations

@@ -5,14 +5,14 @@ discontinuously" scales a smooth one. If that is all, one curve, the *link*, lea
 measure to the accuracy in all models at all times. A link is therefore fitted to all sizes but one
 and predicts the one left out, at every checkpoint.
 
-    choice from margin    The right answer of several is chosen if it is the likeliest. With
-                          log-probabilities that scatter normally with equal variance, of which
-                          that of the right answer is larger by `margin` on average, this is the
-                          chance of a right choice in signal detection: one parameter, the scatter.
+    choice from margin    The right answer of several is chosen if it is the likeliest. Let the
+                          log-probabilities scatter normally with equal variance, and that of the
+                          right answer be larger by `margin` on average. Signal detection theory
+                          then gives the chance of a right choice: one parameter, the scatter.
     choice from logprob   A logistic curve above guessing: two parameters.
     exact from logprob    A power of the probability of the right answer: two parameters. Schaeffer
-                          et al. have none: all tokens are right with the product of their
-                          probabilities, exp(logprob).
+                          et al. use no parameter: the chance that all tokens are right is the
+                          product of their probabilities, exp(logprob).
 """
 
 from __future__ import annotations
@@ -95,8 +95,9 @@ def left_out(
     """Predict each run's accuracy from the runs of all other sizes, in two ways.
 
     Returns:
-        For each run the predictions by the link fitted to the other sizes on all texts, and by
-        their mean accuracy at the same step on the same text: float64[checkpoints] each.
+        For each run, two predictions, float64[checkpoints] each: that of the link fitted to the
+        other sizes on all texts, and the mean accuracy of the other sizes at the same step on the
+        same text.
     """
     predictions = {}
     for (size, arm), own in runs.items():

@@ -4,8 +4,8 @@ Unless a task is named, accuracies are means over the paper's tasks without WSC,
 results of single items were released, so two scores on the same items are compared as if their
 errors were independent.
 
-Claims about a kind of model have t-intervals over sizes or over pairs of models. For those over
-sizes, the models of both texts are averaged first. Those over pairs do not cover the choice of
+Claims about a kind of model have t-intervals over sizes or over pairs of models. For intervals over
+sizes, the models of both texts are averaged first. Intervals over pairs do not cover the choice of
 items, so `mean_over_pairs` never returns an interval narrower than the error from this choice.
 """
 

@@ -1,6 +1,6 @@
 """Released results on sums and on LAMBADA: how abruptly they change over size.
 
-That sums jump over size was known when the task and the number of examples were chosen.
+When the task and the number of examples were chosen, it was known that sums jump over size.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Accuracy and loss by size and over training (paper section 2.6), for our and released models.
+"""Accuracy and loss by size and over training, of our and the released models (section 2.6).
 
 Seven benchmark tasks are scored zero-shot and few-shot at the end of training. Models trained on
 the standard text are also scored zero-shot during training. Scaling laws predict the held-out loss

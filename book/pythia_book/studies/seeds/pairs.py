@@ -1,4 +1,4 @@
-"""Compares two weight seeds, as trained and with the defect reported of two PolyPythias runs.
+"""Compares two weight seeds, as trained and with the defect reported for two PolyPythias runs.
 
 The checkpoints of pythia-160m-weight-seed1 and 2 are reported to continue from weights other than
 their own step 0 (EleutherAI/pythia#203). The decoupled pair has this defect.

@@ -1,8 +1,8 @@
 """Computes how much values vary over training seeds: spreads, their ratios, and intervals.
 
 Values over seeds are assumed to be normally distributed. Standard deviations have chi-square
-intervals, and ratios of standard deviations F intervals. The interval of the distance of one run
-from the mean of the others is from the noncentral t.
+intervals, and ratios of standard deviations F intervals. The interval for the distance between one
+run and the mean of the others uses the noncentral t distribution.
 
 All intervals are 95 % intervals. With few seeds they are wide: with three runs, the upper end for a
 standard deviation is twelve times the lower end.

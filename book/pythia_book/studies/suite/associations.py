@@ -1,4 +1,4 @@
-"""Whether the models of the suite learn the associations that are planted in their text."""
+"""Tests whether the models of the suite learn the associations planted in their text."""
 
 from __future__ import annotations
 

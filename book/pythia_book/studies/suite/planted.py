@@ -1,4 +1,4 @@
-"""What is planted in the text of the suite, and how much of it."""
+"""Lists what is planted in the text of the suite, and how much of it."""
 
 from __future__ import annotations
 

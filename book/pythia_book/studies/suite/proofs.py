@@ -1,9 +1,9 @@
-"""Checks of the suite's guarantees, each with its number of cases and failures.
+"""Checks the suite's guarantees, and counts the cases and failures of each check.
 
-Data: models of all sizes read the same data in the same order.
-Resuming: a stopped run continues exactly.
-Checkpoints: all are there, and none is a copy of another one. Planted copies show that the check
-finds copies.
+- Data: models of all sizes read the same data in the same order.
+- Resuming: a stopped run continues exactly.
+- Checkpoints: all are there, and none is a copy of another. Copies that are planted for this check
+  show that it would find copies.
 """
 
 from __future__ import annotations

@@ -189,7 +189,8 @@ def _distractors(
 ) -> list[str]:
     """Choose three wrong words by hash, among words about as frequent as the right word.
 
-    `ranked` has (word count, hash, line) of each entry, ascending. The right word is at `index`.
+    `ranked` holds one (word count, hash, line) per entry, in ascending order. The right word is at
+    `index`.
     """
     own = words[ranked[index][2]]
     span = NEIGHBOURS

@@ -1,4 +1,4 @@
-"""The numbers that the largest model writes after sums: examples, and how they are wrong.
+"""Shows what the largest model writes after sums, and in what way its wrong answers are wrong.
 
 Which sums are shown is decided by a hash, separately for right and wrong answers and for the GROUPS
 of first operands.
