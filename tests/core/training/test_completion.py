@@ -151,7 +151,7 @@ def test_a_checkpoint_after_the_newest_state_is_compared_with_what_training_give
     (fork.folder / "done.json").unlink()
     shutil.rmtree(fork.states)
     swap(fork, other, "checkpoints", 14)
-    with pytest.warns(UserWarning, match=r"step-000014\.corrupt: training has now come to other"):
+    with pytest.warns(UserWarning, match=r"step-000014\.corrupt: training has now given this"):
         again = find_or_train(fork.config, progress=False)
     assert again.final_sha256 == sha256
     assert sha256_tensors(again.model(14).state_dict()) == weights
