@@ -301,17 +301,15 @@ def twins(benefit: float, later: float = 0.0, spread: float = 0.3) -> dict[str, 
 
 def test_released_claims_come_out_both_ways() -> None:
     none, small, large = (verdicts(measured(), twins(b)) for b in (-0.1, 0.5, 3.0))
-    assert none[END][0] == "confirmed on released numbers"
     assert none[BETTER][0] == "not resolved"
     worse = verdicts(measured(), twins(-3.0))
-    assert worse[END][0] == "confirmed on released numbers"  # worse models are no benefit either
-    assert small[END][0] == "not resolved"  # the interval of items reaches beyond the margin
+    assert worse[BETTER][0] == "contradicted by released numbers"
     little = verdicts(measured(), twins(0.3, spread=0.05))
     assert little[BETTER][0] == "not resolved"  # the errors of the items are too large
     assert verdicts(measured(), twins(1.2))[BETTER][0] == "confirmed on released numbers"
     assert large[BETTER][0] == "confirmed on released numbers"
-    assert large[END][0] == "contradicted by released numbers"
-    assert small[EPOCH][0] == "not testable here"
+    for found in (small, large):  # the margin was set when the released numbers were known
+        assert found[END][0] == found[EPOCH][0] == "not testable here"
 
 
 def test_notes_tell_the_interval_over_models_alone() -> None:
