@@ -91,7 +91,7 @@ def analyse(params: Params, measured: Measurements, published: Tables) -> Analys
     operands = arithmetic_table(None) if operands is None else operands
     numbers = values(params, scores, tables) | released_values(operands)
     arithmetic = selected(tables["arithmetic"], operation="addition", step=143_000)
-    large = arithmetic[arithmetic.model.isin(c.LARGE)].groupby("shots")["mean"].mean()
+    large = arithmetic[arithmetic.model.isin(c.LARGE)].groupby("shots").value.mean()
     for shots in (0, 2):
         numbers[f"released_large_{shots}"] = 100 * float(large[shots]) if shots in large else None
     return tables, numbers, c.claims(params, scores, tables, operands)
