@@ -281,6 +281,15 @@ def wilson(k: int, n: int) -> Estimate:
     return Estimate(float(test.statistic), float(low), float(high), n, 1)
 
 
+def negated(interval: dict[str, float]) -> dict[str, float]:
+    """Return minus a value with its interval, in the form of `Estimate.interval`."""
+    return {
+        "value": -interval["value"],
+        "low": -interval["high"],
+        "high": -interval["low"],
+    }
+
+
 def difference(a: Estimate, b: Estimate) -> Estimate:
     """Estimate a - b from two independent estimates, with Newcombe's square-and-add interval."""
     value = a.value - b.value

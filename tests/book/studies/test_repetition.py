@@ -366,18 +366,18 @@ def test_claims_can_hold_and_fail() -> None:
     rows = judged(HURTING)
     assert [row["kind"] for row in rows] == (["claim"] * 5 + ["hypothesis"] * 3 + ["premise"] * 3)
     found = verdicts(rows)
-    assert found[:3] == ["not testable here", "not testable here", "contradicted"]
+    assert found[:3] == ["not testable here"] * 3
     assert rows[0]["claim"].startswith("Two") and 0 < rows[0]["ours"]["value"]
     assert rows[0]["ours"]["value"] < rows[1]["ours"]["value"], "four epochs cost more than two"
     assert "was set when 2.2 % at 85k (one seed) was known" in rows[1]["ours"]["reason"]
+    assert rows[2]["ours"]["value"] > 0 and "direction was known" in rows[2]["ours"]["reason"]
     assert found[5:7] == ["holds"] * 2, "the penalty, and the larger size first"
     assert found[8:] == ["holds"] * 3
     for row, tokens in zip(rows, ("262,144", "131,072", "32,768"), strict=False):
         words = f"tested at up to 674,000 parameters, on {tokens} different tokens"
         assert words in row["ours"]["note"]
     found = verdicts(judged(AS_FRESH))
-    assert found[:3] == ["not testable here", "not testable here", "reproduced"]
-    assert found[3] == "not testable here", "the law does not decay"
+    assert found[:4] == ["not testable here"] * 4, "the law does not decay"
     assert found[9] in ("not resolved", "does not hold"), "the rise"
     assert found[8] != "holds"
     decaying = verdicts(judged(DECAYING))

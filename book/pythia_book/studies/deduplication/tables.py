@@ -14,7 +14,7 @@ from pythia_book.corpora.pile_copies import (
     NEAR_SHARE,
     exact_shares,
 )
-from pythia_book.stats import Estimate, estimate, mean_over_known
+from pythia_book.stats import Estimate, estimate, mean_over_known, negated
 from pythia_book.studies.deduplication.params import KNOWN_SD, KNOWN_STEP, MARGIN
 from pythia_book.study import name_of
 from pythia_core.data.dedup import RECIPES, s_curve
@@ -345,6 +345,14 @@ def values(
             name = f"{table}_{getattr(row, key)}{size}".replace(" ", "_")
             if name in QUOTED:
                 numbers[name] = {"value": row.value, "low": row.low, "high": row.high}
+    for name, source in (
+        ("lowers_heldout_deduplicated", "changes_heldout_deduplicated"),
+        ("lowers_loss", "loss_change"),
+    ):
+        if (change := numbers.get(source)) is not None:
+            numbers[name] = negated(change)
+    sampled = measured.get("recited", params.size_list[0], DATA_ARMS[0], params.seed_values[0])
+    numbers["recited_rows"] = None if sampled is None else len(sampled)
     recited = {arm: _recited(params, measured, arm) for arm in DATA_ARMS}
     numbers |= {f"recited_{arm}_percent": share for arm, share in recited.items()}
     for row in frames["memorized"].itertuples():

@@ -169,13 +169,23 @@ def effects_table(result: Result) -> Table:
                     "Switch": label,
                     "in %": _text(result.values[f"{name}_loss_percent"]),
                     **{title: _text(change) for title, change in changes.items()},
+                    measures["memorized"]: _shares_text(changes[measures["memorized"]]),
                 }
             )
     columns = ["Switch", measures["loss"], "in %", measures["last_word"], measures["memorized"]]
     n_seeds = result.values["n_seeds"]
     seeds = f"with 95 % intervals over {n_seeds} seeds" if n_seeds > 1 else "one seed"
-    caption = f"Changes at the end of training, {result.values['size']}, {seeds}"
+    caption = (
+        f"Changes at the end of training, {result.values['size']}, {seeds}; "
+        "a dash: not measured, or no row is memorized either way"
+    )
     return Table(pd.DataFrame(rows, columns=columns), caption)
+
+
+def _shares_text(change: dict[str, float] | float | str) -> str:
+    """Return a change of a share as text; a dash if both shares are 0 with every seed."""
+    constant = isinstance(change, dict) and not change["low"] < change["high"]
+    return DASH if constant else _text(change)
 
 
 def _text(change: dict[str, float] | float | str) -> str:

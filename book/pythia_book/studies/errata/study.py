@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.conduct import conduct
-from pythia_book.stats import mean_over
-from pythia_book.studies.errata.catalogue import ERRATA
+from pythia_book.stats import mean_over, negated
+from pythia_book.studies.errata.catalogue import ERRATA, STATUSES
 from pythia_book.studies.errata.claims import INTERVAL, MARGIN, claims, estimate_of
 from pythia_book.studies.errata.evidence import Evidence, released_tables
 from pythia_book.studies.errata.params import LABELS, STUDY, Params, controls
@@ -194,13 +194,17 @@ def values(
     numbers: dict[str, Any] = {
         "size": size,
         "n_errata": len(ERRATA),
+        **{f"n_{status}": sum(e.status == status for e in ERRATA) for status in STATUSES},
         "margin_percent": MARGIN,
+        "margin_nats": NOT_MEASURED,
         "n_seeds": params.seeds,
         **{f"loss_{arm}": NOT_MEASURED for arm in ("standard", "deduplicated")},
         **{f"loss_{arm}": float(each.mean()) for arm, each in losses.items()},
         "seed_sd_percent": NOT_MEASURED,
         "memorized_differing": NOT_MEASURED,
     }
+    if "standard" in losses:
+        numbers["margin_nats"] = MARGIN / 100 * numbers["loss_standard"]
     if params.seeds > 1 and "standard" in losses:
         each = losses["standard"]
         numbers["seed_sd_percent"] = 100 * float(each.std(ddof=1) / each.mean())
@@ -218,6 +222,10 @@ def values(
         if not row.empty:
             row = row.assign(**100 * row[INTERVAL] / losses[texts[name]].mean())
         numbers[f"{name}_loss_percent"] = _interval(row)
+        if isinstance(percent := numbers[f"{name}_loss_percent"], dict):
+            numbers[f"{name}_lowers_percent"] = negated(percent)
+        else:
+            numbers[f"{name}_lowers_percent"] = percent if row.empty else -percent
         numbers[f"{name}_memorized_change"] = _interval(memorized[memorized.variant == name])
     return numbers
 

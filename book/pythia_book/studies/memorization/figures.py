@@ -10,7 +10,7 @@ from pythia_book import style, svg
 from pythia_book.published.tables import MODELS
 from pythia_book.records import number_text
 from pythia_book.studies.memorization.order_tests import MIN_EVENTS
-from pythia_book.studies.memorization.params import INTERVAL
+from pythia_book.studies.memorization.params import COHORTS, INTERVAL, PERSISTENT_AFTER
 from pythia_book.studies.memorization.traces import FOLLOWED
 from pythia_book.style import BLUE, GREEN, ORANGE, Drawing, Table
 from pythia_core.training.schedule import OFFICIAL_STEPS
@@ -56,10 +56,12 @@ def profiles(result: Result) -> Drawing:
         return Drawing(figure, "Trace of reading a row once, in nats per token", numbers)
 
 
+FOLLOWED_ON = f"the {len(COHORTS) - PERSISTENT_AFTER} earliest cohorts"
 TRACE_NAMES = {
-    "first": "soon after reading",
-    "persistent": "a quarter of training later",
-    "retained": "left by then, %",
+    "first": f"soon after reading, all {len(COHORTS)} cohorts",
+    "first_early": f"soon after reading, {FOLLOWED_ON}",
+    "persistent": f"a quarter of training later, {FOLLOWED_ON}",
+    "retained": f"left by then, %, {FOLLOWED_ON}",
     "residual": "at the end, all rows",
     "trend": "at the end, change per tenth of training",
     "first_half": "the same, only rows read in the first half",
@@ -73,7 +75,8 @@ TRACE_NAMES = {
 }
 """Maps each of traces.MEASURES to its name."""
 BY_SIZE = {
-    "first": style.mark("o"), "persistent": style.mark("s"), "residual": style.mark("^", True)
+    "first_early": style.mark("o"), "persistent": style.mark("s"),
+    "residual": style.mark("^", True),
 }  # fmt: skip
 """Maps each trace that is drawn against size to its marker."""
 

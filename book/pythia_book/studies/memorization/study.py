@@ -18,12 +18,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.conduct import conduct
+from pythia_book.stats import Estimate, difference
 from pythia_book.studies.memorization import samples, trace_claims, traces
 from pythia_book.studies.memorization import tables as tables_of
 from pythia_book.studies.memorization.claims import claims
 from pythia_book.studies.memorization.order_tests import MIN_EVENTS
 from pythia_book.studies.memorization.panel import NEVER
-from pythia_book.studies.memorization.params import INTERVAL, STUDY, TREND, Params, configs
+from pythia_book.studies.memorization.params import (
+    INTERVAL,
+    PERSISTENT_AFTER,
+    STUDY,
+    TREND,
+    Params,
+    configs,
+)
 from pythia_book.studies.memorization.tables import Extracted, Rows
 from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
 from pythia_core.suite import DATA_ARMS, scale_named
@@ -260,7 +268,7 @@ def trace_values(params: Params, runs: dict[tuple[str, int], traces.Traces]) -> 
     }
     for measure in (
         "residual", "trend", "first_half", "second_half", "floor_trend", "order", "placebo",
-        "canary", "canary_before",
+        "canary", "canary_before", "canary_dose",
     ):  # fmt: skip
         if e := traces.over_seeds(params, runs, measure):
             numbers[f"{measure}_seeds"] = e.interval()
@@ -273,6 +281,7 @@ def trace_values(params: Params, runs: dict[tuple[str, int], traces.Traces]) -> 
     _, p, pooled = run.pretrends
     estimates = {
         "first": run.first,
+        "first_early": run.first_early,
         "retained": run.retained.times(100),
         "residual": run.residual,
         "trend": run.trend,
@@ -298,6 +307,8 @@ def trace_values(params: Params, runs: dict[tuple[str, int], traces.Traces]) -> 
         "n_final": run.residual.n_items,
         "n_floor": run.floor_trend.n_items,
         "n_cohorts": run.first.n_items,
+        "n_early_cohorts": len(params.cohorts) - PERSISTENT_AFTER,
+        "n_dose_most": estimates["dose_most"].n_items,
     }
     if tenth := runs.get((params.tenth, params.seed)):
         numbers["agreement"] = traces.agreement(run, tenth)
@@ -320,6 +331,13 @@ def values(extracted: Extracted, tables: dict[str, pd.DataFrame]) -> dict[str, A
             line = recited.loc[times]
             numbers[f"recited_{name}"] = {key: float(line[key]) for key in INTERVAL}
             numbers[f"recited_{name}_furthest"] = int(line.furthest)
+            numbers[f"recited_{name}_rows"] = int(line.n)
+    if {"0", "1"} <= set(recited.index):
+        once, never = (
+            Estimate(*(float(recited.loc[times][key]) for key in INTERVAL), 0, 1)
+            for times in ("1", "0")
+        )
+        numbers["recited_more"] = difference(once, never).interval()
     lines = tables["prediction"].set_index(["experiment", "size", "step"])
     predictors = [
         (f"at_{percent}", ("earlier checkpoint", largest, step))
@@ -373,11 +391,14 @@ def _recited(extracted: Extracted) -> dict[str, Any]:
 
 
 def _predicted(row: pd.Series, name: str) -> dict[str, Any]:
-    """Return precision_NAME and recall_NAME, in percent, from a row of `prediction`."""
-    return {
-        f"{measure}_{name}": {
-            end: 100 * float(row[f"{measure}{suffix}"])
-            for end, suffix in (("value", ""), ("low", "_low"), ("high", "_high"))
-        }
+    """Return numbers from a row of `prediction`.
+
+    - `precision_NAME`, `recall_NAME`: in percent.
+    - `precision_texts_NAME`: the number of texts that the precision rests on.
+    """
+    ends = (("value", ""), ("low", "_low"), ("high", "_high"))
+    numbers: dict[str, Any] = {
+        f"{measure}_{name}": {end: 100 * float(row[f"{measure}{suffix}"]) for end, suffix in ends}
         for measure in ("precision", "recall")
     }
+    return numbers | {f"precision_texts_{name}": int(row.precision_units)}

@@ -462,14 +462,25 @@ def equal_compute(table: pd.DataFrame) -> dict[str, Any]:
 
     The checkpoint is the first of EARLY, at P percent of training. `recall_12b_at_P` and
     `recall_small_at_P` are in percent. The recall of smaller models is interpolated linearly in log
-    compute.
+    compute. Over all models, `released_recall_least` and `released_recall_most` are the recall of
+    this checkpoint for the end of the same model, and `released_precision_least` and
+    `released_precision_most` the precision of all checkpoints and smaller models in the figure.
     """
-    early = table[(table.experiment == "earlier checkpoint") & (table.model == MODELS[-1])]
-    early = early[early.step == linear_step(EARLY[0], OFFICIAL_STEPS)]
+    checkpoints = table[table.experiment == "earlier checkpoint"]
+    first = checkpoints[checkpoints.step == linear_step(EARLY[0], OFFICIAL_STEPS)]
+    early = first[first.model == MODELS[-1]]
     small = table[(table.experiment == "smaller model") & (table.step == OFFICIAL_STEPS)]
     small = small.dropna(subset=["recall"]).sort_values("compute")
     if early.empty or small.empty:
         return {}
     row, at = early.iloc[0], f"{early.percent.iloc[0]:.0f}"
     smaller = np.interp(math.log(row.compute), np.log(small.compute), small.recall)
-    return {f"recall_12b_at_{at}": 100 * row.recall, f"recall_small_at_{at}": 100 * float(smaller)}
+    precision = np.concatenate([checkpoints.precision.dropna(), small.precision])
+    return {
+        f"recall_12b_at_{at}": 100 * row.recall,
+        f"recall_small_at_{at}": 100 * float(smaller),
+        "released_recall_least": 100 * float(first.recall.min()),
+        "released_recall_most": 100 * float(first.recall.max()),
+        "released_precision_least": 100 * float(precision.min()),
+        "released_precision_most": 100 * float(precision.max()),
+    }

@@ -45,8 +45,8 @@ POSITIONS = 6
 """The number of equal parts of training, and of the floor, in which rows are averaged."""
 FOLLOWED = 4
 """How many cohorts, the earliest ones, are followed over several ages."""
-MEASURES = ("first", "persistent", "retained", "residual", "trend", "first_half", "second_half",
-            "floor_trend", "placebo", "canary_before", "canary", "canary_dose",
+MEASURES = ("first", "first_early", "persistent", "retained", "residual", "trend", "first_half",
+            "second_half", "floor_trend", "placebo", "canary_before", "canary", "canary_dose",
             "canary_floor")  # fmt: skip
 """What is estimated for every run (see `Traces`)."""
 COLUMNS: dict[str, list[str]] = {
@@ -68,9 +68,10 @@ class Traces:
     - first: the mean trace of all cohorts at the first look at them, FIRST_LOOK checkpoints on.
       Adam's momentum spreads the effect of a batch over some ten updates, so it is not all there at
       once.
+    - first_early: the same, of the cohorts in `persistent`: all but the last PERSISTENT_AFTER.
     - persistent: the mean trace of each cohort when the cohort PERSISTENT_AFTER places later
       begins.
-    - retained: `persistent` as a share of what the same cohorts had at the first look.
+    - retained: `persistent` as a share of `first_early`.
     - residual: the mean trace at the end of rows from all of training.
     - trend, first_half, second_half, floor_trend: how residual traces change per tenth of training
       with the position of the row: over all of training, over each half of it, and over the part at
@@ -144,6 +145,11 @@ class Traces:
         starts = [start for start, _ in self.params.cohorts[PERSISTENT_AFTER:]]
         rows, later = self.pooled(range(len(starts)), starts)
         return rows, later, self._looks(len(starts))[1]
+
+    @property
+    def first_early(self) -> Estimate:
+        rows, _, first = self._kept()
+        return mean_trace(self.cohorts, rows, first)
 
     @property
     def persistent(self) -> Estimate:

@@ -244,7 +244,12 @@ def constants_table(result: Result) -> Table:
         {
             "Constant": row.constant,
             "Here": constant_text(math.inf if math.isnan(row.value) else row.value),
-            "95 % interval over seeds": _range(row.low, row.high, row.constant),
+            "95 % interval over seeds": "at the bound of the search"
+            if any(
+                math.isclose(row.value, end, rel_tol=1e-3)
+                for end in (row.profile_low, row.profile_high)
+            )
+            else _range(row.low, row.high, row.constant),
             "Profile interval": _range(row.profile_low, row.profile_high, row.constant),
             "Identified": "yes" if row.identified else "no",
             "In the source": constant_text(row.theirs) if row.theirs == row.theirs else DASH,
@@ -264,8 +269,6 @@ def _range(low: float, high: float, constant: str) -> str:
     """Format an interval; missing ends are infinite for R*, and otherwise there is none."""
     if math.isnan(low) and (math.isnan(high) or not constant.startswith("R*")):
         return DASH
-    if math.isclose(low, high, rel_tol=1e-6):
-        return "at the bound of the search"
     return range_text(*(math.inf if math.isnan(x) else x for x in (low, high)))
 
 

@@ -38,6 +38,9 @@ def values(losses: Losses, laws: Laws) -> dict[str, Any]:
     - `rise_R_SIZE`: rise at the end above the best earlier checkpoint, in nats.
     - `onset_16_SIZE`: epochs after which the loss is lowest, a geometric mean over seeds.
     - `best_epochs_SIZE`: best number of epochs for the smallest part of the data.
+    - `best_16_largest`, `worth_16_largest`: the same of the largest size; `fitted_16_largest`: by
+      the law fitted to our runs.
+    - `sixteen_over_eight`: loss after 16 passes over the smallest part minus that after 8, in nats.
     - `planned`: best planned stop minus best checkpoint, in nats, arm with the most epochs.
     - `theirs_R`: worth by the data term of the source, in percent.
     - `data_constant`, `parameter_constant`: R*_D and R*_N with their profile intervals, as texts;
@@ -60,6 +63,9 @@ def values(losses: Losses, laws: Laws) -> dict[str, Any]:
         "rows": params.rows(),
         "tokens": losses.tokens(),
         "tokens_least": losses.tokens(most),
+        "rows_least": params.rows(most),
+        "n_checkpoints": len(params.checkpoints),
+        "n_planned": len(params.epoch_list),
         "runs": len(list(params.cells())),
         "bare_largest": losses.parameters(sizes[-1], "non_embedding"),
         "heldout_rows": losses.measured.facts["heldout_rows"],
@@ -85,6 +91,14 @@ def values(losses: Losses, laws: Laws) -> dict[str, Any]:
             numbers[f"rise_{r}_{role}"] = quoted(mean_over_known(losses.rise(size, r)))
         numbers[f"onset_16_{role}"] = quoted(geometric_mean(losses.onset(size, 16)))
         numbers[f"best_epochs_{role}"] = quoted(geometric_mean(losses.best_epochs(size, most)))
+    largest = sizes[-1]
+    numbers["best_16_largest"] = worth_shown(losses.worth_at_best(largest, 16))
+    numbers["worth_16_largest"] = worth_shown(losses.worth_at_end(largest, 16))
+    fitted = laws.laws.get("whole")
+    share = fitted and fitted.worth(losses.parameters(largest), losses.tokens(), 16)
+    numbers["fitted_16_largest"] = None if share is None else 100 * share
+    gain = [losses.final(size, 16, 16) - losses.final(size, 16, 8) for size in sizes]
+    numbers["sixteen_over_eight"] = quoted(mean_over_known(np.mean(gain, axis=0)))
     stop = [losses.planned(size, most) for size in sizes]
     numbers["planned"] = quoted(mean_over_known(np.mean(stop, axis=0)))
     return numbers | _law_values(laws)

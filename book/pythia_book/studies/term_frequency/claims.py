@@ -17,7 +17,7 @@ from pythia_book.studies.term_frequency.tables import (
     selected,
     welch,
 )
-from pythia_book.verdicts import Claim, Test, rises, untestable, within
+from pythia_book.verdicts import POWER, Claim, Test, rises, smallest_seen, untestable, within
 from pythia_core.suite import size_named
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ NO_COUNTS = "how often each number occurs in the Pile was never released"
 IN_SUMS = (
     "frequency is that within the planted sums, not in the text; the paper counts the whole corpus"
 )
+ADDED = "added after the result was known"
 ONE_RUN = "each size was trained once; how much this differs between seeds was not measured"
 """Why comparisons of frequent with rare terms get no verdict. Those of the coins do: each coin is
 a random choice within pairs, so their tests hold for the runs at hand."""
@@ -49,19 +50,20 @@ def claims(
     By default, a claim on our models is about the largest size at the end of training, with the
     most solved examples before each sum. `operands` is the table of `study.released`.
     """
-    return [
-        *_on_released(operands),
+    ours = [
         *_on_frequency(params, scores),
         *_on_coins(params, scores),
         *_on_words(params, tables["definitions"]),
     ]
+    tested = [claim for claim in ours if claim.kind == "claim" and claim.ours and claim.ours.form]
+    return [*_on_released(operands, 1 + len(tested)), *ours]
 
 
 # --- released models -------------------------------------------------------------------------
 
 
-def _on_released(operands: pd.DataFrame) -> list[Claim]:
-    """Return the claims on released models."""
+def _on_released(operands: pd.DataFrame, n_tests: int) -> list[Claim]:
+    """Return the claims on released models; `n_tests`: how many claims the study tests in all."""
     unable = released_mean(operands, BELOW_1B, 143_000)
     late = [released_change(operands, sizes, 65_000, 143_000) for sizes in (LARGE, BELOW_2_8B)]
     note = ""
@@ -88,7 +90,7 @@ def _on_released(operands: pd.DataFrame) -> list[Claim]:
             "In training, models of 2.8 billion parameters and more improve more on sums than "
             "smaller ones.",
             "section 3.3, Figures 4 and 7",
-            released=_larger_improve_more(operands),
+            released=_larger_improve_more(operands, n_tests),
             quote=MAINLY_LARGER,
         ),
         Claim(
@@ -131,8 +133,12 @@ def released_change(
     return None if before is None or after is None else after - before
 
 
-def _larger_improve_more(operands: pd.DataFrame) -> Test:
-    """Test whether the models in LARGE improve more at sums than the models in BELOW_2_8B."""
+def _larger_improve_more(operands: pd.DataFrame, n_tests: int) -> Test:
+    """Test whether the models in LARGE improve more at sums than the models in BELOW_2_8B.
+
+    There is no verdict if an effect of 100 points, the largest possible one, would be missed too
+    often, as one of `n_tests` tests.
+    """
     changes = {
         model: change.mean()
         for model in (*BELOW_2_8B, *LARGE)
@@ -148,7 +154,14 @@ def _larger_improve_more(operands: pd.DataFrame) -> Test:
         + ", ".join(f"{model} {signed(change)}" for model, change in changes.items())
         + '; the sentence is about questions of fact, as "similar patterns" to those of sums'
     )
-    return rises(effect, "points", f"{len(large)} and {len(small)} models", note=note)
+    test = rises(effect, "points", f"{len(large)} and {len(small)} models", note=note)
+    if effect is None or not effect.low < effect.high or smallest_seen(effect, n_tests) <= 100:
+        return test
+    reason = (
+        "so few models differ by so much that no possible effect would be detected with "
+        f"{100 * POWER:.0f} % power"
+    )
+    return untestable(reason, effect, test.unit, test.units, note)
 
 
 # --- frequency of numbers --------------------------------------------------------------------
@@ -246,10 +259,10 @@ def _on_coins(params: Params, scores: NumberScores) -> list[Claim]:
     for measure, shots, unit, factor, what, more in (
         ("exact", few, "points", 100, "written more often", ""),
         ("choice", 0, "points", 100, "picked out of four more often",
-         "; wrong answers have the same first operand; added after its result was known"),
+         "; wrong answers have the same first operand"),
         ("margin", 0, "nats", 1, "given a larger margin over wrong ones",
          "; margin: its log-probability minus the mean of three wrong answers with the same first "
-         "operand; added when the result of the choice was known"),
+         "operand; added when the result of the choice was known, and this one was not"),
         ("logprob", few, "nats", 1, "given a higher probability",
          "; wrong answers with the same first operand may gain too, see the margin"),
     ):  # fmt: skip
@@ -264,7 +277,9 @@ def _on_coins(params: Params, scores: NumberScores) -> list[Claim]:
             Claim(
                 f"The right answer is {what} for numbers whose frequency was raised at random.",
                 "section 3.3, of Elazar et al. 2022 and Kandpal et al. 2022, on questions of fact",
-                rises(boost, unit, pairs, note=f"{note}{more}"),
+                untestable(ADDED, boost, unit, pairs, f"{note}{more}")
+                if measure == "choice"
+                else rises(boost, unit, pairs, note=f"{note}{more}"),
                 quote="These works observe a correlational and causal relationship between the "
                 "ability to answer factual questions and the frequency of salient entities found "
                 "in the pretraining corpus",

@@ -90,6 +90,10 @@ def analyse(params: Params, measured: Measurements, published: Tables) -> Analys
     operands = published.get("operands")
     operands = arithmetic_table(None) if operands is None else operands
     numbers = values(params, scores, tables) | released_values(operands)
+    arithmetic = selected(tables["arithmetic"], operation="addition", step=143_000)
+    large = arithmetic[arithmetic.model.isin(c.LARGE)].groupby("shots").value.mean()
+    for shots in (0, 2):
+        numbers[f"released_large_{shots}"] = 100 * float(large[shots]) if shots in large else None
     return tables, numbers, c.claims(params, scores, tables, operands)
 
 
@@ -307,7 +311,8 @@ def values(params: Params, scores: NumberScores, tables: dict[str, pd.DataFrame]
             }
     numbers["coin_sizes"] = ", ".join(c.larger_half(params.size_list))
     numbers["curve_last"] = [*tables["curves"].numbers][-1] if len(tables["curves"]) else None
-    return numbers | _coin_values(scores, tables) | _word_values(params, tables["definitions"])
+    numbers |= _coin_values(params.size_list, scores, tables)
+    return numbers | _word_values(params, tables["definitions"])
 
 
 def _word_values(params: Params, table: pd.DataFrame) -> dict[str, Any]:
@@ -329,17 +334,26 @@ def _word_values(params: Params, table: pd.DataFrame) -> dict[str, Any]:
     return numbers
 
 
-def _coin_values(scores: NumberScores, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+def _coin_values(
+    sizes: tuple[str, ...], scores: NumberScores, tables: dict[str, pd.DataFrame]
+) -> dict[str, Any]:
     """Return the effects of the coins that the page quotes, averaged over the larger half of sizes.
 
     The keys are
     `boost`, `placebo`: the effect on the few-shot log-probability, in nats;
     `boost_exact`, `boost_choice`: the same on answers written and on zero-shot choices, in points;
     `boost_zero_shot`, `boost_margin`: the same, zero-shot, on log-probability and on the margin;
-    `boost_ratio`: the column `ratio` of `experiment` for the coin boost.
+    `boost_ratio`: readings in sums of all numbers that the coin boost chose, divided by those of
+        all others;
+    `exact_coin_sizes`: percentage of right answers written, over the same sizes.
     """
-    effects, ratio = tables["effects"], selected(tables["experiment"], coin="boost").ratio
-    numbers: dict[str, Any] = {"boost_ratio": float(ratio.iloc[0]) if len(ratio) else None}
+    effects, times = tables["effects"], scores.in_sums(scores.steps[-1])
+    chosen, others = np.array(equations.pairs(scores.natural())).T
+    rest = int(times[others].sum())
+    numbers: dict[str, Any] = {"boost_ratio": int(times[chosen].sum()) / rest if rest else None}
+    exact = selected(tables["accuracy"], step=scores.steps[-1], measure="exact")
+    exact = exact[(exact.shots > 0) & exact["size"].isin(c.larger_half(sizes))]
+    numbers["exact_coin_sizes"] = 100 * float(exact.value.mean()) if len(exact) else None
     for name, coin, few, measure, factor in (
         ("boost", "boost", True, "logprob", 1),
         ("placebo", "placebo", True, "logprob", 1),

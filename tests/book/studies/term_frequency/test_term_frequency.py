@@ -97,6 +97,11 @@ def verdicts(rows: list[dict], start: str, side: str = "ours") -> list[str]:
     return [row[side]["verdict"] for row in rows if row["claim"].startswith(start)]
 
 
+def but_the_choice(verdict: str) -> list[str]:
+    """Return the verdicts on the coin; the choice has none, as its result was known."""
+    return [verdict, "not testable here", verdict, verdict]
+
+
 def test_planted_effects_of_frequency_are_found() -> None:
     rows = judged(measurements(0.2, words=0.1))
     one_run = ("Sums are", "The right sum", "Given a definition")
@@ -107,7 +112,7 @@ def test_planted_effects_of_frequency_are_found() -> None:
         assert gap["low"] > 0 and gap["units"].endswith("; one run of 600k")
         assert gap["verdict"] == "not testable here" and "trained once" in gap["reason"]
     assert wider["value"] > 0 and wider["units"] == "4 sizes; one run of each"  # all heads alike
-    assert verdicts(rows, "The right answer is") == ["reproduced"] * 4
+    assert verdicts(rows, "The right answer is") == but_the_choice("reproduced")
     assert verdicts(rows, "Under the placebo")[1] == "holds"
     assert set(verdicts(rows, "The gap", "released")) == {"not testable here"}
 
@@ -115,13 +120,13 @@ def test_planted_effects_of_frequency_are_found() -> None:
 def test_effects_of_the_other_sign_contradict() -> None:
     rows = judged(measurements(-0.2, words=-0.1))
     assert verdicts(rows, "The gap between frequent and rare operands is") == ["contradicted"]
-    assert verdicts(rows, "The right answer is") == ["contradicted"] * 4
+    assert verdicts(rows, "The right answer is") == but_the_choice("contradicted")
 
 
 def test_without_an_effect_nothing_is_resolved() -> None:
     rows = judged(measurements(0.0))
-    for start in ("The gap between frequent and rare operands is", "The right answer is"):
-        assert set(verdicts(rows, start)) == {"not resolved"}, start
+    assert verdicts(rows, "The gap between frequent and rare operands is") == ["not resolved"]
+    assert verdicts(rows, "The right answer is") == but_the_choice("not resolved")
 
 
 def test_wrong_answers_that_gain_as_much_leave_the_margin_as_it_is() -> None:
@@ -265,7 +270,7 @@ def test_a_checkpoint_that_was_not_measured_is_a_gap() -> None:
     rows = judge(claims)
     assert next(row for row in rows if row["claim"].startswith("Sums"))["ours"]["value"] is None
     written, chosen, margin, likely = verdicts(rows, "The right answer")
-    assert written == likely == "not testable here" and chosen == margin == "reproduced"
+    assert written == likely == chosen == "not testable here" and margin == "reproduced"
     assert values["exact"] is None and values["boost"] is None and values["boost_choice"]
     result = as_result(measured, {})
     assert "not measured" in draw.gaps_table(result)._repr_html_()
@@ -393,6 +398,16 @@ def test_claims_on_released_accuracies() -> None:
     assert found[0]["released"]["value"] == pytest.approx(3, abs=0.5)
     equal = judged(measurements(0.0), released(late=0.5, small=0.5))
     assert verdicts(equal, "In training", "released") == ["not resolved"]
+    uneven = released()
+    large = uneven["operands"].model.isin(["2.8b"]) & (uneven["operands"].step == 143_000)
+    uneven["operands"].loc[large, "value"] = 0.0
+    (in_training,) = (
+        row["released"]
+        for row in judged(measurements(0.0), uneven)
+        if row["claim"].startswith("In training")
+    )
+    assert in_training["verdict"] == "not testable here"
+    assert "no possible effect" in in_training["reason"]
     none = judged(measurements(0.0))
     assert {verdicts(none, s, "released")[0] for s in starts} == {"not testable here"}
     assert "<svg" in draw.released(as_result(measurements(0.0), released())).svg
