@@ -85,7 +85,7 @@ function results(c, state) {
     ...(found.microBatch ? [["Rows per pass", `${found.microBatch}, ${counted(Math.ceil(found.rows / found.microBatch), "pass", "passes")} per update`],
       ["Memory per GPU", `${gigabytes(found.memory)} of ${gigabytes(c.gpuBytes)}`]] : []),
     ...(found.seconds ? [["Time, by the cost model", times(found.seconds)]] : []),
-    ...(found.fixed ? [[`Time, at ${100 * c.utilisation} % of the peak`, times(found.fixed)]] : []),
+    ...(found.fixed ? [[`Time, at ${100 * c.utilization} % of the peak`, times(found.fixed)]] : []),
     ...(hours && state.price ? [["Price", `${grouped(hours * state.price)} at ${escaped(state.price)} per GPU-hour`]] : []),
   ] };
 }

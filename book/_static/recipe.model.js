@@ -100,7 +100,7 @@ const recipe = (() => {
     const memory = Object.values(parts).reduce((sum, each) => sum + each, 0);
     const layout = { split, microBatch, rows, parts, memory };
     if (!microBatch) return { ...found, ...layout, problem: "Not one row fits into the memory of these GPUs; take more of them." };
-    const update = seconds(c, x, layout), rate = x.gpus * c.utilisation * c.peak;
+    const update = seconds(c, x, layout), rate = x.gpus * c.utilization * c.peak;
     return {
       ...found, ...layout, seconds: update === null ? null : update * x.updates,
       fixed: x.precision === "bf16" ? flop / rate : null,

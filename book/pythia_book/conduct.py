@@ -1,8 +1,8 @@
 """Conducts a study: obtains its measurements and analyzes them.
 
-`measure` trains or finds models and returns `Measurements`. `analyse` turns measurements and
+`measure` trains or finds models and returns `Measurements`. `analyze` turns measurements and
 released numbers into tables, values and claims, and needs no model. A record contains both inputs
-of `analyse`, so pythia_book.redraw can repeat the analysis without training or measuring.
+of `analyze`, so pythia_book.redraw can repeat the analysis without training or measuring.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def conduct(
     study: str,
     params: Any,
     measure: Callable[[], Measurements],
-    analyse: Callable[[Measurements, Tables], Analysis],
+    analyze: Callable[[Measurements, Tables], Analysis],
     released: Callable[[Published], Tables] | None = None,
     published: Published | None = None,
     seed_bands: bool = False,
@@ -32,7 +32,7 @@ def conduct(
     Args:
         params: the parameters of the study, a dataclass.
         measure: trains or finds models, and measures them.
-        analyse: turns measurements and released tables into tables, values and claims.
+        analyze: turns measurements and released tables into tables, values and claims.
         released: selects the released tables that the study shows; None: no tables.
         published: the released results; None: the results in `PYTHIA_PUBLISHED_DIR` or, if this is
             not set, the released tables in a record of the study.
@@ -58,7 +58,7 @@ def conduct(
         else:
             numbers = records.read_released(source or records.recorded_folder(study))
     try:
-        tables, values, claims = analyse(measured, numbers)
+        tables, values, claims = analyze(measured, numbers)
     except KeyError as error:
         if source is None:
             raise

@@ -160,7 +160,7 @@ def test_what_cannot_be_redrawn_is_named_and_kept(project: Path) -> None:
 @pytest.mark.commands
 @pytest.mark.timeout(300)
 def test_a_failing_cell_changes_nothing(project: Path) -> None:
-    change_cell(project, "def analyse", "1 / 0\n\ndef analyse")
+    change_cell(project, "def analyze", "1 / 0\n\ndef analyze")
     before = everything(project)
     code, shown = redraw_all(project, "tiny", "--scale", "smoke")
     assert code == 1 and "a cell of tiny.ipynb failed with ZeroDivisionError" in shown, shown
@@ -182,10 +182,10 @@ def test_a_record_without_what_is_analysed_now_is_named_and_kept(project: Path) 
 def tiny(error: Exception) -> None:
     """Conduct a study whose analysis raises this error."""
 
-    def analyse(measured: Measurements, released: Tables) -> Analysis:
+    def analyze(measured: Measurements, released: Tables) -> Analysis:
         raise error
 
-    conduct("tiny", StudyParams("smoke"), lambda: Measurements({}, {}), analyse)
+    conduct("tiny", StudyParams("smoke"), lambda: Measurements({}, {}), analyze)
 
 
 def test_only_in_a_redraw_a_missing_key_is_the_fault_of_the_record(

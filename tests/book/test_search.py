@@ -115,7 +115,7 @@ def test_a_search_that_stops_early_reads_no_more() -> None:
 
 
 def test_words_as_a_tokenizer_splits_them() -> None:
-    texts = ["The cat sat. A cat is a cat.", "concatenate the catalogue", "caf\u00e9 cat"]
+    texts = ["The cat sat. A cat is a cat.", "concatenate the catalog", "caf\u00e9 cat"]
     tokenizer = train_bpe(texts * 20, 290)
     width = 24
     encoded = [[*ids, 0][:width] for ids in encode_documents(tokenizer, texts)]

@@ -38,12 +38,12 @@ def measure():
 {measuring}
     return Measurements({{"numbers": np.arange(5.0)}}, {{"n": 5}})
 
-def analyse(measured, released):
+def analyze(measured, released):
     numbers = measured.arrays["numbers"]
     return {{"numbers": pd.DataFrame({{"n": numbers}})}}, {values}, {claims}
 
 params = make_dataclass("Params", list(given))(**given)
-style.write_record(conduct("tiny", params, measure, analyse))
+style.write_record(conduct("tiny", params, measure, analyze))
 """
 
 

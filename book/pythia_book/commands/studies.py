@@ -260,6 +260,6 @@ def _pdf(args: argparse.Namespace) -> None:
 def _errata(args: argparse.Namespace) -> None:
     """Print the evidence on a misstatement about Pythia or, without a name, list all of them."""
     from pythia_book.published.results import find
-    from pythia_book.studies.errata.catalogue import erratum_named, erratum_text, listing
+    from pythia_book.studies.errata.catalog import erratum_named, erratum_text, listing
 
     print(erratum_text(erratum_named(args.name), find()) if args.name else listing())

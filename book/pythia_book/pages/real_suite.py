@@ -12,7 +12,7 @@ from pythia_book.pages import formatted
 from pythia_book.released.continuation.data import TokenFileData
 from pythia_book.released.continuation.plan import Plan, make_plan
 from pythia_book.released.continuation.start import published_train
-from pythia_book.released.recipe import BATCH_ROWS, H100_UTILISATION, HARDWARE, SEQ_LEN
+from pythia_book.released.recipe import BATCH_ROWS, H100_UTILIZATION, HARDWARE, SEQ_LEN
 from pythia_book.studies.phases.ngrams import ORDERS
 from pythia_book.studies.phases.probes import LONGEST_COPY, N_POSITIONS, N_ROWS, N_SEQUENCES
 from pythia_book.style import Table
@@ -300,7 +300,7 @@ def commands() -> Table:
     caption = (
         f"For pythia-{_SHOWN}, computed from its parameters. Assumed: downloads at "
         f"{DOWNLOAD / 1e6:.0f} MB/s, a CPU of {CPU_FLOPS / 1e9:.0f} GFLOP/s, "
-        f"{H100_UTILISATION:.0%} of an H100's peak. Memory for training excludes activations; "
+        f"{H100_UTILIZATION:.0%} of an H100's peak. Memory for training excludes activations; "
         "downloads stay on disk, except rows and, in a sweep, checkpoints"
     )
     return Table(formatted(frame, columns), caption, code=("python -m pythia_core",))
@@ -319,6 +319,6 @@ def forks() -> Table:
     }
     caption = (
         "10,000 updates from step 133,000, a swap and its control, in bf16, without activations; "
-        f"time at an assumed {H100_UTILISATION:.0%} of the peak"
+        f"time at an assumed {H100_UTILIZATION:.0%} of the peak"
     )
     return Table(formatted(forks_table(), columns), caption)

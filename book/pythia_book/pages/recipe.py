@@ -103,7 +103,7 @@ def cost() -> Drawing:
     with style():
         note = (
             f"A100: the paper's GPU-hours. H100: computed for "
-            f"{100 * recipe.H100_UTILISATION:.0f} % of "
+            f"{100 * recipe.H100_UTILIZATION:.0f} % of "
             f"{recipe.H100_PEAK / 1e12:.0f} TFLOP/s, not measured. Utilization: of "
             f"{recipe.A100_PEAK / 1e12:.0f} TFLOP/s."
         )
@@ -123,7 +123,7 @@ def cost() -> Drawing:
         legend(hours, kinds)
         for x, row in enumerate(costs.itertuples(index=False)):
             color = size_color(row.size)
-            pair = [100 * row.utilisation_6nt, 100 * row.utilisation_exact]
+            pair = [100 * row.utilization_6nt, 100 * row.utilization_exact]
             svg.hide(*share.plot([x, x], pair, color=color, linewidth=1.2, zorder=1))
             share.plot([x], pair[:1], marker="s", color=color, markerfacecolor="white",
                        label=f"6 {TIMES} parameters {TIMES} tokens")  # fmt: skip
@@ -138,8 +138,8 @@ def cost() -> Drawing:
         first, last = costs.iloc[0], costs.iloc[-1]
         description = (
             f"From {first.gpu_hours:,.0f} A100-hours at {first['size']} to {last.gpu_hours:,.0f} "
-            f"at {last['size']}; utilization between {100 * costs.utilisation_exact.min():.0f} "
-            f"and {100 * costs.utilisation_exact.max():.0f} % of the peak"
+            f"at {last['size']}; utilization between {100 * costs.utilization_exact.min():.0f} "
+            f"and {100 * costs.utilization_exact.max():.0f} % of the peak"
         )
         return Drawing(drawn, description)
 
@@ -225,7 +225,7 @@ def script_data(name: str) -> dict[str, Any]:
         "gradientBytes": cluster.GRADIENT_BYTES,
         "copyBytes": cluster.COPY_BYTES,
         "peak": recipe.H100_PEAK,
-        "utilisation": recipe.H100_UTILISATION,
+        "utilization": recipe.H100_UTILIZATION,
         "matmul": cost_model.MATMUL,
         "copy": cost_model.COPY,
         "efficiency": sorted(cost_model.EFFICIENCY.items()),
@@ -270,8 +270,8 @@ def cost_table() -> Table:
         "flop_6nt": (f"6 {TIMES} N {TIMES} T, FLOP", _power),
         "flop_exact": ("Products, FLOP", _power),
         "gpu_hours": ("A100-hours", "{:,.0f}".format),
-        "utilisation_6nt": ("Utilization, 6NT", _percent),
-        "utilisation_exact": ("Utilization, products", _percent),
+        "utilization_6nt": ("Utilization, 6NT", _percent),
+        "utilization_exact": ("Utilization, products", _percent),
     }
     return Table(formatted(recipe.cost_table(), columns), caption)
 
@@ -296,7 +296,7 @@ def estimates() -> Table:
     """Return the table of the estimated energy and H100 hours of training each size."""
     caption = (
         f"Our estimates. Energy: A100-hours {TIMES} {recipe.A100_WATT} W {TIMES} {recipe.PUE}. "
-        f"H100: products / ({100 * recipe.H100_UTILISATION:.0f}\N{NO-BREAK SPACE}% of "
+        f"H100: products / ({100 * recipe.H100_UTILIZATION:.0f}\N{NO-BREAK SPACE}% of "
         f"{recipe.H100_PEAK / 1e12:.0f} TFLOP/s)"
     )
     frame = recipe.estimates()

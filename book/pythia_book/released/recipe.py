@@ -26,7 +26,7 @@ TOKENS = OFFICIAL_STEPS * BATCH_TOKENS
 A100_PEAK = 312e12
 """Dense FLOP/s of an A100 in fp16 or bf16, from the data sheet. Below: those of an H100 SXM."""
 H100_PEAK = 989e12
-H100_UTILISATION = 0.40
+H100_UTILIZATION = 0.40
 """Assumed fraction of the peak in training; not measured. The released 70M to 410M models reached
 22 to 26 % of the peak of their A100s, according to the GPU-hours in the paper.
 """
@@ -155,7 +155,7 @@ def cost_table() -> pd.DataFrame:
     - `size`, `parameters`, `tokens_per_parameter`
     - `flop_6nt`, `flop_exact`
     - `gpu_hours`: missing if unknown.
-    - `utilisation_6nt`, `utilisation_exact`: fraction of the A100 peak; missing if unknown.
+    - `utilization_6nt`, `utilization_exact`: fraction of the A100 peak; missing if unknown.
     """
     import pandas as pd
 
@@ -173,8 +173,8 @@ def cost_table() -> pd.DataFrame:
                 "flop_6nt": by_rule,
                 "flop_exact": exact,
                 "gpu_hours": hours,
-                "utilisation_6nt": hours and by_rule / (3600 * hours * A100_PEAK),
-                "utilisation_exact": hours and exact / (3600 * hours * A100_PEAK),
+                "utilization_6nt": hours and by_rule / (3600 * hours * A100_PEAK),
+                "utilization_exact": hours and exact / (3600 * hours * A100_PEAK),
             }
         )
     return pd.DataFrame(rows)
@@ -218,7 +218,7 @@ def estimates() -> pd.DataFrame:
     costs = cost_table()
     frame = costs[["size", "gpu_hours"]].copy()
     frame["energy_mwh"] = frame.gpu_hours * A100_WATT * PUE / 1e6
-    frame["h100_hours"] = costs.flop_exact / (H100_UTILISATION * H100_PEAK) / 3600
+    frame["h100_hours"] = costs.flop_exact / (H100_UTILIZATION * H100_PEAK) / 3600
     return frame
 
 

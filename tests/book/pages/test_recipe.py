@@ -55,10 +55,10 @@ def test_costs_agree_with_the_facts(
     assert row.parameters == parameters
     assert row.flop_6nt == pytest.approx(flop, rel=5e-3)
     if by_rule is None:
-        assert row.isna()[["gpu_hours", "utilisation_6nt", "utilisation_exact"]].all()
+        assert row.isna()[["gpu_hours", "utilization_6nt", "utilization_exact"]].all()
     else:
-        assert round(100 * row.utilisation_6nt) == by_rule
-        assert 100 * row.utilisation_exact == pytest.approx(by_products, abs=0.06)
+        assert round(100 * row.utilization_6nt) == by_rule
+        assert 100 * row.utilization_exact == pytest.approx(by_products, abs=0.06)
 
 
 def test_gpu_hours_sum_to_the_total_that_the_paper_states() -> None:

@@ -288,7 +288,7 @@ def verdicts(shifts: dict[str, float], params: Params | None = None) -> list[str
     params = params or Params(sizes="25k,85k", seeds=6)
     measured = planted(params, shifts)
     result = ablations.conduct(
-        "ablations", params, lambda: measured, functools.partial(ablations.analyse, params)
+        "ablations", params, lambda: measured, functools.partial(ablations.analyze, params)
     )
     draw.differences(result), draw.over_training(result), draw.arms_table(result)
     return [row["ours"]["verdict"] for row in result.claims]
@@ -321,7 +321,7 @@ def test_tables_and_values_have_the_planted_numbers() -> None:
     params = Params(sizes="25k,85k", seeds=6)
     shifts = {"tied": 0.05, "window": -0.02}
     measured = planted(params, shifts, noise=0.001, speed=0.8)
-    tables, values, _ = ablations.analyse(params, measured, {})
+    tables, values, _ = ablations.analyze(params, measured, {})
     for arm, shift in shifts.items():
         assert values[f"change_{arm}"]["value"] == pytest.approx(shift, abs=0.002)
     last = tables["differences"].query("step == 286 and arm == 'tied'")

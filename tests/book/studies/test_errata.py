@@ -17,7 +17,7 @@ import pytest
 from pythia_book.published import results
 from pythia_book.published.tables import TASKS
 from pythia_book.stats import mean_over
-from pythia_book.studies.errata import catalogue, evidence, figures, study
+from pythia_book.studies.errata import catalog, evidence, figures, study
 from pythia_book.studies.errata.evidence import Evidence
 from pythia_book.studies.errata.params import (
     GELU_AFTER_TRAINING,
@@ -47,23 +47,23 @@ def all_evidence() -> dict[str, Evidence]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket, "socket", refuse)
-        return {erratum.name: erratum.compute() for erratum in catalogue.ERRATA}
+        return {erratum.name: erratum.compute() for erratum in catalog.ERRATA}
 
 
 # --- the list --------------------------------------------------------------------------------
 
 
 def test_every_erratum_is_complete() -> None:
-    names = [e.name for e in catalogue.ERRATA]
+    names = [e.name for e in catalog.ERRATA]
     assert len(set(names)) == len(names)
-    for e in catalogue.ERRATA:
+    for e in catalog.ERRATA:
         assert re.fullmatch(r"[a-z0-9.-]+", e.name)
         assert e.links and all(link.startswith("https://") for link in e.links)
         assert not e.title.endswith(".")
         for text in (e.claim, e.matters, e.switch):
             assert text.endswith("."), text
-    assert {e.status for e in catalogue.ERRATA} == set(catalogue.STATUSES)
-    assert {e.measured for e in catalogue.ERRATA} - {""} == set(SWITCHES)
+    assert {e.status for e in catalog.ERRATA} == set(catalog.STATUSES)
+    assert {e.measured for e in catalog.ERRATA} - {""} == set(SWITCHES)
 
 
 def test_numbers_of_the_evidence(all_evidence: dict[str, Evidence]) -> None:
@@ -106,7 +106,7 @@ def test_numbers_of_the_evidence(all_evidence: dict[str, Evidence]) -> None:
 
 
 def test_what_is_calculated_is_quoted(all_evidence: dict[str, Evidence]) -> None:
-    for e in catalogue.ERRATA:
+    for e in catalog.ERRATA:
         quoted = {name for _, name, *_ in Formatter().parse(e.evidence) if name}
         assert quoted == all_evidence[e.name].values.keys()
         assert bool(e.released) == (e.name in evidence.RELEASED)
@@ -133,7 +133,7 @@ def test_bands_are_those_that_datasketch_chooses() -> None:
 
 
 def test_missing_released_scores_are_reported(all_evidence: dict[str, Evidence]) -> None:
-    names = {e.name for e in catalogue.ERRATA if e.released}
+    names = {e.name for e in catalog.ERRATA if e.released}
     assert names == {"first-update", "swap-scores", "tasks", "evals-2.8b", "winobias-prompt"}
     for name, each in all_evidence.items():
         assert ("PYTHIA_PUBLISHED_DIR" in each.released) == (name in names)
@@ -186,7 +186,7 @@ def test_scores_can_contradict_equal_first_steps(unlike: bool, same: int, tmp_pa
 
 
 def of_scores(name: str, released: results.Published) -> str:
-    return catalogue.erratum_named(name).compute(released).released
+    return catalog.erratum_named(name).compute(released).released
 
 
 def test_the_real_released_scores() -> None:
@@ -221,9 +221,9 @@ def partial_result(evidence: dict[str, Evidence], **values: object) -> SimpleNam
     return SimpleNamespace(measured=Measurements({}, facts), released={}, values=values)
 
 
-@pytest.mark.parametrize("erratum", catalogue.ERRATA, ids=lambda e: e.name)
+@pytest.mark.parametrize("erratum", catalog.ERRATA, ids=lambda e: e.name)
 def test_the_command_prints_what_the_page_shows(
-    erratum: catalogue.Erratum,
+    erratum: catalog.Erratum,
     all_evidence: dict[str, Evidence],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
@@ -242,7 +242,7 @@ def test_the_command_prints_what_the_page_shows(
 def test_the_command_lists_them_and_refuses_others(capsys: pytest.CaptureFixture) -> None:
     assert main(["errata"]) == 0
     listed = capsys.readouterr().out
-    assert all(e.name in listed and e.title in listed for e in catalogue.ERRATA)
+    assert all(e.name in listed and e.title in listed for e in catalog.ERRATA)
     assert main(["errata", "lr-flor"]) == 1
     message = capsys.readouterr().err
     assert "unknown erratum 'lr-flor'; accepted: lr-floor" in message
@@ -333,7 +333,7 @@ def planted(change: float, n_seeds: int = N_SEEDS) -> Measurements:
 )  # fmt: skip
 def test_verdicts_follow_the_planted_change(change: float, verdict: str) -> None:
     params = Params("smoke", switches="init", seeds=N_SEEDS)
-    tables, values, made = study.analyse(params, planted(change), {})
+    tables, values, made = study.analyze(params, planted(change), {})
     (init,) = judge(made)
     assert init["ours"]["verdict"] == verdict
     assert init["kind"] == "premise" and init["ours"]["df"] == N_SEEDS - 1
@@ -354,15 +354,15 @@ def test_shares_of_memorized_rows_that_vary_over_seeds_are_not_said_to_differ() 
     more = [[9 + 5 * seed + gain, 1000] for seed, gain in enumerate((7, -6, 1, -5, 6))]
     measured.facts["memorized"]["init"] = more
     params = Params("smoke", switches="init", seeds=N_SEEDS)
-    values = study.analyse(params, measured, {})[1]
+    values = study.analyze(params, measured, {})[1]
     assert values["init_memorized_change"]["low"] < 0 < values["init_memorized_change"]["high"]
     assert values["memorized_differing"] == "none"
     measured.facts["memorized"] = dict.fromkeys(("standard", "init"), [[0, 1000]] * N_SEEDS)
-    assert study.analyse(params, measured, {})[1]["memorized_differing"] == "none"
+    assert study.analyze(params, measured, {})[1]["memorized_differing"] == "none"
 
 
 def test_one_seed_has_numbers_but_no_verdict() -> None:
-    values, made = study.analyse(Params("smoke", switches="init"), planted(0.5, 1), {})[1:]
+    values, made = study.analyze(Params("smoke", switches="init"), planted(0.5, 1), {})[1:]
     (init,) = judge(made)
     assert init["ours"]["verdict"] == "not testable here"
     assert init["ours"]["reason"] == "a single unit has no interval"
@@ -374,7 +374,7 @@ def test_one_seed_has_numbers_but_no_verdict() -> None:
 def test_reading_with_the_other_gelu_gets_no_verdict() -> None:
     measured = planted(0.0)
     measured.arrays["loss/gelu_read/16"] = measured.arrays["loss/standard/16"] + 1e-5
-    made = study.analyse(Params("smoke", switches="gelu", seeds=N_SEEDS), measured, {})[2]
+    made = study.analyze(Params("smoke", switches="gelu", seeds=N_SEEDS), measured, {})[2]
     row = {r["claim"].split(" changes")[0]: r["ours"] for r in judge(made)}
     test = row["Running the trained model with the exact GELU"]
     assert test["verdict"] == "not testable here" and "so close" in test["reason"]
@@ -385,7 +385,7 @@ def test_what_was_not_measured_has_no_verdict() -> None:
     measured = planted(0.0)
     del measured.arrays["loss/init/16"]
     params = Params("smoke", switches="init", seeds=N_SEEDS)
-    (row,) = judge(study.analyse(params, measured, {})[2])
+    (row,) = judge(study.analyze(params, measured, {})[2])
     assert row["ours"]["verdict"] == "not testable here"
     assert row["ours"]["reason"] == "not measured"
 
@@ -410,7 +410,7 @@ def test_switches_are_compared_with_their_controls(
     assert result.values["lr_form_loss_change"] == "not measured"
     assert result.values["floor_step"] == 115_139
     assert "Models above guessing" in str(result.tables["errata"].released[11])
-    again = study.analyse(params, result.measured, result.released)
+    again = study.analyze(params, result.measured, result.released)
     assert all(result.tables[name].equals(table) for name, table in again[0].items())
     assert judge(again[2]) == result.claims
     for drawing in (figures.effects, figures.schedule_and_passes):

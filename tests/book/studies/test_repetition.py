@@ -319,7 +319,7 @@ def test_onsets_that_are_equal_give_no_effect_even_if_some_are_open() -> None:
 def test_a_worth_that_is_only_bounded_is_shown_as_a_bound() -> None:
     params = Params(sizes="38k,150k", seeds=3)
     measured = planted(replace(HURTING, penalty=(0.3, 1.5, 0.5)), params=params)
-    tables, values, rows = repetition.analyse(params, measured, {})
+    tables, values, rows = repetition.analyze(params, measured, {})
     bounded = tables["worth"].set_index(["size", "epochs", "at"]).loc["150k", 16, "end"]
     assert bounded.at_most and np.isnan(bounded.low) and bounded.value == pytest.approx(6.25)
     assert values["worth_16"] == "≤ 6.25"
@@ -340,7 +340,7 @@ def test_two_sizes_determine_no_law() -> None:
     measured = planted(DECAYING, params=params)
     laws = fit_laws(Losses(params, measured))
     assert not laws.laws and not laws.constants and laws.advantage("data", "none") is None
-    tables, values, _ = repetition.analyse(params, measured, {})
+    tables, values, _ = repetition.analyze(params, measured, {})
     assert tables["constants"].empty and tables["errors"].empty
     assert values["data_constant"] is None and values["error_whole"] is None
 
@@ -396,19 +396,19 @@ def test_planned_stops_can_be_better_or_worse(gain: float, verdict: str) -> None
 
 def test_one_seed_has_no_intervals_and_missing_runs_are_gaps() -> None:
     one = Params(sizes="38k,150k", seeds=1)
-    tables, values, rows = repetition.analyse(one, planted(HURTING, params=one), {})
+    tables, values, rows = repetition.analyze(one, planted(HURTING, params=one), {})
     assert set(verdicts(judge(rows))) == {"not testable here"}
     assert isinstance(values["worth_4"], float) and tables["worth"].low.isna().all()
     params = Params(sizes="38k,150k", seeds=3)
     measured = planted(HURTING, params=params)
     measured.arrays["loss/38k/4/4"][1] = np.nan
     del measured.arrays["loss/150k/8/8"]
-    tables, values, _ = repetition.analyse(params, measured, {})
+    tables, values, _ = repetition.analyze(params, measured, {})
     worth = tables["worth"].set_index(["size", "epochs", "at"]).n
     assert worth["38k", 4, "end"] == 2 and ("150k", 8, "end") not in worth.index
     assert values["excess_8"] is None and values["excess_4_smallest"]["low"] > 0
     assert len(points_of(Losses(params, measured)).n) == 30 - 2
-    tables, values, rows = repetition.analyse(params, Measurements({}, measured.facts), {})
+    tables, values, rows = repetition.analyze(params, Measurements({}, measured.facts), {})
     assert set(verdicts(judge(rows))) == {"not testable here"}
     result = Result("repetition", params, tables, values, judge(rows), measured, {}, 0.0)
     for figure in FIGURES:

@@ -264,7 +264,7 @@ def test_a_record_says_one_thread_and_gives_the_same_result(tmp_path: Path) -> N
     runs = [{"precision": "bf16"}, {"precision": "bf16"}, {"id": "of an old record"}]
     assert records.device_text(machine | {"runs": runs}).endswith(", 1 thread, bf16")
     again = records.read_measurements(tmp_path / "record", "speed", record["parameters"])
-    tables, values, claims = study.analyse(again, {})
+    tables, values, claims = study.analyze(again, {})
     assert values == result.values and judge(claims) == result.claims
     assert all(table.equals(result.tables[name]) for name, table in tables.items())
 

@@ -109,7 +109,7 @@ def test_the_table_of_suites_links_its_cells() -> None:
 
 def test_a_failed_check_does_not_hold(smoke: Result) -> None:
     def verdicts() -> list[str]:
-        made = suite.analyse(smoke.params, smoke.measured, {})[2]
+        made = suite.analyze(smoke.params, smoke.measured, {})[2]
         return [row["ours"]["verdict"] for row in judge(made) if row["ours"]]
 
     assert set(verdicts()) == {"holds", "not testable here"}, "a short run reads little"
@@ -209,7 +209,7 @@ def test_the_suite_passes_every_check(smoke: Result) -> None:
             assert row["released"]["verdict"] == "not testable here"
     (hours,) = (row for row in smoke.claims if "A100-hours" in row["claim"])
     assert hours["kind"] == "check" and hours["released"]["verdict"] == "holds"
-    again = suite.analyse(smoke.params, smoke.measured, smoke.released)
+    again = suite.analyze(smoke.params, smoke.measured, smoke.released)
     assert all(smoke.tables[name].equals(table) for name, table in again[0].items())
     reads = smoke.tables["reads"].groupby(["arm", "policy"])["share"].sum()
     np.testing.assert_allclose(reads, 1)
@@ -306,7 +306,7 @@ def test_models_are_measured_with_the_tokenizer_of_their_own_text(smoke: Result)
                 expected, mistaken = (m(model, step)[frames].mean(0) for m in (right, wrong))
                 np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
                 assert np.abs(found - mistaken).max() > 1e-3
-    table = suite.analyse(params, measured, {})[0]["flat"]
+    table = suite.analyze(params, measured, {})[0]["flat"]
     assert len(table) == 2 and np.isfinite(table).all(axis=None)
 
 

@@ -15,7 +15,7 @@ from pythia_book.released.continuation.data import TokenFileData
 from pythia_book.released.continuation.start import published_train
 from pythia_book.released.download import is_repository
 from pythia_book.released.pile import MissingShard, released_order
-from pythia_book.released.recipe import H100_PEAK, H100_UTILISATION
+from pythia_book.released.recipe import H100_PEAK, H100_UTILIZATION
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import ConfigError, DataError
 from pythia_core.hf import local_folder
@@ -80,7 +80,7 @@ class Plan:
     @property
     def seconds(self) -> float:
         """Seconds to train all arms on one GPU at the assumed speed; 0 if the model is unknown."""
-        return self.flops / (H100_PEAK * H100_UTILISATION)
+        return self.flops / (H100_PEAK * H100_UTILIZATION)
 
     @property
     def saved(self) -> int:
@@ -149,7 +149,7 @@ class Plan:
                 f"disk: about {self.disk / 1e9:.1f} GB for optimizer states and for {self.saved} "
                 "checkpoints per arm",
                 f"training: {self.flops:.2g} FLOP of matrix products, {self.seconds / 3600:.2g} h "
-                f"on one {GPU} at an assumed {H100_UTILISATION:.0%} of "
+                f"on one {GPU} at an assumed {H100_UTILIZATION:.0%} of "
                 f"{H100_PEAK / 1e12:.0f} TFLOP/s",
                 f"this plan is for one GPU; {self._processes}to split every batch over N GPUs, run "
                 "torchrun --nproc-per-node N -m pythia_core continue ...",

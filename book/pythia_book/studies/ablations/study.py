@@ -23,7 +23,7 @@ from pythia_core.suite import scale_named
 
 def run(params: Params, progress: bool = True) -> Result:
     """Find or train the models of all arms, and compare their losses and speeds."""
-    return conduct(STUDY, params, partial(measure, params, progress), partial(analyse, params))
+    return conduct(STUDY, params, partial(measure, params, progress), partial(analyze, params))
 
 
 def measure(params: Params, progress: bool = True) -> Measurements:
@@ -70,7 +70,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     return Measurements(arrays, facts, origin=origin)
 
 
-def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
+def analyze(params: Params, measured: Measurements, released: Tables) -> Analysis:
     """Compute tables, values and claims from the measurements; `released` is not used.
 
     Tables have the columns `size`, `arm`, `value`, `low`, `high`. Differences are an arm's loss

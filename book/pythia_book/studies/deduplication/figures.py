@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SHOTS = {"Zero-shot": 0, "Five-shot": 5}
 LEAD = "deduplicated minus standard,\naccuracy, points"
-RECIPE_COLOURS = {"exact": style.MUTED, "jaccard-0.87": BLUE, "eleutherai-0.87": ORANGE}
+RECIPE_COLORS = {"exact": style.MUTED, "jaccard-0.87": BLUE, "eleutherai-0.87": ORANGE}
 
 
 TEXTS = {
@@ -120,7 +120,7 @@ def taken_away(result: Result) -> Drawing:
         before = float(recipes.tokens[recipes.recipe == "none"].iloc[0])
         names = [*bottom_up.recipe, "the Pile"]
         left = [*(100 * bottom_up.tokens / before), 100 - result.values["percent_pile"]]
-        colors = [*(RECIPE_COLOURS[r] for r in bottom_up.recipe), style.INK]
+        colors = [*(RECIPE_COLORS[r] for r in bottom_up.recipe), style.INK]
         rows = range(len(names))
         bars.barh(rows, left, color=colors, height=0.62, label="stays")
         gone = [100 - value for value in left]
@@ -137,7 +137,7 @@ def taken_away(result: Result) -> Drawing:
             "eleutherai-0.87": "eleutherai-0.87: by chance",
         }
         for recipe, points in caught.groupby("recipe", sort=False):
-            color = RECIPE_COLOURS[recipe]
+            color = RECIPE_COLORS[recipe]
             curves.plot(points.similarity, 100 * points.probability, color=color, label=recipe)
             lines[notes[recipe]] = {"color": color}
         style.legend(figure, lines)

@@ -43,8 +43,8 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
 
     Without `published`, released numbers are from `PYTHIA_PUBLISHED_DIR` or a record of the study.
     """
-    measuring, analysing = partial(measure, params, progress), partial(analyse, params)
-    return conduct(STUDY, params, measuring, analysing, released, published)
+    measuring, analyzing = partial(measure, params, progress), partial(analyze, params)
+    return conduct(STUDY, params, measuring, analyzing, released, published)
 
 
 def released(published: Published) -> Tables:
@@ -52,7 +52,7 @@ def released(published: Published) -> Tables:
     return {"twins": twin_differences(published)}
 
 
-def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
+def analyze(params: Params, measured: Measurements, released: Tables) -> Analysis:
     """Compute tables, values and claims from the measurements and the released numbers."""
     frames, effects = tables(params, measured), released_effects(released)
     numbers = values(params, measured, frames, effects)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pythia_book.stats import Estimate
-from pythia_book.studies.errata.catalogue import erratum_named
+from pythia_book.studies.errata.catalog import erratum_named
 from pythia_book.studies.errata.params import (
     GELU_AFTER_TRAINING,
     Params,
@@ -25,7 +25,7 @@ INTERVAL = ["value", "low", "high"]
 SUBJECTS = {
     "lr_form": ("Decaying the learning rate to a tenth only at the end", "lr-floor"),
     "first_update_at_lr_zero": ("Leaving out the first update at rate zero", "first-update"),
-    "init": ("Enlarging the initial weights as in 6.9B", "initialisation"),
+    "init": ("Enlarging the initial weights as in 6.9B", "initialization"),
     "gelu": ("Training with the exact GELU", "gelu"),
     "epoch_policy": ("Reading one epoch after the other", "epoch-boundary"),
     GELU_AFTER_TRAINING: ("Running the trained model with the exact GELU", "gelu"),

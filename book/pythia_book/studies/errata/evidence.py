@@ -1,6 +1,6 @@
 """Compute the numbers in the evidence for errata.
 
-Each function in COMPUTED or RELEASED returns the numbers for one erratum of catalogue.toml, and
+Each function in COMPUTED or RELEASED returns the numbers for one erratum of catalog.toml, and
 needs no network. Functions in COMPUTED only calculate what a source implies: they test nothing.
 Functions in RELEASED compare scores in the tables of `released_tables`, and could contradict the
 erratum. Effects that need training are measured by errata.study.
@@ -88,7 +88,7 @@ def epoch_boundary() -> Values:
     }
 
 
-def initialisation() -> Values:
+def initialization() -> Values:
     """Compute the standard deviations of initial weights at the shapes of 6.9B and 12B.
 
     - `std_SIZE`, `std_SIZE_output`: of most matrices and of output maps, by the code's default.
@@ -463,7 +463,7 @@ def released_2_8b(tables: Tables) -> Values | None:
 COMPUTED: dict[str, Callable[[], Values]] = {
     "lr-floor": lr_floor,
     "epoch-boundary": epoch_boundary,
-    "initialisation": initialisation,
+    "initialization": initialization,
     "gelu": gelu,
     "adamw": adamw,
     "threshold": threshold,

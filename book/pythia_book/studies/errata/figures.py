@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pythia_book import palette, style
 from pythia_book.records import value_text
-from pythia_book.studies.errata.catalogue import ERRATA, READ, STATUSES, Erratum
+from pythia_book.studies.errata.catalog import ERRATA, READ, STATUSES, Erratum
 from pythia_book.studies.errata.claims import MARGIN
 from pythia_book.studies.errata.params import LABELS
 from pythia_book.studies.errata.study import evidence_of
@@ -18,7 +18,7 @@ from pythia_core.training.schedule import OFFICIAL_STEPS, lr_floor_step
 if TYPE_CHECKING:
     from pythia_book.study import Result
 
-COLOURS = dict(
+COLORS = dict(
     zip(LABELS, (BLUE, ORANGE, GREEN, palette.PINK, palette.SKY, palette.BROWN), strict=True)
 )
 COMMAND = "python -m pythia_core errata NAME"
@@ -99,7 +99,7 @@ def effects(result: Result) -> Drawing:
             bound = control * MARGIN / 100
             final.axvspan(-bound, bound, color=GRID, alpha=0.7, linewidth=0)
         for y, name in zip(reversed(range(len(names))), names, strict=True):
-            color = COLOURS[name]
+            color = COLORS[name]
             points = style.rows_where(loss, variant=name).sort_values("percent")
             shape = style.THIN | {"marker": "o"}
             style.curve(curves, points, "percent", color, name=LABELS[name], **shape)

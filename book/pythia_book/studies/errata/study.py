@@ -14,7 +14,7 @@ import numpy as np
 
 from pythia_book.conduct import conduct
 from pythia_book.stats import mean_over, negated
-from pythia_book.studies.errata.catalogue import ERRATA, STATUSES
+from pythia_book.studies.errata.catalog import ERRATA, STATUSES
 from pythia_book.studies.errata.claims import INTERVAL, MARGIN, claims, estimate_of
 from pythia_book.studies.errata.evidence import Evidence, released_tables
 from pythia_book.studies.errata.params import LABELS, STUDY, Params, controls
@@ -41,11 +41,11 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
 
         return measure(params, progress)
 
-    analysing = partial(analyse, params)
-    return conduct(STUDY, params, measured, analysing, released_tables, published)
+    analyzing = partial(analyze, params)
+    return conduct(STUDY, params, measured, analyzing, released_tables, published)
 
 
-def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
+def analyze(params: Params, measured: Measurements, released: Tables) -> Analysis:
     """Compute tables, values and claims from the measurements and the released tables."""
     evidence = evidence_of(measured.facts, released)
     effects, losses = effects_table(params, measured), control_losses(params, measured)

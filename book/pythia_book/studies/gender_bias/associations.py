@@ -42,7 +42,7 @@ FORK = "fork"
 """Stands for the control at the step where an arm forks."""
 
 
-def analyse_associations(params: Params, measured: Measurements) -> Tables:
+def analyze_associations(params: Params, measured: Measurements) -> Tables:
     """Compute the tables of associations.
 
     - `associations`: one row per `model`, `seed`, `arm`, `step`, `frames` and `group` (of nouns):
@@ -84,7 +84,7 @@ def log_odds_read(params: Params, measured: Measurements, name: str, seed: int) 
 
 
 def associations_table(params: Params, measured: Measurements) -> pd.DataFrame:
-    """Regress the log odds of every checkpoint; see `analyse_associations`."""
+    """Regress the log odds of every checkpoint; see `analyze_associations`."""
     import pandas as pd
 
     groups = np.array([noun["group"] for noun in measured.facts["nouns"]])

@@ -294,7 +294,7 @@ def _pairs(params: Params, arrays: Arrays, released: Tables) -> Iterator[_Pair]:
         yield _Pair("ours", size, int(seed), kind, window, measure, control[both], fork[both])
 
 
-def analyse(
+def analyze(
     params: Params, arrays: Arrays, facts: dict[str, Any], released: Tables
 ) -> tuple[Tables, dict[str, Any]]:
     """Compute the table `coupling`, with one row per `_Pair`, and the numbers that the page quotes.

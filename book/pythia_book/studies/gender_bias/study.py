@@ -30,7 +30,7 @@ from pythia_book.studies.gender_bias.associations import (
     MIXTURE,
     PLANTED_FRAMES,
     Slopes,
-    analyse_associations,
+    analyze_associations,
     excess_over,
     seed_mean,
 )
@@ -96,7 +96,7 @@ def run(
         STUDY,
         params,
         partial(measure, params, progress, items, find_or_train),
-        partial(analyse, params),
+        partial(analyze, params),
         lambda results: released_numbers.select(results) | coupling.released(results),
         published,
     )
@@ -267,16 +267,16 @@ def _ledger_row(run: Run, control: Run) -> dict[str, Any]:
 # --- analysis --------------------------------------------------------------------------------
 
 
-def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
+def analyze(params: Params, measured: Measurements, released: Tables) -> Analysis:
     """Compute tables, values and claims from the measurements and the released numbers alone."""
     import pandas as pd
 
-    frames = analyse_associations(params, measured)
+    frames = analyze_associations(params, measured)
     slopes = Slopes(params, frames["associations"])
     frames["scores"] = scores_table(params, measured)
     frames["ledger"] = pd.DataFrame(measured.facts["ledger"])
     frames["examples"] = pd.DataFrame(measured.facts["examples"])
-    coupled, more = coupling.analyse(params, measured.arrays, measured.facts, released)
+    coupled, more = coupling.analyze(params, measured.arrays, measured.facts, released)
     frames |= coupled
     rows = claims(params, measured, slopes, frames, released)
     numbers = values(params, measured, slopes, frames) | released_values(released) | more

@@ -49,7 +49,7 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
     Without `published`, released numbers are from `PYTHIA_PUBLISHED_DIR` or a record of the study.
     """
     return conduct(
-        STUDY, params, partial(measure, params, progress), partial(analyse, params), released,
+        STUDY, params, partial(measure, params, progress), partial(analyze, params), released,
         published, seed_bands=True,
     )  # fmt: skip
 
@@ -224,7 +224,7 @@ def released(published: Published) -> Tables:
     return {"memorization": published.memorization}
 
 
-def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
+def analyze(params: Params, measured: Measurements, released: Tables) -> Analysis:
     """Compute tables, values and claims from memorized rows and the released confusion tables."""
     import pandas as pd
 

@@ -43,8 +43,8 @@ MODELS = ["size", "deduplicated", "checkpoints", "last_step", "sha256"]
 
 def run(params: Params, progress: bool = True) -> Result:
     """Get the models (trained here or released), measure checkpoints, and analyze the results."""
-    measuring, analysing = partial(measure, params, progress), partial(analyse, params)
-    return conduct(STUDY, params, measuring, analysing, seed_bands=True)
+    measuring, analyzing = partial(measure, params, progress), partial(analyze, params)
+    return conduct(STUDY, params, measuring, analyzing, seed_bands=True)
 
 
 def measure(params: Params, progress: bool = True) -> Measurements:
@@ -116,7 +116,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     return Measurements(arrays | more_arrays, facts | more_facts, runs)
 
 
-def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
+def analyze(params: Params, measured: Measurements, released: Tables) -> Analysis:
     """Compute tables, values and claims from the measurements; `released` is not used."""
     import pandas as pd
 

@@ -32,10 +32,10 @@ from pythia_core.suite import DEDUP, SUITE_SEED, scale_named
 
 def run(params: Params, progress: bool = True) -> Result:
     """Find or train runs that repeat their data and runs that do not, and compare their losses."""
-    return conduct(STUDY, params, partial(measure, params, progress), partial(analyse, params))
+    return conduct(STUDY, params, partial(measure, params, progress), partial(analyze, params))
 
 
-def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
+def analyze(params: Params, measured: Measurements, released: Tables) -> Analysis:
     """Compute tables, values and claims from the measurements; `released` is not used."""
     losses = Losses(params, measured)
     laws = fit_laws(losses)

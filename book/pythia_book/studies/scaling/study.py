@@ -43,7 +43,7 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
     Without `published`, released numbers are from `PYTHIA_PUBLISHED_DIR` or a record of the study.
     """
     return conduct(
-        STUDY, params, partial(measure, params, progress), partial(analyse, params),
+        STUDY, params, partial(measure, params, progress), partial(analyze, params),
         released_tables, published, seed_bands=True,
     )  # fmt: skip
 
@@ -207,7 +207,7 @@ def _agreement(
 # --- analysis --------------------------------------------------------------------------------
 
 
-def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
+def analyze(params: Params, measured: Measurements, released: Tables) -> Analysis:
     """Compute tables, values and claims from the measurements and the released numbers."""
     import pandas as pd
 

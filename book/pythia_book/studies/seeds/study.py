@@ -48,8 +48,8 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
 
     Without `published`, released numbers are from `PYTHIA_PUBLISHED_DIR` or a record of the study.
     """
-    measuring, analysing = partial(measure, params, progress), partial(analyse, params)
-    return conduct(STUDY, params, measuring, analysing, released, published)
+    measuring, analyzing = partial(measure, params, progress), partial(analyze, params)
+    return conduct(STUDY, params, measuring, analyzing, released, published)
 
 
 def released(published: Published) -> Tables:
@@ -57,7 +57,7 @@ def released(published: Published) -> Tables:
     return {"training_maps": training_maps(published)}
 
 
-def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
+def analyze(params: Params, measured: Measurements, released: Tables) -> Analysis:
     """Compute tables, values and claims from the measurements and the released numbers alone."""
     scores = Scores(params, measured)
     frames = tables(scores)

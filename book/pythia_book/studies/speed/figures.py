@@ -31,7 +31,7 @@ PART_NAMES = {
     "gradients and optimizer": ("gradients", "optimizer"),
 }
 """Maps the labels of a figure to parts of a training step (study.PARTS)."""
-PART_COLOURS = dict(zip(PART_NAMES, (BLUE, GREEN, palette.PINK, palette.GOLD, MUTED), strict=True))
+PART_COLORS = dict(zip(PART_NAMES, (BLUE, GREEN, palette.PINK, palette.GOLD, MUTED), strict=True))
 GPU_MEASURED = (
     "ours, measured",
     "our fastest mode",
@@ -227,7 +227,7 @@ def gpu_rates(result: Result) -> Drawing:
         speed.plot(x, frame.paper_tokens_per_s.astype(float), label="the paper's A100s", **cross)
         share.plot(x, 100 * frame.paper_mfu.astype(float), **cross)
         total, below = frame[list(PARTS)].sum(axis=1), 0.0 * frame.ours
-        for part, color in PART_COLOURS.items():
+        for part, color in PART_COLORS.items():
             height = 100 * frame[list(PART_NAMES[part])].sum(axis=1) / total
             parts.bar(x, height, bottom=below, width=0.7, color=color, label=part)
             below += height
@@ -252,7 +252,7 @@ def gpu_rates(result: Result) -> Drawing:
             "ours, predicted": {"color": OURS, **dashed},
             "the paper's A100s": cross,
             **measured,
-            **{part: {"color": color, "linewidth": 6} for part, color in PART_COLOURS.items()},
+            **{part: {"color": color, "linewidth": 6} for part, color in PART_COLORS.items()},
         }
         style.legend(figure, keys)
         words = ", ".join(f"{s} {n:,.0f}" for s, n in zip(sizes, frame.ours, strict=True))

@@ -54,7 +54,7 @@ WITHIN = 15.0
 
 def run(params: Params, progress: bool = True) -> Result:
     """Measure the CPU, read GPU measurements, and compare the GPU measurements to predictions."""
-    return conduct(STUDY, params, partial(measure, params, progress), analyse)
+    return conduct(STUDY, params, partial(measure, params, progress), analyze)
 
 
 def measure(params: Params, progress: bool = True) -> Measurements:
@@ -95,7 +95,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     return Measurements({}, json.loads(json.dumps(facts)), origin=Origin(device={"threads": 1}))
 
 
-def analyse(measured: Measurements, released: Tables) -> Analysis:
+def analyze(measured: Measurements, released: Tables) -> Analysis:
     """Compute tables, values and checks from the measurements; `released` is not used."""
     facts = measured.facts
     gpu_steps, gpu_operations = facts["gpu_steps"], facts["gpu_operations"]

@@ -58,8 +58,8 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
 
         return measure(params, progress)
 
-    analysing = partial(analyse, params)
-    return conduct(STUDY, params, measured, analysing, released_tables, published, seed_bands=True)
+    analyzing = partial(analyze, params)
+    return conduct(STUDY, params, measured, analyzing, released_tables, published, seed_bands=True)
 
 
 def released_tables(published: Published) -> Tables:
@@ -123,7 +123,7 @@ def step_0_table(published: Published) -> pd.DataFrame:
     return found.reset_index()[columns]
 
 
-def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
+def analyze(params: Params, measured: Measurements, released: Tables) -> Analysis:
     """Turn the measurements into the study's tables, the values for its page, and its claims."""
     import pandas as pd
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pythia_core.data.prepare import PreparedData
 
 PER_BIN = 150
-NEIGHBOURS = 40
+NEIGHBORS = 40
 """Entries are ranked by frequency. The wrong words come from this many entries on either side of
 the right one."""
 _WORDS = re.compile(r"[a-z]+")
@@ -193,7 +193,7 @@ def _distractors(
     `index`.
     """
     own = words[ranked[index][2]]
-    span = NEIGHBOURS
+    span = NEIGHBORS
     while True:
         around = ranked[max(0, index - span) : index + span + 1]
         ranks = {words[line]: _hash(f"{own} {line}") for *_, line in around}

@@ -64,14 +64,14 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
         STUDY,
         params,
         partial(measure, params, progress),
-        partial(analyse, params),
+        partial(analyze, params),
         released,
         published,
         seed_bands=True,
     )
 
 
-def analyse(params: Params, measured: Measurements, published: Tables) -> Analysis:
+def analyze(params: Params, measured: Measurements, published: Tables) -> Analysis:
     """Compute tables, values and claims from the measurements and the released numbers."""
     scores = NumberScores(measured)
     sizes, shots = params.size_list, params.shot_list

@@ -138,7 +138,7 @@ def verdicts(
     found: Measurements, released: dict | None = None, params: Params = PARAMS
 ) -> dict[str, tuple]:
     """Name of a claim -> (verdict on released numbers, on ours)."""
-    _, values, claims = deduplication.analyse(params, found, released or {})
+    _, values, claims = deduplication.analyze(params, found, released or {})
     assert values["percent"] == values["percent_as_in_the_pile"] == pytest.approx(38)
     rows = {}
     for row in judge(claims):
@@ -189,7 +189,7 @@ def test_equivalence_holds_at_every_size_or_not_at_all(
 
 
 def test_the_least_equal_size_is_shown_with_the_mean_beside_it() -> None:
-    claims = judge(deduplication.analyse(PARAMS, measured(0.01, opposite=0.02), {})[2])
+    claims = judge(deduplication.analyze(PARAMS, measured(0.01, opposite=0.02), {})[2])
     (row,) = (row["ours"] for row in claims if CLAIMS[SAME] in row["claim"])
     assert row["value"] == pytest.approx(0.03, abs=0.015) and row["units"] == "6 seeds, 25k"
     assert "the mean over sizes is 0.0" in row["note"] and "smallest margin" in row["note"]
@@ -273,14 +273,14 @@ def test_rows_of_one_planted_text_are_one_unit() -> None:
         found = measured()
         unit = np.where(np.arange(100) < 40, np.arange(100) % (n_planted or 100), np.arange(100))
         found.arrays[name_of("unit", "standard")] = unit
-        _, values, _ = deduplication.analyse(PARAMS, found, {})
+        _, values, _ = deduplication.analyze(PARAMS, found, {})
         shares[n_planted] = values["memorized_standard_percent"]
     assert shares[0]["value"] == shares[10]["value"] == 40
     rows, texts = (each["high"] - each["low"] for each in shares.values())
     assert texts > 1.5 * rows
     none = np.zeros(100, bool)
     found.arrays[name_of("memorized", PARAMS.suite_sizes[-1], "standard")] = none
-    _, values, _ = deduplication.analyse(PARAMS, found, {})
+    _, values, _ = deduplication.analyze(PARAMS, found, {})
     share = values["memorized_standard_percent"]
     assert (share["value"], share["low"]) == (0, 0)
     assert share["high"] == pytest.approx(100 * (1 - 0.025 ** (1 / 70)))  # 10 planted, 60 others
@@ -315,11 +315,11 @@ def test_released_claims_come_out_both_ways() -> None:
 
 
 def test_notes_tell_the_interval_over_models_alone() -> None:
-    for row in judge(deduplication.analyse(PARAMS, measured(), twins(0.5))[2])[:4]:
+    for row in judge(deduplication.analyze(PARAMS, measured(), twins(0.5))[2])[:4]:
         note = row["released"]["note"]
         assert "chosen when the released numbers were known" in note
         assert "the interval over the models alone, for these items, is [0." in note
-    nothing = judge(deduplication.analyse(PARAMS, measured(), {})[2])[0]["released"]["note"]
+    nothing = judge(deduplication.analyze(PARAMS, measured(), {})[2])[0]["released"]["note"]
     assert "models alone" not in nothing
 
 

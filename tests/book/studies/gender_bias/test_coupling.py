@@ -88,7 +88,7 @@ def test_measuring_fakes_gives_one_number_a_step(tmp_path) -> None:
         assert len(values) == (short if name.endswith("_7") else long)
         assert np.isfinite(values).all()
     assert set(facts["coupling_shares"]) == set(coupling.KINDS) and facts["coupling_gaps"] == 0
-    tables, values = coupling.analyse(params, arrays, facts, {})
+    tables, values = coupling.analyze(params, arrays, facts, {})
     assert tables["coupling"].empty and values["coupling_swap"] is None  # too few checkpoints
     for row in judge(coupling_claims(tables["coupling"])):
         assert (row["released"] or row["ours"])["verdict"] == NOT_TESTABLE
@@ -134,7 +134,7 @@ def test_coupling_is_compared_with_that_of_a_real_swap() -> None:
         ("less", 0.3, 0.9999),
     ):
         rng = np.random.default_rng(3)
-        tables, values = coupling.analyse(
+        tables, values = coupling.analyze(
             LAPTOP, arrays(rng, ours, 0.99), {}, published(rng, released)
         )
         verdicts[name] = judge(coupling_claims(tables["coupling"]))[0]["released"]
@@ -152,7 +152,7 @@ def test_a_swap_that_decouples_more_than_its_placebo_is_found_and_an_equal_one_i
     for trial in range(40):
         rng = np.random.default_rng(trial)
         for rho in found:
-            tables, _ = coupling.analyse(LAPTOP, arrays(rng, rho, 0.9), {}, {})
+            tables, _ = coupling.analyze(LAPTOP, arrays(rng, rho, 0.9), {}, {})
             row = judge(coupling_claims(tables["coupling"]))[1]
             found[rho] += row["ours"]["verdict"] == "holds"
     assert found[0.3] >= 35 and found[0.9] <= 3
@@ -165,7 +165,7 @@ def test_a_placebo_swaps_about_as_many_tokens_and_shifts_are_in_step_noise() -> 
     name = "coupling/crows/25k/0/swap_21"
     control = made["coupling/crows/25k/0/control"]
     made[name] = control + 3 * np.diff(control).std(ddof=1)
-    tables, values = coupling.analyse(LAPTOP, made, facts, {})
+    tables, values = coupling.analyze(LAPTOP, made, facts, {})
     table = tables["coupling"]
     row = table[(table.model == "25k") & (table.seed == 0) & (table.measure == "crows")]
     row = row[(row.kind == "swap") & (row.window == 21)].iloc[0]
@@ -175,7 +175,7 @@ def test_a_placebo_swaps_about_as_many_tokens_and_shifts_are_in_step_noise() -> 
     assert values["coupling_swap_shift"] == short["shift"].abs().max(), "the tested window only"
     assert values["coupling_swap_crows"] == pytest.approx(math.tanh(short.z.mean()))
     made[name][5] = np.nan
-    assert coupling.analyse(LAPTOP, made, facts, {})[0]["coupling"].n.min() == 9
+    assert coupling.analyze(LAPTOP, made, facts, {})[0]["coupling"].n.min() == 9
 
 
 # --- released numbers ------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def test_released_scores_are_paired_at_common_steps() -> None:
 def test_the_figure_names_every_line_and_says_what_is_missing() -> None:
     rng = np.random.default_rng(5)
     for released in (published(rng, 0.9), {}):
-        tables, *_ = coupling.analyse(LAPTOP, arrays(rng, 0.9, 0.9), {}, released)
+        tables, *_ = coupling.analyze(LAPTOP, arrays(rng, 0.9, 0.9), {}, released)
         parameters = asdict(LAPTOP)
         result = SimpleNamespace(
             tables=tables, scale="laptop", study="gender_bias", parameters=parameters

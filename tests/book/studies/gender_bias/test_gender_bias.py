@@ -103,7 +103,7 @@ def test_control_experiments_have_models_of_their_own():
 
 
 def found(params, measured):
-    tables = associations.analyse_associations(params, measured)
+    tables = associations.analyze_associations(params, measured)
     return tables, associations.Slopes(params, tables["associations"])
 
 
@@ -193,7 +193,7 @@ MORE = {"310k": {"swap_21": 0.8, "swap_7": 0.8}}
 
 def verdicts(measured, params, released=None, side="ours") -> dict[str, dict]:
     """Text of each claim -> its judged test on one side."""
-    _, _, rows = gender_bias.analyse(params, measured, released or {})
+    _, _, rows = gender_bias.analyze(params, measured, released or {})
     return {row["claim"]: row[side] for row in judge(rows) if row[side]}
 
 
@@ -481,7 +481,7 @@ def test_released_numbers_are_compared_like_with_like(tmp_path):
 def test_without_released_numbers_their_tests_say_so():
     tests = verdicts(*any_run(), side="released")
     assert {test["verdict"] for test in tests.values()} == {"not testable here"}
-    assert gender_bias.analyse(*any_run()[::-1], {})[1]["detectable_crows_7"] == "not available"
+    assert gender_bias.analyze(*any_run()[::-1], {})[1]["detectable_crows_7"] == "not available"
     assert "PYTHIA_PUBLISHED_DIR" in the(tests, "eight deduplicated")["reason"]
 
 
@@ -503,7 +503,7 @@ def test_the_released_models(monkeypatch):
         test = the(tests, *words)
         assert test["verdict"] == "not testable here" and "without a swap" in test["reason"]
         assert test["low"] < test["value"] < test["high"]
-    _, values, _ = gender_bias.analyse(*any_run()[::-1], tables)
+    _, values, _ = gender_bias.analyze(*any_run()[::-1], tables)
     for name, words in (
         ("crows_7", ("last 7 %", "lowers the CrowS-Pairs gender bias")),
         ("crows_21", ("last 21 %", "lowers the CrowS-Pairs gender bias")),

@@ -180,7 +180,7 @@ def suite(
 
 
 def result_of(measured: Measurements, released: dict[str, pd.DataFrame] | None = None) -> Result:
-    tables, values, claims = study.analyse(PARAMS, measured, released or {})
+    tables, values, claims = study.analyze(PARAMS, measured, released or {})
     judged = verdicts.judge(claims)
     return Result("memorization", PARAMS, tables, values, judged, measured, released or {}, 0.0)
 
@@ -333,7 +333,7 @@ def test_a_suite_that_has_memorized_nothing(tmp_path, monkeypatch) -> None:
         figures.examples_table(result)
     )
     assert sum(a.nbytes for a in result.measured.arrays.values()) < 1e6
-    tables, _, _ = study.analyse(params, result.measured, result.released)
+    tables, _, _ = study.analyze(params, result.measured, result.released)
     for name, table in tables.items():
         assert table.equals(result.tables[name]), name
 

@@ -228,7 +228,7 @@ def measured_suite(
 
 
 def result_of(measured: Measurements) -> Result:
-    frames, values, rows = study.analyse(PARAMS, measured, {})
+    frames, values, rows = study.analyze(PARAMS, measured, {})
     return Result("phases", PARAMS, frames, values, verdicts.judge(rows), measured, {}, 0.0)
 
 

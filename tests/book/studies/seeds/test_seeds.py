@@ -114,7 +114,7 @@ CLAIMS = {
 def verdicts(
     params: Params, measured: Measurements, released: dict[str, pd.DataFrame] | None = None
 ) -> dict[str, str]:
-    _, _, claims = seeds.analyse(params, measured, released or {})
+    _, _, claims = seeds.analyze(params, measured, released or {})
     return {
         name: (row["ours"] or row["released"])["verdict"]
         for name, words in CLAIMS.items()
@@ -145,12 +145,12 @@ def test_claims_hold_or_fail_with_the_data() -> None:
 def test_groups_with_different_means_are_told() -> None:
     params = Params("smoke", seeds=6, apart_seeds=6)
     measured = planted(params)
-    _, numbers, _ = seeds.analyse(params, measured, {})
+    _, numbers, _ = seeds.analyze(params, measured, {})
     assert numbers["loss_means_p"] > 0.05 and numbers["association_means_p"] is None
     level, sd = numbers["loss_mean_both"], numbers["loss_sd_all"]
     for cell in params.members(ORDER)[1:]:  # the first run is that of all groups
         measured.arrays[name_of("mean", "loss", *cell)][-1] += 1.0
-    _, numbers, _ = seeds.analyse(params, measured, {})
+    _, numbers, _ = seeds.analyze(params, measured, {})
     assert numbers["loss_means_p"] < 1e-6 and numbers["other_means_p"] > 0.05
     assert numbers["loss_means_apart"] == pytest.approx(1, abs=0.05)
     assert numbers["loss_mean_both"] == level and numbers["loss_sd_all"] > 5 * sd
@@ -160,7 +160,7 @@ def test_groups_with_different_means_are_told() -> None:
 def test_a_note_says_what_the_first_bound_would_have_found() -> None:
     params = Params("smoke", seeds=3, apart_seeds=10)
     for order, words in ((0.02, "would have called"), (0.2, "would not have called")):
-        _, _, claims = seeds.analyse(params, planted(params, order=order), {})
+        _, _, claims = seeds.analyze(params, planted(params, order=order), {})
         assert words in claims[0].ours.note
 
 
@@ -186,7 +186,7 @@ def test_missing_measurements_leave_claims_untested() -> None:
 
 def test_without_runs_of_the_largest_size_there_is_one_spread() -> None:
     params = Params("smoke")
-    tables, values, _ = seeds.analyse(params, planted(params), {})
+    tables, values, _ = seeds.analyze(params, planted(params), {})
     assert set(tables["spreads"].kind) == {ORDER, WEIGHTS, BOTH, seed_spread.POOLED}
     assert values["loss_sd_largest"] is None and values["loss_ratio_size"] is None
     assert verdicts(params, planted(params))["size"] == "not testable here"
@@ -197,7 +197,7 @@ def test_without_runs_of_the_largest_size_there_is_one_spread() -> None:
 
 def test_other_studies_read_the_spread_of_both_sizes() -> None:
     params = Params("smoke", **FEW)
-    tables, _, _ = seeds.analyse(params, planted(params), {})
+    tables, _, _ = seeds.analyze(params, planted(params), {})
     spread = seed_spread.of_single_runs(tables["spreads"])
     assert tuple(spread["size"].unique()) == params.size_list
     assert seed_spread.spread_at(spread, "loss", params.size_list[1], [100.0])[0] > 0

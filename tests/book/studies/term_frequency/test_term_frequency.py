@@ -90,7 +90,7 @@ def released(late: float = 0.8, small: float = 0.03) -> dict[str, pd.DataFrame]:
 
 
 def judged(measured: Measurements, published: dict[str, pd.DataFrame] | None = None) -> list[dict]:
-    return judge(study.analyse(PARAMS, measured, published or {})[2])
+    return judge(study.analyze(PARAMS, measured, published or {})[2])
 
 
 def verdicts(rows: list[dict], start: str, side: str = "ours") -> list[str]:
@@ -133,7 +133,7 @@ def test_wrong_answers_that_gain_as_much_leave_the_margin_as_it_is() -> None:
     measured, none = measurements(0.2), measurements(0.0)
     for size in PARAMS.size_list:
         measured.arrays[f"margin/{size}/572/0"] = none.arrays[f"margin/{size}/572/0"]
-    _, values, claims = study.analyse(PARAMS, measured, {})
+    _, values, claims = study.analyze(PARAMS, measured, {})
     assert verdicts(judge(claims), "The right answer is given") == ["not resolved", "reproduced"]
     assert values["boost_margin"]["low"] < 0 < values["boost_zero_shot"]["low"]
 
@@ -153,7 +153,7 @@ def test_the_margin_is_that_over_the_mean_of_the_wrong_answers() -> None:
 
 def test_the_page_says_how_much_less_often_frequent_words_are_found() -> None:
     measured = measurements(0.0, words=-0.1)
-    _, values, claims = study.analyse(PARAMS, measured, {})
+    _, values, claims = study.analyze(PARAMS, measured, {})
     assert values["words_below"] == values["words_below_unread"] == values["n_sizes"] == 4
     row = next(r["ours"] for r in judge(claims) if r["claim"].startswith("Given a definition"))
     assert values["words_gap"] == {end: row[end] for end in ("value", "low", "high")}
@@ -264,7 +264,7 @@ def test_a_checkpoint_that_was_not_measured_is_a_gap() -> None:
     measured = measurements(0.2)
     for measure in ("exact", "logprob"):
         del measured.arrays[f"{measure}/600k/572/4"]
-    tables, values, claims = study.analyse(PARAMS, measured, {})
+    tables, values, claims = study.analyze(PARAMS, measured, {})
     present = tables["gaps"].groupby(["size", "step", "shots"]).size()
     assert ("600k", 572, 4) not in present and ("600k", 572, 0) in present
     rows = judge(claims)
@@ -294,7 +294,7 @@ FIGURES = (
 
 
 def as_result(measured: Measurements, published: dict[str, pd.DataFrame]) -> Result:
-    tables, values, claims = study.analyse(PARAMS, measured, published)
+    tables, values, claims = study.analyze(PARAMS, measured, published)
     return Result("term_frequency", PARAMS, tables, values, judge(claims), measured, published, 0.0)
 
 

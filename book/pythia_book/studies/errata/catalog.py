@@ -1,4 +1,4 @@
-"""Read the errata, common misstatements about Pythia, from catalogue.toml.
+"""Read the errata, common misstatements about Pythia, from catalog.toml.
 
 Every erratum links to its sources. errata.evidence calculates what follows from these sources, and
 compares released scores. If an erratum names a config field in `measured`, errata.study measures
@@ -36,7 +36,7 @@ STATUSES = {
 
 @dataclass(frozen=True)
 class Erratum:
-    """A common misstatement about Pythia, and what is true; catalogue.toml explains the fields."""
+    """A common misstatement about Pythia, and what is true; catalog.toml explains the fields."""
 
     name: str
     title: str
@@ -84,7 +84,7 @@ class Erratum:
 
 
 def _read() -> tuple[tuple[Erratum, ...], str]:
-    """Return the errata in catalogue.toml, and the day when the sources of the errata were read."""
+    """Return the errata in catalog.toml, and the day when the sources of the errata were read."""
     content = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
     one_line = (
         {
