@@ -25,7 +25,7 @@ INTERVAL = ["value", "low", "high"]
 SUBJECTS = {
     "lr_form": ("Decaying the learning rate to a tenth only at the end", "lr-floor"),
     "first_update_at_lr_zero": ("Leaving out the first update at rate zero", "first-update"),
-    "init": ("Enlarging the initial weights as in 6.9B", "initialization"),
+    "init": ("Enlarging the initial weights as in 6.9B", "initialisation"),
     "gelu": ("Training with the exact GELU", "gelu"),
     "epoch_policy": ("Reading one epoch after the other", "epoch-boundary"),
     GELU_AFTER_TRAINING: ("Running the trained model with the exact GELU", "gelu"),

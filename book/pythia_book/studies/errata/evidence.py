@@ -463,7 +463,7 @@ def released_2_8b(tables: Tables) -> Values | None:
 COMPUTED: dict[str, Callable[[], Values]] = {
     "lr-floor": lr_floor,
     "epoch-boundary": epoch_boundary,
-    "initialization": initialization,
+    "initialisation": initialization,
     "gelu": gelu,
     "adamw": adamw,
     "threshold": threshold,

@@ -110,7 +110,7 @@ def claims(
             "Appendix B",
             released=versions_test(released.get("versions")),
             quote="We did not expect these changes to significantly impact any experimental "
-            "findings in the paper, and we reran all analyzes and evaluations on the new models to "
+            "findings in the paper, and we reran all analyses and evaluations on the new models to "
             "confirm this was indeed the case.",
         ),
         *_claims_on_the_suite(),
