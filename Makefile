@@ -94,7 +94,7 @@ record-%: $(READY)
 	@$(BIN)/python -m pythia_core study $* --scale $(SCALE) $(RECORD_$*) < /dev/null
 	@exec $(BIN)/python -m pythia_core record $* --scale $(SCALE) < /dev/null
 
-redraw: $(READY) ## verdicts, figures and prose anew from what all runs have measured; no training
+redraw: $(READY) ## recompute verdicts, figures and prose from what all runs have measured; no training
 	@exec $(BIN)/python -m pythia_core redraw < /dev/null
 
 lab: $(READY) ## open the notebooks in JupyterLab (installs it on first use)
