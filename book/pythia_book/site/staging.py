@@ -140,7 +140,8 @@ def as_page(notebook: notebooks.Notebook, study: str, reported: bool) -> noteboo
     """Turn a notebook into its page, in place: results in the text, all code in a fold at the end.
 
     - The banner that names the run follows the abstract (the first cell up to a heading).
-    - A table becomes a numbered one, with the label `tab-<study>-<cell id>`.
+    - A table becomes a numbered one, with the label `tab-<study>-<cell id>`. Prose that refers to a
+      table without output says that the run has none.
     - The page keeps no code; `{pythia-code}` shows it. No output can run code in the page.
 
     Args:
@@ -155,18 +156,27 @@ def as_page(notebook: notebooks.Notebook, study: str, reported: bool) -> noteboo
         lines = [f":::{{{name}}} {argument}", *options, ":::"]
         return markdown(f"{name}-{argument.replace('/', '-')}", "\n".join(lines))
 
-    cells = []
+    cells, labels = [], set()
     for each in notebook.cells:
         shown = [output.get("data", {}) for output in each.get("outputs", [])]
         if content := next((data[TABLE_TYPE] for data in shown if TABLE_TYPE in data), None):
             name = f"{study}/{each.id}"
             TABLES[name] = content
-            each = directive("pythia-table", name, f":name: tab-{study}-{each.id}")
+            label = f"tab-{study}-{each.id}"
+            labels.add(label)
+            each = directive("pythia-table", name, f":name: {label}")
         elif each.cell_type == "code":
             sanitize_outputs(each)
             tags = {*each.metadata.get("tags", [])} - {"hide-input"}
             each.metadata["tags"] = sorted(tags | {"remove-input"})
         cells.append(each)
+    for each in cells:
+        if each.cell_type == "markdown":
+            each.source = re.sub(
+                rf"{{numref}}`(tab-{study}-[\w-]+)`",
+                lambda found: found[0] if found[1] in labels else "*a table that this run lacks*",
+                each.source,
+            )
     cells = cells or [markdown("title", f"# {study}")]
     tail = [directive("pythia-code", study)]
     if reported:

@@ -54,6 +54,15 @@ def test_a_page_has_its_results_in_the_text_and_its_code_at_the_end() -> None:
     assert len(set(ids)) == len(ids)
 
 
+def test_prose_about_a_table_without_output_says_that_there_is_none() -> None:
+    notebook = a_notebook()
+    both = "{numref}`tab-phases-a-table`, {numref}`tab-phases-b`"
+    notebook.cells[0].source = f"See {both}, {{numref}}`fig-x`."
+    page = staging.as_page(notebook, "phases", reported=False)
+    said = "See {numref}`tab-phases-a-table`, *a table that this run lacks*, {numref}`fig-x`."
+    assert page.cells[0].source == said
+
+
 @pytest.mark.parametrize(
     ("kind", "content"),
     [
