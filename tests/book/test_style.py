@@ -275,7 +275,7 @@ def test_tables_and_summary_of_the_study(results):
         assert len(table(results["absent"]).frame) == len(ARMS)
     assert len(draw.examples_table(results["absent"]).frame) == 7
     text = draw.summary(results["absent"]).data
-    assert "25k, 85k, 310k with 4 seeds each" in text and "Of 11 hypotheses: " in text
+    assert "25k, 85k, 310k with 4 seeds each" in text and "Of 9 hypotheses: " in text
 
 
 def test_a_saved_drawing_is_its_svg(tmp_path, results):

@@ -185,7 +185,7 @@ def test_the_calculator_comes_back(address: str, chromium: Browser) -> None:
 
 @pytest.mark.parametrize("name", ["rotary", "batch", "recipe"])
 def test_static_figures_take_their_place(name: str, address: str, chromium: Browser) -> None:
-    live, static = f".{name}-live > .{name}", f"figure:has(> .{name}) > .pythia-figure"
+    live, static = f".explorable-live > .{name}", f"figure:has(> .{name}) > .pythia-figure"
     with tools.visit(chromium, f"{address}{name}.html") as seen:
         assert seen.page.locator(live).first.is_visible()
         assert not seen.page.locator(static).first.is_visible()

@@ -29,7 +29,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chr
 
 needed = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 
-WIDE, PHONE = (1440, 900), (360, 780)
+WIDE, PHONE = (1440, 900), (390, 844)
 """Sizes of windows, in CSS pixels."""
 THEMES = ("light", "dark")
 
@@ -298,7 +298,9 @@ def evaluate(
 
 def _dumped(driver: str, style: Path, folder: Path) -> dict[str, Any]:
     """Open a page with a script in a headless browser; return the JSON that it leaves in <pre>."""
-    head = f'<meta charset="utf-8"><link rel="stylesheet" href="{style.as_uri()}">'
+    sheets = [style.with_name("explorable.css"), style]
+    links = "".join(f'<link rel="stylesheet" href="{each.as_uri()}">' for each in sheets)
+    head = f'<meta charset="utf-8">{links}'
     page = folder / "page.html"
     page.write_text(
         f"<html><head>{head}</head><body><script>{driver}</script></body></html>", encoding="utf-8"

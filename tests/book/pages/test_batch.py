@@ -255,7 +255,7 @@ THEN = """
 def test_in_a_browser(tmp_path: Path) -> None:
     data = {name: draw.script_data(name) for name in ("follow", "shuffle")}
     figures = [
-        f'<figure><div class="batch" data-batch="{name}" '
+        f'<figure><div class="explorable batch" data-batch="{name}" '
         f'data-values="{html.escape(json.dumps(values))}"></div>'
         '<div class="pythia-figure"></div></figure>'
         for name, values in data.items()

@@ -173,7 +173,7 @@ THEN = """
 def test_in_a_browser(tmp_path: Path) -> None:
     browser.assert_self_contained(MODEL, SCRIPT, STYLE)
     body = (
-        f'<figure><div class="recipe" data-recipe="calculator" '
+        f'<figure><div class="explorable recipe" data-recipe="calculator" '
         f'data-values="{html.escape(json.dumps(CONSTANTS))}"></div>'
         '<div class="pythia-figure"></div></figure>'
     )

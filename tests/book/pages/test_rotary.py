@@ -163,7 +163,8 @@ THEN = """
 @browser.needed
 def test_in_a_browser(tmp_path: Path) -> None:
     figures = [
-        f'<figure><div class="rotary" data-rotary="{name}"></div><div class="pythia-figure"></div>'
+        f'<figure><div class="explorable rotary" data-rotary="{name}"></div>'
+        '<div class="pythia-figure"></div>'
         "<figcaption>c</figcaption></figure>"
         for name in DRAWINGS
     ]

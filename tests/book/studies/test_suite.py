@@ -307,7 +307,7 @@ def test_models_are_measured_with_the_tokenizer_of_their_own_text(smoke: Result)
                 np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
                 assert np.abs(found - mistaken).max() > 1e-3
     table = suite.analyze(params, measured, {})[0]["flat"]
-    assert len(table) == 2 and np.isfinite(table).all(axis=None)
+    assert len(table) == 2 and np.isfinite(table.select_dtypes("number")).all(axis=None)
 
 
 @pytest.mark.wheels
