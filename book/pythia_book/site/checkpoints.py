@@ -15,6 +15,7 @@ import math
 import re
 import shutil
 import sys
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -242,7 +243,7 @@ def static_table(checkpoints: Checkpoints) -> nodes.table:
 def predictions(checkpoints: Checkpoints, names: list[str]) -> list[list[list[tuple[str, float]]]]:
     """Return the likeliest tokens with their probabilities: by preset, checkpoint and rank."""
     decode = _tokenizer(checkpoints).decode
-    tops = [probabilities(checkpoints, name).topk(N_TABLE) for name in names]
+    tops = [p.topk(N_TABLE) for p in probabilities(checkpoints, names)]
     return [
         [
             [
@@ -266,8 +267,8 @@ def feminine_shares(checkpoints: Checkpoints) -> dict[str, dict[str, float]]:
         for words in (FEMININE, MASCULINE)
     )
     shares: dict[str, dict[str, float]] = {prompt: {} for _, prompt in PRESETS}
-    for name in checkpoints.names:
-        p = probabilities(checkpoints, name)
+    names = checkpoints.names
+    for name, p in zip(names, probabilities(checkpoints, names), strict=True):
         she, he = p[:, feminine].sum(1), p[:, masculine].sum(1)
         for (_, prompt), a, b in zip(PRESETS, she.tolist(), he.tolist(), strict=True):
             if a + b > 0:
@@ -275,17 +276,20 @@ def feminine_shares(checkpoints: Checkpoints) -> dict[str, dict[str, float]]:
     return shares
 
 
-def probabilities(checkpoints: Checkpoints, name: str) -> torch.Tensor:
-    """Return the probabilities of the next token after each preset, shape (presets, vocabulary)."""
+def probabilities(checkpoints: Checkpoints, names: Iterable[str]) -> Iterator[torch.Tensor]:
+    """Yield each checkpoint's next-token probabilities by preset, shape (presets, vocabulary)."""
     import torch
 
-    model, tokenizer = checkpoints.model(name), _tokenizer(checkpoints)
-    rows = []
-    for _, prompt in PRESETS:
-        ids = [checkpoints.about["eod"], *tokenizer.encode(prompt, add_special_tokens=False).ids]
+    encode, eod = _tokenizer(checkpoints).encode, checkpoints.about["eod"]
+    rows = [
+        torch.tensor([[eod, *encode(prompt, add_special_tokens=False).ids]])
+        for _, prompt in PRESETS
+    ]
+    for name in names:
+        model = checkpoints.model(name)
         with torch.inference_mode():
-            rows.append(model(torch.tensor([ids]))[0, -1].softmax(-1))
-    return torch.stack(rows)
+            found = torch.stack([model(row)[0, -1].softmax(-1) for row in rows])
+        yield found  # not within the context, which would hold for the caller, too
 
 
 def _tokenizer(checkpoints: Checkpoints) -> Tokenizer:
