@@ -274,7 +274,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class InterventionConfig:
-    """A change of the training data of the updates [start, stop)."""
+    """A change to the training data of the updates [start, stop)."""
 
     transform: str
     """One of TRANSFORMS."""

@@ -1,7 +1,7 @@
 /* Shows the values behind a figure: at the pointer, at a tap, and with the arrow keys.
 
    Each panel of a drawing has an element <g class="panel" data-values="..."> with the points of its
-   series, see pythia_book/svg.py. Nothing is loaded, and all text is set as text. */
+   series, see _values in pythia_book/site/figures.py. Nothing is loaded, and all text is set as text. */
 "use strict";
 
 (() => {
@@ -21,11 +21,28 @@ function numberText(value) {
   return (rest ? `${grouped}.${rest}` : grouped).replace("-", "\u2212");
 }
 
-/** The points of a drawing's panels, in the order in which the arrow keys walk. */
-function pointsOf(panels) {
-  return panels.flatMap((panel, p) => panel.series.flatMap(([name, color, flat, points], s) =>
-    points.map(([x, y, along, value, low, high]) =>
-      ({ panel, p, s, name, color, flat, x, y, along, value, low, high }))));
+/** The points of a series: places are stored in tenths, each as the step from the place before. */
+function rowsOf([left, top, ...others]) {
+  let x = 0, y = 0;
+  return left.map((step, i) => {
+    x += step;
+    y += top[i];
+    return [x / 10, y / 10, ...others.map((column) => column[i])];
+  });
+}
+
+/** The points of a drawing's panels, in the order in which the arrow keys walk.
+
+    A panel with `moved` has the points of the same panel of the layout `whole`, stretched and shifted. */
+function pointsOf(panels, whole = panels) {
+  return panels.flatMap((panel, p) => {
+    const [scaleX, shiftX, scaleY, shiftY] = panel.moved || [1, 0, 1, 0];
+    return (panel.series || whole[p].series).flatMap(([name, color, flat, columns], s) =>
+      rowsOf(columns).map(([left, top, along, value, low, high]) => {
+        const x = scaleX * left + shiftX, y = scaleY * top + shiftY;
+        return { panel, p, s, name, color, flat, x, y, along, value, low, high };
+      }));
+  });
 }
 
 /** What is said of a point: its series, its place, its value with the interval. */
@@ -34,7 +51,7 @@ function linesOf(point) {
   const [place, unit] = flat ? [panel.y, panel.x] : [panel.x, panel.y];
   const along = typeof point.along === "string" ? point.along
     : `${place || "x"}: ${numberText(point.along)}`;
-  const ends = point.low === undefined ? ""
+  const ends = point.low == null ? ""
     : ` [${numberText(point.low)}, ${numberText(point.high)}]`;
   return { title: point.name || panel.title, along, value: `${unit || "value"}: ${numberText(point.value)}${ends}` };
 }
@@ -80,11 +97,11 @@ function shareLabels(panels) {
 }
 
 function readPanels(svg) {
-  return shareLabels([...svg.querySelectorAll(".panel")].flatMap((element) => {
+  return shareLabels([...svg.querySelectorAll(".panel")].map((element) => {
     try {
-      return [JSON.parse(element.getAttribute("data-values"))];
+      return JSON.parse(element.getAttribute("data-values"));
     } catch {
-      return [];
+      return { series: [] };
     }
   }));
 }
@@ -105,7 +122,7 @@ function setUp(figure) {
 
   function layout() {
     const shown = layouts.find(({ svg }) => svg.getClientRects().length) || layouts[0];
-    shown.points ||= pointsOf(readPanels(shown.svg));
+    shown.points ||= pointsOf(readPanels(shown.svg), readPanels(layouts[0].svg));
     return shown;
   }
   function hide() {

@@ -1,4 +1,4 @@
-"""Packs an archive with everything that a machine without a network needs to run studies.
+"""Packs an archive with everything that a machine without network access needs to run studies.
 
 The archive contains the code, prepared tokens, evaluation items, released numbers if available, the
 sha256 of every file, and `run.sh` (bundle_run.sh), which checks the hashes and runs the studies.

@@ -78,6 +78,6 @@ def _download(pins: str, python: str, folder: Path) -> None:
         errors = [line for line in lines if line.startswith("ERROR")] or lines[-1:]
         raise FetchError(
             f"pip could not fetch the wheels for Python {python} (exit {done.returncode}): "
-            f"{'; '.join(errors[-2:]) or 'no output'}. Is there a network, and does each package "
-            "in requirements.lock have a wheel for this Python?"
+            f"{'; '.join(errors[-2:]) or 'no output'}. Is there network access, and does each "
+            "package in requirements.lock have a wheel for this Python?"
         )

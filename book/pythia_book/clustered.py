@@ -1,4 +1,4 @@
-"""Estimates with intervals for items that depend on each other: clustered, or shared by models.
+"""Estimates with intervals for items that are not independent: clustered, or shared by models.
 
 Rows of the same text are a *unit*. If a share is over thousands of units, its interval comes from
 resampling them (`ratio`). If a few units decide a result, it has a t-interval (`over_units`).

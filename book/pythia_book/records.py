@@ -705,8 +705,8 @@ def duration_text(seconds: float) -> str:
 def number_text(value: Any, decimals: int | None = None) -> str:
     """Format a value for prose, with thousands separators; None is "n/a".
 
-    By default, a float has three significant digits, or fewer if it is exact with two, as a margin
-    of 0.05 is.
+    By default, a float has three significant digits, or fewer if two already represent it
+    exactly, e.g. 0.05.
     """
     if value is None:
         return "n/a"

@@ -1,4 +1,4 @@
-"""Estimates how much a measure varies between seeds, to draw bands under curves of single runs.
+"""Estimates how much a measure varies between seeds, to draw bands around curves of single runs.
 
 The study of seeds trains two sizes several times. Its table `spreads` has the standard deviation of
 each measure over these seeds during training. Other studies take the spread of single runs

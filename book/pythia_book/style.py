@@ -5,7 +5,7 @@ one line style and marker. Drawings are made without pyplot, hence without globa
 numbers give the same bytes of SVG.
 
 The decorator `figure` draws each figure twice: as wide as the text column, and with its panels
-below each other for phones. The helpers here note the values of what they draw, so that the site
+stacked for phones. The helpers here note the values of what they draw, so that the site
 can show them on hover; other artists are shown with their label.
 """
 
@@ -568,7 +568,7 @@ def curve(
 def seed_band(
     ax: Axes, result: Result, points: pd.DataFrame, x: str, measure: str, factor: float = 1
 ) -> None:
-    """Draw a pale band under curves of single runs: two sd over training seeds either way.
+    """Draw a pale band around curves of single runs: two sd over training seeds either way.
 
     Only the smallest and the largest size get a band, since more would hide each other. Nothing is
     drawn where the spread is not known. A study gets it by `seed_bands=True` in `conduct`;

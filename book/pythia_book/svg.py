@@ -219,6 +219,7 @@ def _one_line(text: str) -> str:
 # --- a short file ----------------------------------------------------------------------------
 
 _LONG = re.compile(r"-?\d+\.\d{3,}(?:e-?\d+)?")
+_NUMBER = re.compile(r"-?[\d.]+(?:e-?\d+)?")
 _SPACES = re.compile(r"\s+")
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 _FONT = re.compile(r"font: (?:(bold|italic) )?([\d.]+)px[^;]*;?\s*")
@@ -281,6 +282,8 @@ def _shorten(element: ET.Element) -> None:
             value = _SPACES.sub(" ", _LONG.sub(_short, value)).strip()
             if name == "d":
                 value = _path(value)
+            elif name in ("x", "y"):
+                value = _NUMBER.sub(lambda match: _word(float(match[0]), 1), value)
             element.set(name, value)
     if element.get("transform", "").startswith("rotate(-0 "):
         del element.attrib["transform"]
@@ -293,22 +296,43 @@ def _short(match: re.Match[str]) -> str:
     return f"{float(match[0]):.2f}".rstrip("0").rstrip(".")
 
 
-def _path(commands: str) -> str:
-    """Shorten a path: long ones keep one decimal, and letters that SVG implies go.
+_MARK = 12
+"""Paths that stay this near to 0 are marks, drawn at several places. They keep two decimals."""
 
-    Numbers after those of M or L are further L; after a curve, they would be a curve.
+
+def _path(commands: str) -> str:
+    """Shorten a path of M, L, Q, C and z: steps replace places, and all but marks get one decimal.
+
+    Steps are differences of rounded places, so that rounding does not add up along a path.
     """
-    if len(commands) > _LONG_PATH:
-        commands = _TWO_DECIMALS.sub(r"\1", commands)
-    text, before = "", ""
-    for letter, numbers in re.findall(r"([A-Za-z])([^A-Za-z]*)", commands):
-        text += " " if letter == "L" and before in ("M", "L") else letter
-        text, before = text + numbers.strip(), letter
+    digits = 2 if all(abs(float(word)) < _MARK for word in _NUMBER.findall(commands)) else 1
+    text = before = ""
+    start = here = (0.0, 0.0)
+    for letter, rest in re.findall(r"([MLQCz])([^MLQCz]*)", commands):
+        numbers = [round(float(word), digits) for word in rest.split()]
+        points = list(zip(numbers[::2], numbers[1::2], strict=True))
+        if letter == "z":
+            here = start
+        elif letter == "M":
+            start, here = points[0], points[-1]
+        else:
+            numbers = [b - a for point in points for a, b in zip(here, point, strict=True)]
+            here = points[-1]
+        if letter != before:
+            text += letter if letter == "M" else letter.lower()
+        for k, number in enumerate(numbers):
+            word = _word(number, digits)
+            text += word if word[0] == "-" or (letter != before and not k) else f" {word}"
+        before = letter
     return text
 
 
-_LONG_PATH = 300
-_TWO_DECIMALS = re.compile(r"(\.\d)\d")
+def _word(number: float, digits: int) -> str:
+    """Write a number as briefly as SVG allows, e.g. -.5."""
+    word = f"{number:.{digits}f}".rstrip("0").rstrip(".")
+    sign, word = ("-", word[1:]) if word[0] == "-" else ("", word)
+    word = word.lstrip("0")
+    return sign + word if word else "0"
 
 
 def _share_styles(element: ET.Element) -> None:

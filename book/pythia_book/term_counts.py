@@ -95,12 +95,15 @@ def count_terms(
         batch_size: rows per step.
 
     Raises:
-        ConfigError: the steps do not ascend.
+        ConfigError: there are no steps, they do not ascend strictly, or they begin below 1.
         DataError: there are fewer rows than the steps need.
     """
     ends = tuple(int(end) for end in ends)
     if not ends or list(ends) != sorted({*ends}) or ends[0] < 1:
-        raise ConfigError(f"steps must be at least 1 and in ascending order, got {ends}")
+        raise ConfigError(
+            "the steps must be one or more whole numbers from 1 on, each larger than the one "
+            f"before; got {ends}"
+        )
     if ends[-1] * batch_size > rows.n_rows:
         raise DataError(
             f"counting up to step {ends[-1]} needs {ends[-1] * batch_size} rows, but the data has "

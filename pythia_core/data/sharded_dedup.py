@@ -3,7 +3,7 @@
 The result is, byte for byte, that of pythia_core.data.dedup. Besides the folders of
 pythia_core.data.sharded, a work folder then has
 
-    exact/PART/           the identical texts among those with a hash in one part of all hashes
+    exact/PART/           the identical texts among those whose hashes lie in one part of the range
     signatures/SHARD/     datatrove's MinHash signatures of a shard, a file per bucket
     pairs/BUCKET/         the candidate pairs that datatrove finds in a bucket
     groups/, linked/      documents that candidate pairs connect; the pairs that reach the threshold
@@ -12,7 +12,7 @@ pythia_core.data.sharded, a work folder then has
 The id of a document is shard << 32 | its number in the shard, so ids are in the order of
 the corpus. Nothing in the definition of pythia_core.data.dedup needs all text at once:
 
-- *Identical texts* have equal hashes, so each part of all hashes can be searched on its own.
+- *Identical texts* have equal hashes, so each part of their range can be searched on its own.
 - *Candidate pairs* are neighbors among the documents with the same band, listed in the order of the
   corpus. datatrove merges the sorted signatures of the shards in this order. Copies of a text do
   not take part: only the one that is kept has a signature.
@@ -20,11 +20,11 @@ the corpus. Nothing in the definition of pythia_core.data.dedup needs all text a
 - *Clusters* are the connected components of the pairs that were found; of each cluster, the first
   or last document is kept.
 
-Memory: a search for identical texts needs 50 bytes per document, for about EXACT_DOCUMENTS of them.
-A bucket reads some signatures of every shard at a time. Connecting candidates needs 16 bytes per
-pair, and 300 per document that has a duplicate or is a candidate (`UnionFind`; datatrove's own
-cluster stage needs as much). A verification holds the n-grams of one group, and the records of
-RECORDS_KEPT shards.
+Memory: a search for identical texts needs 50 bytes per document, and takes about EXACT_DOCUMENTS at
+a time. A bucket reads some signatures of every shard at a time. Connecting candidates needs 16
+bytes per pair, and 300 per document that has a duplicate or is a candidate (`UnionFind`;
+datatrove's own cluster stage needs as much). A verification holds the n-grams of one group, and the
+records of RECORDS_KEPT shards.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Read the user's own text: .jsonl, .txt and .parquet files, or a Hugging Face dataset.
 
 Each line of a .jsonl file is an object with a document under "text", and each row of a .parquet
-file has one in the column "text". A .txt file is one document. The first two may be compressed with
-gzip or zstd. Files are on this machine or, as in "s3://bucket/folder" or
+file has one in the column "text". A .txt file is one document. Files of .jsonl and .txt may be
+compressed with gzip or zstd. Files are on this machine or, as in "s3://bucket/folder" or
 "hf://datasets/owner/name", anywhere that fsspec can read. A malformed line or an unreadable folder
 is an error, because skipping it would silently change the data. A file next to its compressed form
 is an error, too. Other files in a folder are named in a warning. Only "\\n" ends a line (JSON
@@ -45,7 +45,7 @@ MAX_BYTES = 1 << 28
 LARGE_BYTES = 1 << 24
 """Hashes of files of at least this size are kept in the cache."""
 NEW_NS = 2 * 10**9
-"""A file that was written this recently may be changed without a change of its time of writing."""
+"""A file that was written this recently may be changed without a change to its time of writing."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 VERSION = 2
-"""Part of the cache key: raise it when a change of this module alters results."""
+"""Part of the cache key: raise it when a change to this module alters results."""
 TOKEN_BUDGET = 4096
 """Number of tokens in a batch."""
 STAGES = (2, 5)

@@ -30,7 +30,7 @@ from pythia_core.model import GPTNeoX
 from pythia_core.util.progress import bar as progress_bar
 
 VERSION = 3
-"""Part of the cache key: raise it when a change of this module alters results."""
+"""Part of the cache key: raise it when a change to this module alters results."""
 TOKEN_BUDGET = 2048
 """Tokens per batch, with padding; small, to fit a CPU's caches. Results do not depend on it."""
 TREE_TOKENS = 128

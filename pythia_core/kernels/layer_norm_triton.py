@@ -4,7 +4,8 @@ The forward kernel also adds the branches of the previous block to the residual 
 are computed in fp32: first the mean, then the mean of centered squares.
 
 The backward kernel rounds a product before adding to it (no fused multiply-add), because with
-recomputation, torch adds the gradient of the sum outside the kernel, and the bits must be equal.
+recomputation, torch adds the gradient of the sum outside the kernel, and the results with and
+without recomputation must be bitwise equal.
 
 Each program of the backward kernel sums the parameter gradients of many rows in registers. The
 number of programs, PARTIALS, is fixed, so results do not depend on the device. The length of a

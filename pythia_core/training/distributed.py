@@ -7,8 +7,8 @@ torchrun starts the processes, on one machine or on several that share the resul
 
 Process r of W takes the rows [r B / W, (r + 1) B / W) of every batch of B rows, as the ranks of
 GPT-NeoX did. So the batch of a step does not depend on W. The last bits of the weights depend on
-W, because gradients are summed over the processes. Only the first process prints, and writes all
-files but its share of a sharded state.
+W, because gradients are summed over the processes. Only the first process prints and writes
+files, except that each process writes its own share of a sharded state.
 
 If weights, moments and gradients fit one device, each process has them all, and the processes only
 sum their gradients. Otherwise they are sharded: each process has a part (training.sharding). Over

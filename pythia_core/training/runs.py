@@ -5,7 +5,7 @@ data, versions of torch and of this code, kernels, kind of device, and the numbe
 there are several. A hash of the identity is part of the name of the run's folder. A finished run is
 loaded, and a stopped run is continued, whatever number of processes started it.
 
-A fork is a run with an intervention (a change of its training text). Its control is the same run
+A fork is a run with an intervention (a change to its training text). Its control is the same run
 without the intervention, and is found or trained first. The fork starts from the control's exact
 state at the branching step, and then reads the control's batches with the changes.
 """
@@ -81,7 +81,7 @@ from pythia_core.util.workers import n_workers, parallel_map
 # --- identity --------------------------------------------------------------------------------
 
 TRAJECTORY_VERSION = 4
-"""Part of every run's identity: raise it when a change of the code alters trained weights."""
+"""Part of every run's identity: raise it when a change to the code alters trained weights."""
 
 
 def run_identity(
@@ -830,7 +830,7 @@ def verify(run: Run) -> list[str]:
             if related is False:
                 raise CheckpointError(
                     f"step {step} of run {run.id} does not continue from its step 0: the signs of "
-                    "its weights agree with those of step 0 only as often as by chance. " + REPAIR
+                    "its weights agree with those of step 0 no more often than by chance. " + REPAIR
                 )
             continuing += [step] if related else []
     states = saved_steps(run.states)

@@ -7,11 +7,12 @@ fp32, and each process keeps the sum of its rows. LayerNorms and the embedding a
 because the model computes with their fp32 values. AdamW runs the same kernel as with an unsharded
 state, on each process's rows.
 
-Saved states: of one copy of the state, process i of n writes `shard-000i-of-000n.safetensors`, with
-its rows of the weights (`model/NAME`) and moments (`exp_avg/NAME`, `exp_avg_sq/NAME`). In order,
-the rows of all shards are the whole tensor, so any number of processes can read what any other
-number has saved. (torch.distributed.checkpoint has a pickled index, or none with its safetensors
-files, and cannot read the flat moments of an unsharded state.)
+In a saved state, the i-th of the n processes that share one copy writes
+`shard-000i-of-000n.safetensors`, with its rows of the weights (`model/NAME`) and moments
+(`exp_avg/NAME`, `exp_avg_sq/NAME`). In order, the rows of all shards are the whole tensor, so any
+number of processes can read what any other number has saved. (torch.distributed.checkpoint has a
+pickled index, or none with its safetensors files, and cannot read the flat moments of an unsharded
+state.)
 """
 
 from __future__ import annotations

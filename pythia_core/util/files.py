@@ -286,8 +286,8 @@ def cached_file(path: Path, write: Callable[[Path], object], rewrite: bool = Fal
     """Return `path`; first call `write`, with a path to write to, if the file is not intact.
 
     With `rewrite`, `write` is always called. A file without a digest counts as intact: it was
-    copied here, e.g. to a machine without a network, or is of an older version. Whenever the file
-    is written, leftovers of killed processes in its folder are deleted.
+    copied here, e.g. to a machine without network access, or is of an older version. Whenever the
+    file is written, leftovers of killed processes in its folder are deleted.
     """
     intact = is_intact(path) if _digest_of(path).exists() else path.is_file()
     if rewrite or not intact:

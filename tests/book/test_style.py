@@ -289,9 +289,18 @@ def test_a_saved_drawing_is_its_svg(tmp_path, results):
 @pytest.mark.parametrize(
     ("path", "short"),
     [
-        ("M 0 0 L 1 2 L 3 4 z", "M0 0 1 2 3 4z"),
-        ("M 0 0 C 1 1 2 2 3 3 L 4 4 L 5 5 z M 6 6 L 7 7", "M0 0C1 1 2 2 3 3L4 4 5 5zM6 6 7 7"),
+        ("M 0 0 L 1 2 L 3.5 1.25 z", "M0 0l1 2 2.5-.75z"),
+        ("M 1 1 C 1 1 2 2 3 3 L 4 4 L 5 5 z M 6 6 L 7 6", "M1 1c0 0 1 1 2 2l1 1 1 1zM6 6l1 0"),
+        ("M 5 5 L 5 4 z L 6 5", "M5 5l0-1zl1 0"),
     ],
 )
 def test_short_paths_draw_the_same(path: str, short: str) -> None:
     assert svg._path(path) == short
+
+
+def test_rounding_does_not_add_up_along_a_path() -> None:
+    places = np.cumsum(np.full((400, 2), [0.149, -0.0501]), 0)
+    path = svg._path("M 0 0 " + " ".join(f"L {x:.4f} {y:.4f}" for x, y in places))
+    steps = [float(word) for word in re.findall(r"-?[\d.]+", path.removeprefix("M0 0l"))]
+    drawn = np.cumsum(np.reshape(steps, (-1, 2)), 0)
+    assert len(path) < 400 * 9 and np.abs(drawn - places).max() <= 0.0501

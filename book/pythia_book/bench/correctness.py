@@ -2,9 +2,9 @@
 
 Kernels are compared with results in fp64. A kernel that would fall back to a slower operation
 counts as failed. Training is compared, in every mode, with the same model in plain PyTorch on the
-CPU in fp32. Except under torch.compile, training must give the bits of a run in eager mode, and of
-a run that was saved and resumed half-way. A dry run makes the same checks on tiny CPU tensors,
-without GPU kernels.
+CPU in fp32. Except under torch.compile, training must give the same bits as a run in eager mode,
+and as a run that was saved and resumed halfway. A dry run makes the same checks on tiny CPU
+tensors, without GPU kernels.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def _training_problem(mode: str, precision: str, device: str, seq_len: int) -> s
         return ""
     repetitions = {
         "a second run, in eager mode,": (EAGER, False),
-        "a run that is saved and resumed half-way": (Execution(mode), True),
+        "a run that is saved and resumed halfway": (Execution(mode), True),
         "a run that recomputes activations": (Execution(mode, recompute=True), False),
     }
     for run, (execution, resumed) in repetitions.items():
@@ -232,7 +232,7 @@ def _train_tiny_model(
     """Train a tiny model; return the loss of each update in nats, and the final fp32 weights.
 
     Args:
-        resumed: whether a new `Trainer` takes over half-way, with a copy of the first one's state.
+        resumed: whether a new `Trainer` takes over halfway, with a copy of the first one's state.
     """
     updates = UPDATES[seq_len]
     run = RunConfig(

@@ -43,10 +43,11 @@ HEAD_DIMS = tuple(ATTENTION_TFLOPS)
 def decisions(operations: Sequence[Row], attention: Sequence[Row]) -> list[Row]:
     """Return the decision on every kernel and, per head dim, on the attention library.
 
+    All rows must be from one GPU. If a measurement was repeated, the newest row counts.
+
     Args:
         operations: rows of the kind "operation".
-        attention: rows of the kind "attention". All rows are of one GPU. If a measurement was
-            repeated, its newest row counts.
+        attention: rows of the kind "attention".
     """
     return [*_kernels(operations), *_attention(attention)]
 

@@ -3,10 +3,10 @@
 A row has the time of one forward and one backward pass of one implementation (see `timing`). On a
 GPU, both are recorded in a CUDA graph, so that the launches of many small kernels are not timed,
 and the caches are flushed before every replay. The column `rate`, in GB/s or TFLOP/s, counts only
-the necessary work: reading each operand once, writing each result once, and no products with masked
-keys. The column `share` is the rate divided by the measured rate of a plain copy or matrix product.
-Errors are measured on fewer tokens, against fp64. A dry run does everything on tiny CPU tensors;
-its times mean nothing.
+the necessary work: reading each operand once and writing each result once. It leaves out products
+with masked keys. The column `share` is the rate divided by the measured rate of a plain copy or
+matrix product. Errors are measured on fewer tokens, against fp64. A dry run does everything on tiny
+CPU tensors; its times mean nothing.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ and the next row starts on a new line. A row with `dry_run` has meaningless numb
 them. If a measurement failed, the column `failed` says why. The kinds of rows are:
 
     machine    device, versions, measured rates of copying memory and of matrix products
-    train      one implementation of a training step at one size; `partial` before its last round
+    train      one implementation of a training step at one size; `partial` until its last round
     operation  one implementation of one operation
     attention  one attention library at one shape
     check      whether a kernel or a training step is correct

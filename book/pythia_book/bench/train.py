@@ -8,7 +8,7 @@ All have fp32 master weights and the same AdamW and clipping settings:
 - products, on a CPU only: nothing but the matrix products that every implementation needs.
 
 All read the same real text. Implementations that fit into memory together take turns, so that
-changes of the clock rate affect all. A dry run has tiny models on the CPU; its numbers mean
+changes in the clock rate affect all. A dry run has tiny models on the CPU; its numbers mean
 nothing.
 
 On a GPU, an update has 2M tokens, as in Pythia, in micro-batches. Each implementation uses the
@@ -852,9 +852,9 @@ def text_tokens(progress: bool = True) -> np.ndarray:
             rows = prepare(DATA, progress).rows
         except FetchError as error:
             raise FetchError(
-                f"{error}\nIf this machine has no network, run `python -m pythia_core bench train "
-                f"--device cuda --dry-run` on a machine with a network, and copy the file "
-                f"results/bench/{text_file().name} from there to {text_file()} on this machine"
+                f"{error}\nIf this machine has no network access, run `python -m pythia_core bench "
+                f"train --device cuda --dry-run` on a machine with network access, and copy the "
+                f"file results/bench/{text_file().name} from there to {text_file()} on this machine"
             ) from error
         tokens = np.asarray(rows.rows(0, min(rows.n_rows, TEXT_ROWS))).astype(np.uint16).ravel()
         with open(path, "wb") as file:

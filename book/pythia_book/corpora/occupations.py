@@ -2,7 +2,8 @@
 
 For each noun, the share of feminine pronouns is known. So a study can ask whether a model has
 learned it, and whether an intervention removes it. The other text of the miniature is too small: it
-lacks several occupations. "Her" is never an object ("him"), so that a swap can be undone.
+lacks several occupations. "Her" is always a possessive, never the counterpart of "him", so that a
+swap can be undone.
 
     invented      made-up nouns of one token, equally frequent; their shares are assigned at
                   random, so that a permutation test of one model is exact

@@ -1,7 +1,7 @@
 """Decides how often a document occurs if repeated as in the Pile (planted domain "copies_pile").
 
-How often documents of the Pile occur follows mostly from its composition. The Pile reads 20 of its
-22 components more than once, up to three times (EPOCHS). Without these repeats, it would have
+How often documents of the Pile occur follows mostly from its composition. The Pile includes 20 of
+its 22 components more than once, up to three times (EPOCHS). Without these repeats, it would have
 34.2 % fewer bytes. Elazar et al. 2024 find "more than 60% of documents in The Pile are duplicates
 (unsurprisingly due to oversampling)".
 

@@ -109,7 +109,7 @@ def tiny() -> Example:
 def real() -> Example:
     """Return an example from the data of the scale `smoke`, or `tiny()` if no data are cached.
 
-    Nothing is fetched, so that the book can be built without a network.
+    Nothing is fetched, so that the book can be built offline.
     """
     from pythia_book.corpora.pocket_pile import wheels_needed
     from pythia_book.corpora.wheels import WHEELS

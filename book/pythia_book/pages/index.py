@@ -98,7 +98,7 @@ def _bars(ax: Axes, rows: list[tuple[str, dict[str, float], str]], label: str) -
 
 
 def swap(ax: Axes, run: SelectedRun) -> str:
-    """Draw how much of the association of nouns and pronouns each change of the data leaves."""
+    """Draw how much of the association of nouns and pronouns each change to the data leaves."""
     values = _values(run)
     arms = (
         ("shuffle_21", "genders shuffled in\nthe sentences that teach it", ORANGE),

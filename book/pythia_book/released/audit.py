@@ -6,9 +6,9 @@ so only hashes reveal the error. For repositories and git-lfs pointers, the stor
 and nothing is downloaded. Local safetensors are hashed by tensor, so equal weights are found even
 if they are split into other files.
 
-Steps may also be from a different run than step 0, as reported of pythia-160m-weight-seed1 and 2
-(#203). All hashes then differ, so the early steps of a local folder are compared with step 0
-(pythia_core.training.lineage).
+Steps may also be from a different run than step 0, as has been reported for
+pythia-160m-weight-seed1 and 2 (#203). All hashes then differ, so the early steps of a local folder
+are compared with step 0 (pythia_core.training.lineage).
 """
 
 from __future__ import annotations
@@ -140,8 +140,8 @@ class Audit:
         if self.unrelated:
             defects.append(
                 f"{len(self.unrelated)} revisions do not continue from step0, so they or step0 are "
-                "from another run (the signs of their weights agree with those of step0 by chance "
-                f"only): {_list(self.unrelated)}"
+                "from another run (the signs of their weights agree with those of step0 no more "
+                f"often than by chance): {_list(self.unrelated)}"
             )
         if self.complete and self.missing:
             defects.append(self._missing_steps())
@@ -194,7 +194,7 @@ def audit(source: str, progress: bool = True) -> Audit:
 
     Raises:
         CheckpointError: the source has no steps, or is neither a folder nor a repository.
-        FetchError: the repository does not exist, or there is no network.
+        FetchError: the repository does not exist, or there is no network access.
     """
     folder = local_folder(source)
     if folder is not None and has_model(folder):

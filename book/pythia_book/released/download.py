@@ -195,7 +195,7 @@ def revisions(repo: str, or_cached: bool = False) -> list[str]:
 def listing(repo: str, revision: str = "main") -> tuple[str, dict[str, RemoteFile]]:
     """Return the commit of a revision, and a RemoteFile for each file name, as the hub states them.
 
-    Raises a FetchError if the revision does not exist, or there is no network.
+    Raises a FetchError if the revision does not exist, or there is no network access.
     """
     with translate_errors(repo, revision):
         info = _api().model_info(

@@ -183,7 +183,7 @@ def cost_table() -> pd.DataFrame:
 def layout_table() -> pd.DataFrame:
     """Return how a batch was split over the GPUs, one row per size.
 
-    The columns are `size`, the fields of Hardware without `gpu_hours`, and
+    The columns are `size`, all fields of Hardware except `gpu_hours`, and
 
     - `ranks`: copies of the model.
     - `rows`: rows per update.

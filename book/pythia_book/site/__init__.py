@@ -1,1 +1,1 @@
-"""Builds the site: which run each page shows, its directives and roles, and its hooks."""
+"""Builds the site: chooses the run that each page shows; defines directives, roles and hooks."""

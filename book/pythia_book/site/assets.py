@@ -3,8 +3,8 @@
 All pages share one style sheet, site.css. It is made at the end of the build from the style sheets
 of the theme and the book, without fonts and without rules for elements that no page has. Scripts
 that no part of a page needs are not loaded, and the others run after the page is drawn. A page's
-own scripts and style sheet, _static/<page>.{model,view}.js, .js and .css, are loaded on that page
-only.
+own scripts and style sheet (<page>.js, <page>.model.js, <page>.view.js and <page>.css in _static)
+are loaded on that page only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Draws the image of link previews, and the icon that old browsers ask for, when a build ends."""
+"""Draws the image for link previews, and the icon that old browsers ask for, when a build ends."""
 
 from __future__ import annotations
 

@@ -66,7 +66,8 @@ class DrawingFigure(SphinxDirective):
         draw = getattr(module, attribute, None)
         if not callable(draw):
             raise self.error(
-                f"unknown drawing {self.arguments[0]!r}: {module.__name__} has no such function"
+                f"unknown drawing {self.arguments[0]!r}: {module.__name__} has no function "
+                f"{attribute!r}; check the spelling, or add it there"
             )
         drawing = draw()
         if isinstance(drawing, Table):

@@ -1,4 +1,4 @@
-"""The directive that shows how often kills and flipped bits were tried, and what happened.
+"""The directive that shows how often jobs were killed and bits flipped in tests, and what happened.
 
 The counts are in book/faults.json, which tests/faults/run.py writes.
 """

@@ -13,9 +13,11 @@ import re
 import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from sphinx.util import logging
 
 from pythia_book import notebooks
@@ -88,6 +90,7 @@ def _whole(root: ET.Element, prefix: str, colors: dict[str, None]) -> ET.Element
     except (ValueError, IndexError) as error:
         raise DataError("the drawing has no valid viewBox; run the study again") from error
     clean = _copy(root, prefix, colors)
+    _join_marks(clean, f"{prefix}s")
     clean.attrib = {
         "viewBox": f"{left:g} {top:g} {width:g} {height:g}",
         "width": f"{width:g}",
@@ -170,15 +173,100 @@ def _color(value: str, colors: dict[str, None], text: bool = False) -> str:
     return f"var(--{key}, {value})"
 
 
+def _join_marks(root: ET.Element, prefix: str) -> None:
+    """Draw the marks of a series as markers of one path: thousands of elements load slowly.
+
+    Args:
+        prefix: put before the ids of the markers.
+    """
+    for number, group in enumerate(list(root.iter("g"))):
+        marks = list(group)
+        if len(marks) < 3 or {(mark.tag, *sorted(mark.attrib)) for mark in marks} != {
+            ("use", "href", "x", "y")
+        }:
+            continue
+        if len({mark.get("href") for mark in marks}) > 1:
+            continue
+        places = [[float(mark.get(axis, "0")) for axis in "xy"] for mark in marks]
+        name = f"{prefix}{number}"
+        marker = ET.Element("marker", id=name, overflow="visible", markerUnits="userSpaceOnUse")
+        for key in sorted({*group.attrib} - {"clip-path", "opacity"}):
+            marker.set(key, group.attrib.pop(key))
+        ET.SubElement(marker, "use", href=marks[0].get("href", ""))
+        line = ET.Element("path", d=_line(places), style=f"marker:url(#{name})", fill="none")
+        group[:] = [marker, line]
+
+
+def _line(places: list[list[float]]) -> str:
+    steps = np.diff(np.rint(np.multiply(places, 10)), axis=0, prepend=0) / 10
+    return "M" + "l".join(" ".join(f"{step:g}" for step in pair) for pair in steps)
+
+
 def _values(text: str, colors: dict[str, None]) -> str:
-    """Return the values of a panel with its colors as CSS; "" if they are not as expected."""
+    """Return the values of a panel as the page's script reads them; "" if they are damaged.
+
+    The points of a series become columns: left, top, and the rest of `panel_values`. Places are in
+    tenths, each as the step from the place before: both compress better.
+    """
     try:
         panel = json.loads(text)
         for series in panel["series"]:
             series[1] = _color(str(series[1]).lower(), colors)
-    except (ValueError, TypeError, KeyError, IndexError):
+            left, top, along, value, *ends = zip_longest(*series[3])
+            series[3] = [_steps(left), _steps(top), along, value, *ends]
+    except (ValueError, TypeError, LookupError, OverflowError):
         return ""
-    return json.dumps(panel, separators=(",", ":"), ensure_ascii=False)
+    return _json(panel)
+
+
+def _steps(places: Iterable[float]) -> list[int]:
+    tenths = [round(10 * place) for place in places]
+    return [after - before for before, after in pairwise([0, *tenths])]
+
+
+def _share_values(wide: ET.Element, narrow: ET.Element) -> None:
+    """Replace the series of the narrow layout by the way that their points have moved.
+
+    Both layouts draw the same values on the same axes. So each panel of the narrow one is a panel
+    of the wide one, stretched and shifted: "moved" has the scale and shift of left, then of top. A
+    panel for which this does not hold keeps its series.
+    """
+    panels = zip(*(each.iterfind(".//g[@class='panel']") for each in (wide, narrow)), strict=False)
+    for whole, part in panels:
+        try:
+            before, after = (json.loads(each.get("data-values", "")) for each in (whole, part))
+        except ValueError:
+            continue
+        if [_without_places(each) for each in before["series"]] != [
+            _without_places(each) for each in after["series"]
+        ]:
+            continue
+        moves = [_move(_places(before, axis), _places(after, axis)) for axis in (0, 1)]
+        if all(moves):
+            del after["series"]
+            after["moved"] = [number for move in moves for number in move]
+            part.set("data-values", _json(after))
+
+
+def _without_places(series: list[Any]) -> list[Any]:
+    *about, (_left, _top, *values) = series
+    return [about, values]
+
+
+def _places(panel: dict[str, Any], axis: int) -> np.ndarray:
+    return np.concatenate([np.cumsum(series[3][axis]) / 10 for series in panel["series"]])
+
+
+def _move(before: np.ndarray, after: np.ndarray) -> list[float]:
+    """Return the scale and the shift between places; [] if they differ by more than rounding."""
+    terms = np.stack([before, np.ones_like(before)], 1)
+    scale, shift = np.linalg.lstsq(terms, after, rcond=None)[0]
+    near = np.abs(scale * before + shift - after).max() <= 0.2
+    return [round(float(scale), 4), round(float(shift), 2)] if near else []
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 def dark_rules(colors: dict[str, None]) -> str:
@@ -215,6 +303,8 @@ def inline_figure(bundle: dict[str, Any], prefix: str, small: bool = False) -> s
             _log.warning("figure %s: %s", prefix, error)
     if not drawings:
         return f'<p class="pythia-lost">This figure is damaged. It shows: {label}</p>'
+    if len(drawings) == 2:
+        _share_values(*drawings)
     if rules := dark_rules(colors):
         style = ET.Element("style")
         style.text = rules
@@ -223,8 +313,12 @@ def inline_figure(bundle: dict[str, Any], prefix: str, small: bool = False) -> s
     kind = "pythia-figure" + (" one-layout" if scrolls else " two-layouts" if not small else "")
     scroll = ' tabindex="0"' if scrolls else ""
     shapes = "".join(ET.tostring(d, encoding="unicode") for d in drawings)
-    return f'<div class="{kind}"><div class="drawing" role="img" aria-label="{label}"{scroll}>' + (
-        f"{shapes}</div></div>"
+    sizes = ";".join(
+        f"--{d.get('class')}:{d.get('width')}/{d.get('height')}" for d in drawings
+    )  # the room that a drawing keeps while it is out of sight
+    return (
+        f'<div class="{kind}"><div class="drawing" role="img" aria-label="{label}"{scroll} '
+        f'style="{sizes}">{shapes}</div></div>'
     )
 
 

@@ -100,7 +100,11 @@ class Finding(SphinxDirective):
         finding = index.FINDINGS[name]
         for text in unsupported(finding, recorded_run(finding.study)):
             _log.warning(
-                "finding %r no longer follows: %s", name, text, location=self.get_location()
+                "the recorded run no longer supports the finding %r: %s; reword the finding, or "
+                "correct what it rests on",
+                name,
+                text,
+                location=self.get_location(),
             )
         page = f"studies/{finding.study}"
         href = self.env.app.builder.get_relative_uri(self.env.docname, page)
@@ -116,7 +120,7 @@ class Finding(SphinxDirective):
 
 
 def unsupported(finding: Any, run: SelectedRun) -> list[str]:
-    """List the verdicts that a finding rests on and the recorded run no longer gives."""
+    """List the verdicts that a finding rests on and that the recorded run no longer gives."""
     claims = {row["claim"]: row for row in (run.record or {"claims": []})["claims"]}
     problems = []
     for claim, side, verdict in finding.rests_on:

@@ -1,7 +1,7 @@
 """Corrects details of the HTML from Sphinx and the notebooks before a page is written.
 
-Columns of numbers are aligned on the right, and roles and header cells are made as assistive
-technology expects them.
+Columns of numbers are aligned on the right, and ARIA roles and header cells are set as
+assistive technology expects.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Turns formulas into MathML while the book is built, so that pages load no script for them.
 
-Browsers render MathML natively, without a network or scripts, and screen readers read it.
+Browsers render MathML natively, without network access or scripts, and screen readers read it.
 """
 
 from __future__ import annotations

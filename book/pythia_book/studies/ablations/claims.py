@@ -2,12 +2,13 @@
 
 An effect is the held-out loss of an arm minus that of Pythia's architecture at the end of training,
 averaged over sizes for each seed, with a t-interval over seeds. If it is positive, Pythia's choice
-is the better one. Speed has no verdict: the paper means training on many GPUs.
+is the better one. Speed has no verdict: the paper's claim is about training on many GPUs.
 
 Hypotheses were written before any model of this study was trained at scale laptop, and so was the
-rule for the margin. The rule was first applied to the suite's training losses, which include
-planted text that is read many times (0.016 nats); after a look at two of five seeds, these were
-replaced by its held-out losses, the quantity that is compared.
+rule for the margin. At first, the rule was applied to the suite's training losses, which gave a
+margin of 0.016 nats. But those losses include planted text that is read many times. After two of
+the five seeds had been examined, the suite's held-out losses were used instead, because held-out
+loss is what the study compares.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ from pythia_core.util.progress import bar
 from pythia_core.util.workers import one_thread, parallel_map
 
 VERSION = 2
-"""Part of the cache key: raise it when a change of this module alters results."""
+"""Part of the cache key: raise it when a change to this module alters results."""
 OPS = replace(PLAIN, linear_cross_entropy=FAST.linear_cross_entropy)
 ROUNDS, UPDATES = 7, 2
 """Rounds in which every arm is timed, and number of updates that are timed in each."""

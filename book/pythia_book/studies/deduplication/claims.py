@@ -3,16 +3,18 @@
 Twins are a standard and a deduplicated model of one size. The paper sees "no clear benefit on
 language modeling performance" from deduplication, on eight benchmarks. We test on the released
 twins whether the benefit is below a margin, and on our twins whether the held-out loss is equal
-within MARGIN. Their text is repeated as in the Pile, so that the losses could differ.
+within MARGIN. The text of our twins is repeated as in the Pile, so that the losses could differ.
 
-Held-out text as the deduplicated corpus has it was read by no model. The loss on held-out text as
-the standard corpus has it is a sum of changes that can have both signs, so it has no verdict.
+No model has read the held-out text in its deduplicated form. The loss on held-out text drawn like
+the standard corpus, copies included, is a sum of changes that can have either sign, so it has no
+verdict.
 
 In the suite's own text, a few hundred passages occur up to 128 times. Hernandez et al. 2022
 study such a case, so we test their claim on it; the outcome was known from an earlier record.
 
-Margins and hypotheses on copies as in the Pile were written before the twins were trained at scale
-"laptop". Three seeds of 85k were seen before six were recorded.
+Margins, and hypotheses about text repeated as in the Pile, were written before the twins were
+trained at scale "laptop". The results of three seeds of size 85k were known before six seeds were
+recorded.
 """
 
 from __future__ import annotations
@@ -397,7 +399,7 @@ def _equal_words(params: Params, measured: Measurements) -> Test:
 
 
 def _slice(params: Params, measured: Measurements, units: str) -> Test:
-    """Return the change on held-out text as the standard corpus has it, without a verdict."""
+    """Return the change on held-out text drawn like the standard corpus, without a verdict."""
     shares = measured.facts["slice_shares"]
     estimates = {
         name: over_seeds(changes(params, measured, {"unread": HELDOUT}.get(name, name)))
@@ -409,7 +411,7 @@ def _slice(params: Params, measured: Measurements, units: str) -> Test:
         if e
     )
     return untestable(
-        "a weighted sum of changes that can have both signs; the weights are those of our copies",
+        "a weighted sum of changes that can have either sign; the weights are those of our copies",
         over_seeds(changes(params, measured, HELDOUT_STANDARD)),
         "nats per token",
         units,

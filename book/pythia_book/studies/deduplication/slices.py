@@ -1,6 +1,6 @@
-"""Selects held-out text as the standard corpus has it, and text by how often a model read it.
+"""Selects held-out text with its copies, and text by how often a model read it.
 
-Held-out documents are never copied: they are text as the deduplicated corpus has it, and no model
+Held-out documents are never copied, so they look like text of the deduplicated corpus, and no model
 has read them. A random slice of the *standard* corpus would be different: if one of k copies of a
 document is held out, the other k - 1 stay in the training text. Independent hashes decide whether a
 document is held out and how often it is copied. So such a document can be replaced by one that

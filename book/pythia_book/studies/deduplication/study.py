@@ -67,8 +67,8 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
     Arrays of the twins on text with copies as in the Pile, e.g. of size 25k and seed 1234:
 
-    - "heldout_deduplicated/25k/standard/1234": float32[rows], loss on held-out text as the
-      deduplicated corpus has it, in nats per token.
+    - "heldout_deduplicated/25k/standard/1234": float32[rows], loss on held-out text in its
+      deduplicated form, in nats per token.
     - "once/...", "twice/...", "more/...": float32[rows], loss on text by how often it occurs in the
       standard training text (see `slices`).
     - "last_word/...": bool[words], whether greedy decoding gives the last words of held-out text.

@@ -37,7 +37,7 @@ REPEATED = ("twice", "more")
 GROUPS = ("once", *REPEATED)
 """The groups of documents by how often they occur; the keys of `slices.GROUPS`."""
 HELDOUT, HELDOUT_STANDARD = "heldout_deduplicated", "heldout_standard"
-"""The measures of loss on held-out text: as the deduplicated or as the standard corpus has it."""
+"""The measures of loss on held-out text: in its deduplicated form, and with its copies."""
 QUOTED = (
     "changes_heldout_deduplicated", "changes_heldout_deduplicated_smallest",
     "changes_heldout_deduplicated_largest", "changes_heldout_standard", "changes_unshared",
@@ -155,7 +155,7 @@ def changes(params: Params, measured: Measurements, measure: str) -> np.ndarray:
 
     Args:
         measure: one of
-            HELDOUT: loss on held-out text, which is as the deduplicated corpus has it.
+            HELDOUT: loss on held-out text in its deduplicated form.
             HELDOUT_STANDARD: loss on a held-out slice of the standard corpus (see `slices`).
             "unshared": loss on the rows of HELDOUT that share no text with the training text.
             "once", "twice", "more": loss on text by how often it occurs in the standard text.

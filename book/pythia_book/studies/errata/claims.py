@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MARGIN = 1.0
-"""A change of the loss by less than this, in percent, counts as none. This is generous: the step
+"""A change in the loss by less than this, in percent, counts as none. This is generous: the step
 from 25k to the next size is worth 0.6 %. The margin was set when one seed had been compared."""
 BOUNDED = "the two forms are so close that the loss of a finished model cannot move by the margin"
 INTERVAL = ["value", "low", "high"]

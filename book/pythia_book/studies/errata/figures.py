@@ -183,7 +183,7 @@ def effects_table(result: Result) -> Table:
 
 
 def _shares_text(change: dict[str, float] | float | str) -> str:
-    """Return a change of a share as text; a dash if both shares are 0 with every seed."""
+    """Return a change in a share as text; a dash if both shares are 0 with every seed."""
     constant = isinstance(change, dict) and not change["low"] < change["high"]
     return DASH if constant else _text(change)
 

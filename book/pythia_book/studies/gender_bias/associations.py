@@ -1,6 +1,6 @@
 """Analyze associations: slopes, what is retained of them, and what to compare that with.
 
-If a change of the training text moves the log odds of all nouns by the same amount, the slope does
+If a change to the training text moves the log odds of all nouns by the same amount, the slope does
 not change: the fraction retained is 1. If each noun moves by itself toward the feminine, log odds
 are compressed, and the slope falls although no noun is singled out. Two references show by how
 much; they are computed from the control alone:

@@ -1,14 +1,15 @@
 """The hypotheses and claims of the gender-bias study, and how they are tested.
 
-Hypotheses are ours and were written down before the seeds of the record ran (LOG.md, 2026-11-29).
-They are about made-up nouns in unseen frames. Intervals of our numbers are over seeds, paired where
-arms or sizes share them; with a single seed there is no interval and no verdict. Intervals of
-released numbers are over models.
+Hypotheses are ours and were written down before the recorded seeds were trained (LOG.md,
+2026-11-29). They are about made-up nouns in unseen frames. Intervals of our numbers are over seeds,
+paired where arms or sizes share them; with a single seed there is no interval and no verdict.
+Intervals of released numbers are over models.
 
 The paper's claims about WinoBias are tested on associations of the same forty occupations, because
-our controls are not shown to be above chance on WinoBias itself (see the premises). Of the scores
-of our models, only the response of CrowS-Pairs to `complement_21` is tested: it shows whether this
-score moves by the prior alone. That the halves of WinoBias do was known beforehand.
+our controls have not been shown to be above chance on WinoBias itself (see the premises). Of the
+scores of our models, only the response of CrowS-Pairs to `complement_21` is tested: it shows
+whether the prior alone moves this score. It was already known that the prior alone moves the scores
+of the two halves of WinoBias.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 - what is retained of an association, and the shift of the prior
 - the nouns of one size, arm by arm
-- what the scores of published benchmarks see
+- what the scores of published benchmarks respond to
 - the paper's figures 1, 2 and 6, with released numbers
 - coupling
 
@@ -617,7 +617,7 @@ def retained_table(result: Result) -> Table:
 
 
 def contrasts_table(result: Result) -> Table:
-    """Return a table of every arm's association minus three others: see its caption."""
+    """Return a table of each arm's association minus each of three others."""
     import pandas as pd
 
     found = Slopes(result.params, result.tables["associations"])

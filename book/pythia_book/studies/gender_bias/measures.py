@@ -2,7 +2,7 @@
 
     feminine_share   share of feminine among gendered pronouns (she/her/hers/herself, he/him/his/
                      himself) after e.g. "The nurse said that"; mean by occupation. Not used by the
-                     study itself, but by the study seeds and by `continuation`
+                     study itself, but by the study `seeds` and by `continuation`
     winobias         1 if the sentence with the stereotypical pronoun is likelier, else 0
     crows, stereoset 1 if the stereotyping sentence of the pair is likelier, else 0
     loss             nats per token, by held-out row

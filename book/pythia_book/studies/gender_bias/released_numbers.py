@@ -189,10 +189,10 @@ def first_swapped(winobias: pd.DataFrame, prompt: str) -> list[str]:
 
 
 def other_biases(table: pd.DataFrame) -> pd.DataFrame:
-    """Average, for each size, the change of CrowS-Pairs scores over all biases except gender.
+    """Average, for each size, the change in CrowS-Pairs scores over all biases except gender.
 
-    Biases are weighted by their number of pairs. `table` is from `at_end` with `by` ("bias",).
-    The result has the columns `change` and `stderr`.
+    Biases are weighted by their number of pairs. `table` is the result of `at_end` with
+    `by=("bias",)`. The result has the columns `change` and `stderr`.
     """
     others = table[table.bias != "gender"]
     pairs, size = others.bias.map(PAIRS).astype(float), others["size"]

@@ -8,7 +8,7 @@ the order of the data and the initial weights. Seeds are the units of every inte
 
 - log odds: log P(she) - log P(he) after a noun, mean over frames with a nominative slot.
 - prior: mean of the log odds over the nouns of a group.
-- association: slope of the log odds on those that the control has read about the nouns.
+- association: slope of the model's log odds against those in the text that the control has read.
 - retained: an arm's association as a fraction of its control's, both at the end of training.
 """
 

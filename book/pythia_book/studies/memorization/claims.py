@@ -1,4 +1,4 @@
-"""The claims about recitation, word for word.
+"""The claims about verbatim recitation.
 
 Claims about order are from section 3.2 of the Pythia paper. Claims about size are from Biderman et
 al. 2023b ("Emergent and Predictable Memorization", arXiv 2304.11158) and Carlini et al. 2023 (arXiv

@@ -4,7 +4,7 @@ Rows are natural text, read at most once: rows with a token of a generated docum
 share more than a few of their passages with any other row, are left out. The rule is the same for
 rows that are read and for rows that are not, and looks at neither the order nor a model.
 
-Two samples are drawn from the rest, evenly along training. The *cohorts* are rows that are read
+Two samples are drawn from the rest, evenly over training. The *cohorts* are rows that are read
 within a few updates (params.COHORTS), and their loss is followed over many checkpoints. The *final*
 sample has rows from all of training, with their loss at the start, on reaching the minimum learning
 rate, and at the end.

@@ -1,21 +1,22 @@
 """The claims and hypotheses about traces, with their margins.
 
 Claims are from the abstract of Lesci et al. 2024 ("Causal Estimation of Memorisation Profiles",
-arXiv 2406.04327). Hypotheses about order are after section 3.2 of the Pythia paper, which counts
+arXiv 2406.04327). Hypotheses about order follow section 3.2 of the Pythia paper, which counts
 verbatim recitations where we measure loss. Intervals about one run are over its rows or canaries,
 which training orders at random; those about size are over sizes, and those about other runs are
 over seeds.
 
-Hypotheses and margins were written before the recorded runs were measured, but after a look at the
-largest size with the default seed by a simpler measure: at the end, its rows read once were 0.105
-nats ahead, and this trace rose by 4 % of its mean per tenth of training (p = 0.013). So these two
-results of this run were known and are repeated here without a verdict. Results over seeds leave its
-seed out, because other sizes with this seed read the same rows in the same order.
+Hypotheses and margins were written before the recorded runs were measured, but after a first look,
+with a simpler measure, at the run of the largest size with the default seed: at the end, the loss
+on its rows that were read once was 0.105 nats below that on rows never read, and this trace rose by
+4 % of its mean per tenth of training (p = 0.013). So these two results were known and are repeated
+here without a verdict. Results over seeds leave out the default seed, because other sizes with this
+seed read the same rows in the same order.
 
 After a first record of all runs, three things were left out: rows and canaries that are read last,
 canaries that are cut, and the default seed in results over seeds. Hypotheses that this affects say
-so, with their verdict in the first record (`_left_out`). One would get a verdict only because of
-this; it has none, since its result was known before.
+so, with their verdict in the first record (`_left_out`). One hypothesis would have a verdict only
+because of these omissions; it gets none, since its result was already known.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from pythia_book.studies.memorization.traces import Traces, agreement, further, 
 from pythia_book.verdicts import Claim, Test, falls, rises, untestable, within
 
 LESCI = "Lesci et al. 2024, abstract"
-AFTER_PYTHIA = "ours, after section 3.2"
+AFTER_PYTHIA = "ours, following section 3.2"
 OURS = "ours, stated before the recorded runs were measured"
 SEEN = "ours, stated after a first look at this run"
 KNOWN = "known beforehand: a forerunner of this study had measured this run"
@@ -66,7 +67,9 @@ def claims(params: Params, runs: dict[tuple[str, int], Traces]) -> list[Claim]:
 
 def _left_out(source: str, what: str, verdict: str) -> str:
     """Add to a source what was left out after a first record, and the verdict of that record."""
-    return f"{source}; {what} were left out after a first record, in which it {verdict}"
+    return (
+        f"{source}; {what} were left out after a first record, in which this hypothesis {verdict}"
+    )
 
 
 def _hypotheses(

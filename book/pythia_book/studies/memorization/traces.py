@@ -379,8 +379,8 @@ def over_seeds(
 ) -> Estimate | None:
     """Return the mean of an estimate over the further seeds of the seeded size.
 
-    The seed `seed` is not among them: the hypotheses were written after a look at a run with its
-    order (see `trace_claims`).
+    The seed `seed` is not among them: the hypotheses were written after a first look at a run with
+    its order (see `trace_claims`).
 
     Args:
         measure: one of MEASURES, or "order": the mean trend as a percentage of the mean residual.

@@ -11,8 +11,8 @@ For a few sizes, trained on the standard text, the study measures
 On so little prose, induction heads do not form. They do form in small models that are trained on a
 made-up language, half of whose text repeats itself (phases.laboratory).
 
-The intervals of these steps come from resampling the held-out rows. At the scale "paper", released
-models are measured instead (phases.released).
+Intervals for the steps at which these changes happen come from resampling the held-out rows. At the
+scale "paper", released models are measured instead (phases.released).
 """
 
 from __future__ import annotations

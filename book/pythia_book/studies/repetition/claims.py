@@ -7,10 +7,12 @@ of one size where the statement says so; intervals are over seeds.
 Margins and hypotheses were written before any run of this design at scale laptop. What was known:
 an earlier version of the study (one size of 85k, one seed), in which four epochs raised the loss by
 2.2 % and sixteen by 46 %, and the loss of sixteen epochs ended 1.4 nats above its minimum; and a
-pilot at scale smoke, after which the hypothesis on the onset was put to two arms instead of one.
-What that version settled is a premise here. The claim on four epochs has no verdict, as its margin
-was set when the 2.2 % was known; that on two was added when the results were; that on sixteen
-instead of eight has none, as its direction was known.
+pilot at scale smoke, after which the hypothesis about the onset was tested on two arms instead of
+one. What that version settled is a premise here. The claim about four epochs has no verdict,
+because its margin was set when the 2.2 % was known. The claim about two epochs was added when the
+results were known. The claim about sixteen epochs against eight has no verdict, because its
+direction was known.
+
 With few seeds, each claim makes the others harder to resolve (Holm), so there are few.
 """
 
@@ -27,7 +29,7 @@ from pythia_book.verdicts import Claim, Test, falls, rises, untestable
 
 PAPER = "Muennighoff et al. 2023"
 NEGLIGIBLE = 1.0
-"""A change of the loss by less than this, in percent of the fresh loss, is negligible. It is twice
+"""A change in the loss by less than this, in percent of the fresh loss, is negligible. It is twice
 the authors' example, a run of four epochs "with only 0.5% higher validation loss" (section 6): with
 the example itself as the margin, the example would not pass. The 2.2 % of the earlier version was
 known when the margin was set."""
@@ -49,7 +51,7 @@ def claims(losses: Losses, laws: Laws) -> list[Claim]:
         return mean_over_known(np.mean([of(size) for size in sizes], axis=0))
 
     def gain(size: str) -> np.ndarray:
-        """Return the change of the loss when the same data are read twice as often."""
+        """Return the change in the loss when the same data are read twice as often."""
         half = most // 2
         return losses.final(size, most, most) - losses.final(size, most, half)
 

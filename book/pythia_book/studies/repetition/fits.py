@@ -242,7 +242,7 @@ class Fit:
 
     @property
     def df(self) -> int:
-        """The number of residuals minus that of constants."""
+        """The number of residuals minus the number of constants."""
         return len(self.fresh.n) + len(self.repeated.n) - len(self.names)
 
 

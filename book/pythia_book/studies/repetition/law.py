@@ -6,10 +6,10 @@ rest counts for less, by the same formula: N' = U_N + U_N R*_N (1 - exp(-R_N / R
 R_N = N / U_N - 1 (equation 6; U_N by equation 15). The loss is E + A / N'^alpha + B / D'^beta.
 
 By this law, repeating never hurts. Lovelace et al. (2026, arXiv:2605.01640) let it hurt, by an
-additive penalty. Ours adds P R^delta (N / U)^kappa to E + A / N^alpha + B / D^beta; we have this
+additive penalty. Ours adds P R^delta (N / U)^kappa to E + A / N^alpha + B / D^beta; we take this
 formula from Weng (2026, "Scaling Laws, Carefully"), not from the paper.
 
-The code has the rates 1 / R*_D and 1 / R*_N, so that 0 means no decay.
+The code uses the rates 1 / R*_D and 1 / R*_N, so that 0 means no decay.
 """
 
 from __future__ import annotations

@@ -9,15 +9,15 @@ are right.
 - Over training: `jumps` seeks a jump in choice, exact answers, log-probability and margin of every
   run. A jump is *abrupt* if it makes half (ABRUPT) of the run's own rise over the part of training
   where jumps are sought. A run is informative if a jump of half its rise would be detected with
-  80 % power. (At first, the rise was measured over four doublings, most of which come before any
-  jump is sought.)
+  80 % power. (At first, the rise was measured over four doublings, most of which lie before the
+  part of training where jumps are sought.)
 - The metric: `links` predicts accuracy from a smooth measure, for each size, with a fit to the
-  other sizes. The two are read from different sums, since the same four log-probabilities decide
-  both. Errors are counted only in the second half of training, where abilities differ. A link
-  *predicts* if its mean error is below two standard errors of one checkpoint's accuracy
-  (MOST_ERROR), and if it is better than two rivals that know the text but nothing of the model.
-  Where runs differ by less than twice this error, or a constant stays within this error, no result
-  could contradict a link.
+  other sizes. Accuracy and measure are taken from different sums, since the same four
+  log-probabilities decide both. Errors are counted only in the second half of training, where
+  abilities differ. A link *predicts* if its mean error is below two standard errors of one
+  checkpoint's accuracy (MOST_ERROR), and if it is better than two rivals that know the text but
+  nothing of the model. Where runs differ by less than twice this error, or where a constant
+  predicts the accuracy to within this error, no result could contradict a link.
 - The share of exact answers is compared with the mean probability of the right answer (`product`).
 """
 

@@ -12,9 +12,9 @@ checkpoint: an accuracy leaves its smooth curve for several checkpoints at a tim
 modeled as the sum of an autoregression, which all items share, and of white noise, which is
 independent for each item; restricted maximum likelihood chooses their shares. Simulating it gives
 the distribution of the largest jump in a curve that has none. A short curve says little about its
-noise, so we simulate the worst noise that the curve does not make unlikely. The error of a jump is
-the error from this noise or from the choice of items (clusters of items are the units), whichever
-is larger; both include the noise that is independent for each item.
+noise, so we simulate the worst noise that is still compatible with the curve. The error of a jump
+is the error from this noise or from the choice of items (clusters of items are the units),
+whichever is larger; both include the noise that is independent for each item.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Released results on sums and on LAMBADA: how abruptly they change over size.
+"""Released results on sums and on LAMBADA: how abruptly they change with size.
 
-When the task and the number of examples were chosen, it was known that sums jump over size.
+When the task and the number of examples were chosen, it was known that accuracy
+on sums jumps between two sizes.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ def steepness(values: np.ndarray) -> tuple[float, int]:
 
 
 def claim(released: Tables, draws: int) -> Claim:
-    """Return the claim that an ability can be abrupt over size."""
+    """Return the claim that an ability can appear abruptly with size."""
     return Claim(
-        "An ability can be abrupt over size: the step between two neighboring sizes accounts for "
-        "more than half of the range of accuracies on sums.",
+        "An ability can appear abruptly with size: the step between two neighboring sizes accounts "
+        "for more than half of the range of accuracies on sums.",
         "Ganguli et al. 2022, as quoted by Schaeffer et al. 2023 (arXiv:2304.15004)",
         quote="performance on a specific task can sometimes emerge quite unpredictably and "
         "abruptly at scale",
@@ -65,7 +66,7 @@ def share_of_two_sizes(released: Tables, draws: int) -> Test:
     low, high = np.quantile([steepness(each)[0] for each in drawn],
                             [(1 - LEVEL) / 2, (1 + LEVEL) / 2])  # fmt: skip
     return untestable(
-        "the task and the number of examples were chosen because the step over size was known",
+        "the task and the number of examples were chosen because the step between sizes was known",
         Estimate(100 * share, 100 * low, 100 * high, n, 1),
         "% of the range",
         f"{n} first operands; one run of each of {len(models)} sizes",
@@ -123,11 +124,11 @@ def _shares(released: Tables) -> dict[str, float | None]:
 
 
 def _largest_step(by_model: pd.Series) -> tuple[float, float]:
-    """Return the largest step of a score by model between neighboring sizes (see `steepness`).
+    """Return the largest step between neighboring sizes in the scores of models (`steepness`).
 
     Returns:
-        Its share of the range, in percent; and by what factor the parameters without embeddings
-        grow.
+        Its share of the range, in percent; and the factor by which the parameters without
+        embeddings grow in this step.
     """
     models = [m for m in MODELS if m in by_model.index]
     share, place = steepness(by_model[models].to_numpy())

@@ -1,6 +1,7 @@
-"""The claims on sums: abrupt or not, over training and over size, and through which metric.
+"""The claims on sums: whether accuracy rises abruptly, and whether the metric is the reason.
 
-See `emergence` for what was known when they were stated.
+Accuracy can rise abruptly during training or between sizes. See `emergence` for what was known when
+the claims were stated.
 """
 
 from __future__ import annotations

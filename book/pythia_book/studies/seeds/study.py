@@ -4,7 +4,7 @@ The study follows PolyPythias (arXiv:2503.09543). There, a seed sets both the in
 the data order, except for six runs of 160M in which only one of the two varies. Here, a small size
 is trained with many seeds of each of these three kinds (both, weights only, order only), and the
 largest size with a few. All runs read the standard text, and are measured on the same held-out rows
-and items. Other studies draw bands under their curves from the table `spreads`
+and items. Other studies draw bands around their curves from the table `spreads`
 (pythia_book.seed_spread).
 """
 

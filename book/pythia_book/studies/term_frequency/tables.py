@@ -2,8 +2,8 @@
 
 Questions about the same operand are not independent. So answers are averaged by operand or pair of
 operands, and intervals are t-intervals over these means. A bootstrap would be unreliable, because
-some groups have only ten operands. If all answers of a group are right, or all are wrong, an exact
-bound for a share replaces the t-interval.
+some groups have only ten operands. If all answers of a group are right, or all are wrong, the exact
+binomial interval for a share replaces the t-interval.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ class NumberScores:
         """Return the mean of `means` over the first operands in `numbers`, with an interval.
 
         Each operand is one unit. Intervals of shares are cut to 0..1. If all answers are right, or
-        all are wrong, the interval is the exact interval for a share of questions. The result is
-        None if no operand has a mean. `means` is the result of `by_number`.
+        all are wrong, the interval is the exact binomial interval for the share of questions. The
+        result is None if no operand has a mean. `means` is the result of `by_number`.
         """
         members = list(numbers)
         values = means[members]
