@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line; errors about unknown commands and options name the most similar."""
+    """Parse the command line; errors about unknown commands and options suggest similar ones."""
     top = parser()
     words = sys.argv[1:] if arguments is None else arguments
     known = next(action.choices for action in top._actions if action.dest == "command")
@@ -156,7 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError as error:
             advice = f"{error}. Check the path and its permissions"
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                advice += f"; {RESULTS} and {CACHE} name other folders for results and caches"
+                advice += (
+                    f"; to use other folders for results and caches, set {RESULTS} and {CACHE}"
+                )
             if error.errno in FULL_DISK:
                 advice = full_disk_advice(error.filename)
                 if error.filename is None and _output_fails():

@@ -331,7 +331,7 @@ def load(
         with torch.device("meta"):
             model = (GPTNeoX if rotary == "fp32" else AsTrainedRotary)(config)
     except RuntimeError as error:
-        raise CheckpointError(f"{CONFIG} of {source} has an impossible size: {error}") from error
+        raise CheckpointError(f"{CONFIG} of {source} declares impossible sizes: {error}") from error
     shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     problems = weights.mismatches(shapes)
     if (tokenizer := tokenizer_path(located.folder)).is_file():
@@ -459,7 +459,7 @@ def _bytes(tensor: Tensor, dtype: torch.dtype | None) -> int:
 
 
 def _shards(state: Mapping[str, Tensor], dtype: torch.dtype | None, limit: int) -> list[list[str]]:
-    """Split the names, in order, into groups of at most `limit` bytes; a larger tensor is alone."""
+    """Split the names, in order, into groups of at most `limit` bytes, or of one tensor."""
     shards: list[list[str]] = [[]]
     size = 0
     for name, tensor in state.items():

@@ -198,7 +198,7 @@ def _definitions(scale: str, progress: bool) -> list[Path]:
 
 
 def _bench_text(progress: bool) -> dict[str, Part]:
-    """Map the archive name to the token file of `bench train`; on FetchError, warn, return {}."""
+    """Map the archive name to the token file of `bench train`; {} on FetchError, with a warning."""
     from pythia_book.bench.train import text_file, text_tokens
 
     try:

@@ -102,7 +102,7 @@ def claims_frame(claims: Sequence[Row]) -> pd.DataFrame:
 
 
 def as_html(value: object) -> str:
-    """Return a value as text of HTML, also within quotation marks."""
+    """Escape a value for HTML text and for quoted attributes."""
     return html.escape(str(value))
 
 

@@ -16,7 +16,7 @@ from pythia_book.stats import Estimate, exact_share, mean_over, t_interval
 
 
 def resampled(columns: np.ndarray, text: np.ndarray, draws: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sum `columns`, float[n, k], over all rows, float[k], and over resamples, float[draws, k].
+    """Return the sums of `columns` [n, k] over all rows, [k], and over each resample, [draws, k].
 
     Whole texts are resampled; `text` has the text of each row. Texts with equal sums are drawn
     together, which saves time without changing the distribution.

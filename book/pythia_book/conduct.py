@@ -27,7 +27,7 @@ def conduct(
     published: Published | None = None,
     seed_bands: bool = False,
 ) -> Result:
-    """Measure a study (in a redraw, read the recorded measurements), analyze it, judge its claims.
+    """Measure a study (or read what was recorded, in a redraw), analyze it, and judge its claims.
 
     Args:
         params: the parameters of the study, a dataclass.

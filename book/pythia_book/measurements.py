@@ -106,7 +106,7 @@ def measure_each(
 ) -> tuple[dict[CheckpointKey, list[Arrays]], list[Gap]]:
     """Apply several measurements to many checkpoints in parallel, reusing cached results.
 
-    Each checkpoint is loaded at most once. Several processes, also on other machines, that share
+    Each checkpoint is loaded at most once. Several processes, even on other machines, that share
     the folder of results share the work; each returns when all is measured. `title` names the
     measurements in the progress bar.
 
@@ -158,7 +158,7 @@ def _measure_checkpoint(job: MeasureJob) -> list[Arrays] | str:
     """Measure a checkpoint and cache the arrays; return the error as text if loading fails.
 
     Raises:
-        TakenElsewhere: another process makes one of the measurements; the others are made first.
+        TakenElsewhere: another process is making one of these; the others are made first.
     """
     run, step, measurements, available = job
     results: list[Arrays] = []
@@ -209,12 +209,12 @@ def _may_be_replaced(run: Run, step: int) -> bool:
 
 
 def _lease_of(run: Run, step: int, measurement: Measurement) -> Path:
-    """Return the marker of the process that makes a measurement (pythia_core.util.leases)."""
+    """Return the marker of the process that is making a measurement (pythia_core.util.leases)."""
     return marker_of(_new_file(run, step, measurement))
 
 
 def _may_measure(job: MeasureJob) -> bool:
-    """Return whether no other process is making any of the measurements any more."""
+    """Return whether the other processes have stopped making these measurements."""
     run, step, measurements, _ = job
     return all(is_free(_lease_of(run, step, measurement)) for measurement in measurements)
 
@@ -223,7 +223,7 @@ def _may_measure(job: MeasureJob) -> bool:
 
 
 def _key(run: Run, step: int, measurement: Measurement) -> dict[str, Any]:
-    """Return what identifies a cached result: the run, step, measurement's name and digest."""
+    """Return what identifies a cached result: run, step, and the measurement's name and digest."""
     identity = {"what": measurement.name, "digest": measurement.digest}
     return {"run": run.id, "step": step, **identity}
 

@@ -264,7 +264,7 @@ def validate_parameters(notebook: Notebook, parameters: dict[str, Any]) -> dict[
 def check_values(study: str, values: dict[str, Any]) -> None:
     """Check the values with the dataclass `Params` and the optional function `check` of a study.
 
-    The types must be checked already. A study without a folder under studies/ accepts all values.
+    The types must have been checked. A study without a folder under studies/ accepts all values.
 
     Raises:
         ConfigError: the study rejects a value.

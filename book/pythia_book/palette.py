@@ -2,7 +2,7 @@
 
 Every data color has a contrast of at least 3:1 with the page, and every text 4.5:1, on light and
 on dark pages. Model sizes get colors from dark to light, on a path through all hues, so that
-neighbors differ in hue and lightness, also for color-blind readers. Colors are computed in
+neighbors differ in hue and lightness, even for color-blind readers. Colors are computed in
 OKLCH, where equal steps look equally large.
 """
 

@@ -69,7 +69,7 @@ _INFORMATION = {"-h", "--help", "--help-notebook", "--version"}
 
 
 def parse_arguments(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Parse arguments like papermill; return (list of paths and flags, dict of option values)."""
+    """Parse arguments as papermill does; return (paths and flags, dict of option values)."""
     import click
 
     options = [click.Option(names, nargs=n, multiple=True) for names, n in OPTIONS.items()]
@@ -199,7 +199,7 @@ def _place_of_a_run(written: str, study: str, base: Path) -> Path | None:
 
 
 def _check_output(target: Path | None, written: str, base: Path) -> None:
-    """Check, before cells run, that the run or the notebook can be written when they have run.
+    """Check, before cells run, that the run or the notebook can be written afterwards.
 
     Args:
         target: from `_place_of_a_run`.

@@ -23,6 +23,7 @@ from pythia_core.errors import ConfigError, DataError, PythiaError, raise_all
 from pythia_core.suite import scale_named
 from pythia_core.util.files import project_root, results_dir
 from pythia_core.util.machine import visible_devices
+from pythia_core.util.progress import count_of
 from pythia_core.util.workers import n_workers
 
 SAMPLE = 30
@@ -106,7 +107,7 @@ class Plan:
     source: str = ""
     """What `seconds` was estimated from."""
     current: bool = False
-    """Whether the results are up to date, so that nothing is to do."""
+    """Whether the results are up to date, so that there is nothing to do."""
 
     def text(self) -> str:
         """Return the plan in one line, e.g. "3 of 16 models to train, about 4 min"."""
@@ -187,7 +188,7 @@ def _estimate(
     if alone:
         threads = (record.get("device") or {}).get("cores") or 1
         measuring = max(0.0, measuring - float(record.get("training_s") or 0) / threads)
-    with contextlib.suppress(ConfigError, TypeError):  # the record is of an older version
+    with contextlib.suppress(ConfigError, TypeError):  # the record is from an older version
         before = models_of(study, record["parameters"])
         measuring *= len(runs) / max(1, len(before))
         rate = float(record.get("training_s") or 0) / max(1.0, sum(map(run_flops, before)))
@@ -217,7 +218,7 @@ def start_message(study: str, parameters: dict[str, Any]) -> str:
 
 
 def plans(studies: Sequence[str], scale: str | None, force: bool = False) -> list[Plan]:
-    """Plan several studies with default parameters; a model counts in the first study it lacks.
+    """Plan several studies with default parameters; a model counts in the first that lacks it.
 
     Args:
         scale: None: the default of each study.
@@ -264,14 +265,14 @@ def overview(listed: Sequence[Plan]) -> str:
         return "\n".join(["== Every study is up to date", *lines])
     known = [plan for plan in due if plan.seconds]
     total = f"about {_rounded(sum(plan.seconds or 0 for plan in known))}"
-    unknown = f", without {', '.join(p.study for p in due if p not in known)}"
+    unknown = f", not counting {', '.join(p.study for p in due if p not in known)}"
     sources = " and ".join(dict.fromkeys(plan.source.partition(" (")[0] for plan in known))
     return "\n".join(
         [
             f"== {len(due)} of {len(listed)} studies to run, one after another; finished work is "
             "not repeated",
             *lines,
-            f"   {sum(len(plan.missing) for plan in due)} models to train in all; "
+            f"   {count_of(sum(len(plan.missing) for plan in due), 'model')} to train in all; "
             + (f"{total}{unknown * (len(known) < len(due))}" if known else "time unknown"),
             *([f"   (estimated from {sources})"] if known else []),
         ]

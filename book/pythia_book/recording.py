@@ -175,7 +175,7 @@ def all_costs(root: Path) -> list[tuple[str, ...]]:
     of threads.
 
     Raises:
-        DataError: some records or rows cannot be read, or the README has other rows of earlier
+        DataError: some records or rows cannot be read, or costs.csv and README differ on earlier
             records.
     """
     recorded = {_cost_key(row): row for row in map(costs_of, all_records(root))}
@@ -198,7 +198,7 @@ def _cost_key(row: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _read_costs(path: Path) -> list[tuple[str, ...]]:
-    """Read the rows of costs.csv; [] if there is no such file. Raise DataError for any other."""
+    """Read the rows of costs.csv; [] if there is no such file. Raise DataError if it is damaged."""
     if not path.is_file():
         return []
     try:

@@ -55,6 +55,7 @@ from pythia_core.errors import ConfigError, DataError, one_of, raise_all
 from pythia_core.suite import SCALES, size_name
 from pythia_core.util.files import atomic_file, checkout, file_sha256, fsync_dir, project_root
 from pythia_core.util.machine import cpu_name
+from pythia_core.util.progress import count_of
 from pythia_core.util.workers import workers_peak_mb
 
 if TYPE_CHECKING:
@@ -332,7 +333,7 @@ def save_record(result: Result, folder: Path) -> Path:
         for name in sorted({name for name in names if names.count(name) > 1})
     ]
     problems += [
-        f"the name {name!r} of a file must be without a folder"
+        f"the name {name!r} of a file must not contain a folder; use the bare file name"
         for name in result.measured.files
         if name != Path(name).name
     ]
@@ -423,8 +424,8 @@ def read_measurements(folder: Path, study: str, parameters: dict[str, Any]) -> M
     stated = {name: parameters.get(name) for name in record["parameters"]}
     if record["study"] != study or stated != record["parameters"]:
         raise DataError(
-            f"the record in {folder} is of the study {record['study']} with the parameters "
-            f"{record['parameters']}; expected the study {study} with the parameters {stated}"
+            f"the record in {folder} is from the study {record['study']} with the parameters "
+            f"{record['parameters']}; expected {study} with {stated}; run the study again"
         )
     path = folder / MEASURED
     try:
@@ -493,7 +494,7 @@ def read_table(folder: Path, name: str) -> pd.DataFrame:
 
 
 def check_whole(folder: Path, named: bool = True) -> list[str]:
-    """List problems in the folder of a record: files missing, edited, unreadable or of another run.
+    """List problems in a record's folder: files missing, edited, unreadable or from another run.
 
     Args:
         named: check also that the path ends with the record's <study>/<scale>.
@@ -507,7 +508,7 @@ def check_whole(folder: Path, named: bool = True) -> list[str]:
     if named and folder.absolute().parts[-2:] != owner:
         place = "/".join(folder.absolute().parts[-2:])
         problems.append(
-            f"record.json is of the study {owner[0]} at scale {owner[1]}, but is in a folder "
+            f"record.json is from the study {owner[0]} at scale {owner[1]}, but is in a folder "
             f"{place}"
         )
     for name, entry in record["files"].items():
@@ -774,8 +775,8 @@ def device_text(record: dict[str, Any], trained: bool = False) -> str:
     machine = record.get("device") or {}
     cpu = machine.get("cpu", "unknown processor")
     if not trained:
-        threads = machine.get("threads", "?")
-        cpu += f", {threads} thread{'' if threads == 1 else 's'}"
+        threads = machine.get("threads")
+        cpu += f", {count_of(threads, 'thread') if threads else '? threads'}"
     precisions = {run["precision"] for run in record.get("runs") or () if "precision" in run}
     return ", ".join([str(machine.get("gpu") or cpu), *sorted(precisions)])
 

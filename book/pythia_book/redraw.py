@@ -19,6 +19,7 @@ from pythia_book.verdicts import SIDES
 from pythia_core.errors import ConfigError, DataError, PythiaError, one_of, raise_all
 from pythia_core.suite import SCALES
 from pythia_core.util.files import project_root, results_dir
+from pythia_core.util.progress import count_of
 from pythia_core.util.workers import parallel_map
 
 UNCHANGED_BY = ("library_hash", "published_numbers", "record", "cells")
@@ -238,6 +239,6 @@ def _counted(changed: Sequence[Any], name: str, named: bool = False) -> list[str
     """Return a line such as "2 tables changed", plus the names if `named`; [] without changes."""
     if not changed:
         return []
-    text = f"{len(changed)} {name}{'s' * (len(changed) > 1)} changed"
+    text = f"{count_of(len(changed), name)} changed"
     names = ", ".join(map(str, changed[:NAMED])) + ", ..." * (len(changed) > NAMED)
     return [f"{text}: {names}" if named else text]

@@ -56,8 +56,8 @@ def of_single_runs(spreads: pd.DataFrame) -> pd.DataFrame:
 
     On average, a change of both seeds moves a result at least as far as a change of one. So if the
     runs in which both vary have a smaller spread than all groups pooled, this is chance, and the
-    pooled spread is taken. Where the other groups were not measured, it is taken to be larger by
-    the same factor as at the end. `spreads` is the table of the study of seeds with this name.
+    pooled spread is used. Where the other groups were not measured, it is taken to be larger by
+    the same factor as at the end. `spreads` is the study's table of that name.
     """
     import pandas as pd
 
@@ -92,8 +92,8 @@ def spread_at(
 
     Between measured checkpoints, the standard deviation is interpolated linearly in the percentage
     of training; between the two measured sizes, its logarithm is interpolated linearly in the
-    logarithm of the number of parameters (if it is 0 for one of them, the standard deviation
-    itself). A smaller or larger size has the spread of the nearest measured one.
+    logarithm of the number of parameters (if a size has 0, the standard deviation is interpolated
+    instead). A smaller or larger size has the spread of the nearest measured one.
 
     Args:
         table: the result of `find`.

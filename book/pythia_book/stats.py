@@ -182,7 +182,7 @@ def t_interval(value: float, error: float, df: float, n_items: int, n_seeds: int
 
 
 def jackknife(value: float, without: Sequence[float] | np.ndarray) -> Estimate:
-    """Return a value with a t-interval from the values without one of at least two units each."""
+    """Return a value with a t-interval, from the values that leave out each unit in turn (>= 2)."""
     n = len(without)
     e = mean_over(n * value - (n - 1) * np.asarray(without, np.float64))
     return replace(e, value=value, low=value + e.low - e.value, high=value + e.high - e.value)
@@ -192,7 +192,7 @@ def ratio_of_means(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray
     """Return values, one per unit, whose mean is the ratio of two means over these units.
 
     `mean_over` of the values gives the interval of the ratio (the delta method). Values of two
-    ratios over the same units can be subtracted. The ratio is one of means, because one unit with
+    ratios over the same units can be subtracted. Means are divided, because one unit with
     a small denominator would dominate a mean of ratios.
 
     Args:

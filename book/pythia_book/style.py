@@ -171,7 +171,7 @@ def narrow() -> bool:
 
 
 def figure(draw: Callable[_P, Drawing]) -> Callable[_P, Drawing]:
-    """Let a function that draws a figure draw it wide and narrow; note which tables it reads."""
+    """Make a drawing function draw both a wide and a narrow figure; note the tables it reads."""
 
     @functools.wraps(draw)
     def both(*args: _P.args, **kwargs: _P.kwargs) -> Drawing:
@@ -255,7 +255,7 @@ class Table:
 
     @property
     def content(self) -> dict[str, Any]:
-        """The caption, the column names and the cells as texts, which a page makes a table of."""
+        """The caption, the column names and the cells as text, from which a page makes a table."""
         import pandas as pd
 
         rows = self.frame.astype(object).where(pd.notna(self.frame), DASH).to_numpy().tolist()
@@ -415,7 +415,7 @@ def _finish(figure: Figure) -> float:
 def _snapped(ax: Axes) -> list[float]:
     """Return the place of a panel in whole eighths of a point.
 
-    The solver of constrained layouts does not always round the same way, the file must.
+    The solver of constrained layouts rounds in varying ways, but the file must not vary.
     """
     wide, tall = (8 * svg.POINTS * inches for inches in ax.figure.get_size_inches())
     box = ax.get_position(original=True).bounds
@@ -464,7 +464,7 @@ def _fit_texts(page: _Page) -> bool:
 
 
 def _widen(page: _Page) -> None:
-    """On a phone, widen panels into the space next to them that labels of others take elsewhere."""
+    """On a phone, widen panels into free space beside them, where other panels have labels."""
     for ax in (ax for row in page.rows for ax in row):
         width = ax.figure.get_window_extent().width
         if ax.figure.get_figwidth() == WIDTH or not ax.axison:
@@ -478,7 +478,7 @@ def _widen(page: _Page) -> None:
 
 
 _SPARE = 30
-"""Free space next to a panel, in points, from which on the panel is widened."""
+"""A panel with more free space next to it than this, in points, is widened."""
 
 
 def _place_texts(page: _Page) -> None:
@@ -571,7 +571,7 @@ def seed_band(
     """Draw a pale band around curves of single runs: two sd over training seeds either way.
 
     Only the smallest and the largest size get a band, since more would hide each other. Nothing is
-    drawn where the spread is not known. A study gets it by `seed_bands=True` in `conduct`;
+    drawn where the spread is not known. A study passes `seed_bands=True` to `conduct` to get it;
     `seed_note` is the note for the footer. The spread is for independent runs: the difference
     between two runs with the same seeds varies less.
 

@@ -41,7 +41,7 @@ class Series:
         name: the name of the series; empty: the label of the artist, if it has one.
         low, high: ends of intervals in the unit of the axis, one per point.
         shown: whether its points are shown on hover.
-        flat: whether the values are on the x axis; None: if the y axis has categories.
+        flat: whether the values are on the x axis; None: yes if the y axis has categories.
         points: names of the points, shown instead of their places on the x axis.
     """
 
@@ -301,7 +301,7 @@ _MARK = 12
 
 
 def _path(commands: str) -> str:
-    """Shorten a path of M, L, Q, C and z: steps replace places, and all but marks get one decimal.
+    """Shorten a path of M, L, Q, C and z: make it relative, and keep one decimal except in marks.
 
     Steps are differences of rounded places, so that rounding does not add up along a path.
     """

@@ -72,7 +72,7 @@ def work(values: Mapping[str, dict[str, Any]], progress: bool = True) -> None:
     Raises:
         PythiaError: a study has failed; the others are done.
     """
-    from pythia_core.training.runs import arm_label  # with torch, which `--help` spares
+    from pythia_core.training.runs import arm_label  # imports torch, which `--help` does not need
 
     params = {study: registry.params_of(study).Params(**v) for study, v in values.items()}
     for scale in dict.fromkeys(chosen.scale for chosen in params.values()):

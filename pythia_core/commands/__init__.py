@@ -63,7 +63,7 @@ def whole_number(word: str) -> int:
     """Parse a whole number of at least 0, such as a count or a step.
 
     Raises:
-        argparse.ArgumentTypeError: the word is not one.
+        argparse.ArgumentTypeError: the word is not such a number.
     """
     if not word.isascii() or not word.isdecimal() or len(word) > 18:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {word!r}")
@@ -74,7 +74,7 @@ def seed_number(word: str) -> int:
     """Parse a seed of a random generator, a whole number below 2**32.
 
     Raises:
-        argparse.ArgumentTypeError: the word is not one.
+        argparse.ArgumentTypeError: the word is not such a number.
     """
     if (number := whole_number(word)) >= 2**32:
         raise argparse.ArgumentTypeError(f"expected a seed below 2**32, got {word}")
@@ -85,7 +85,7 @@ def positive_number(word: str) -> float:
     """Parse a positive, finite number such as a size or a duration.
 
     Raises:
-        argparse.ArgumentTypeError: the word is not one.
+        argparse.ArgumentTypeError: the word is not such a number.
     """
     try:
         number = float(word)
@@ -102,7 +102,7 @@ STEP: dict[str, Any] = {"type": whole_number, "metavar": "K"}
 
 
 def share_under_torchrun(p: argparse.ArgumentParser) -> None:
-    """Say that the processes that torchrun starts for a command share its training; add --shard."""
+    """Mark a command as one that torchrun's processes share, and add the option --shard to it."""
     p.set_defaults(together=True)
     p.add_argument(
         "--shard",

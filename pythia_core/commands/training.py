@@ -26,6 +26,7 @@ from pythia_core.suite import OFFICIAL_SIZES, SIZES, Scale, scale_named
 from pythia_core.training.execution import MODES, VARIABLE, Execution
 from pythia_core.training.schedule import PAPER_FORKS
 from pythia_core.util.files import cache_dir, check_cache, check_results, results_dir
+from pythia_core.util.progress import count_of
 
 if TYPE_CHECKING:
     from pythia_core.training.distributed import World
@@ -67,7 +68,7 @@ def add(command: AddCommand) -> None:
         "train",
         _train,
         "train a model, or reuse the run if it exists",
-        epilog="Several GPUs, also on nodes that share a results folder, split each batch among "
+        epilog="Several GPUs, even on nodes that share a results folder, split each batch among "
         "them if torchrun starts one process per GPU: torchrun --nproc-per-node 8 -m pythia_core "
         "train SIZE ... A run started with a different number of processes is found, and resumed "
         "if unfinished.",
@@ -240,7 +241,7 @@ def _run_config(args: argparse.Namespace) -> RunConfig:
     config = scale.run(args.size, args.order_seed, args.weight_seed, **overrides)
     if not args.swap and (args.start is not None or args.stop is not None):
         raise ConfigError(
-            f"--start and --stop need the option --swap; choose one of {', '.join(SWAPS)}"
+            f"--start and --stop need the option --swap with one of {', '.join(SWAPS)}"
         )
     if args.swap:
         start = scale.fork_step(PAPER_FORKS[1]) if args.start is None else args.start
@@ -269,6 +270,6 @@ def _train_in(world: World, args: argparse.Namespace) -> None:
         return
     last = run.metrics()[-1]
     print(
-        f"run {run.id}: {len(run.steps)} checkpoints, last loss {last['loss']:.4f}, "
+        f"run {run.id}: {count_of(len(run.steps), 'checkpoint')}, last loss {last['loss']:.4f}, "
         f"{run.seconds:.0f} s of training\nweights sha256 {run.final_sha256}\n{run.folder}"
     )

@@ -10,6 +10,7 @@ from pythia_core.commands import COUNT, nonblank
 from pythia_core.errors import ConfigError
 from pythia_core.util.launch import MINUTES, Slurm, on_slurm, on_this_machine
 from pythia_core.util.machine import visible_devices
+from pythia_core.util.progress import count_of
 from pythia_core.util.workers import n_workers
 
 
@@ -69,7 +70,7 @@ def check_worker_options(args: argparse.Namespace) -> bool:
         raise ConfigError(f"--on slurm needs {count}, the number of workers")
     if args.on == "local" and gpus and gpus > (available := len(visible_devices())):
         raise ConfigError(
-            f"--gpus {gpus}: this machine has {available} GPUs; use fewer, or --cpus N"
+            f"--gpus {gpus}: this machine has {count_of(available, 'GPU')}; use fewer, or --cpus N"
         )
     return args.on is not None
 

@@ -80,7 +80,7 @@ def open_corpus(
             are read in the order of their names. Files and folders may be URLs.
         progress: on a terminal, show a progress bar and pip's output during downloads.
         tally: an empty dict, filled with a DomainTally for each domain during reading.
-        files: read only these of the corpus's files, perhaps without documents.
+        files: read only these of the corpus's files, which may have no documents.
 
     Raises:
         FetchError: a download failed.
@@ -113,7 +113,7 @@ def open_corpus(
 
 
 def no_documents(data: DataConfig, empty: int) -> DataError:
-    """Return the error for a corpus of no documents but `empty` with only white space."""
+    """Return the error for a corpus without text; `empty` documents have only white space."""
     return DataError(
         f"the corpus {data.corpus!r} has no documents"
         + (f" with text (documents with only white space: {empty})" if empty else "")

@@ -336,10 +336,10 @@ def linked_pairs(
 
     Args:
         group: the numbers of the documents, in corpus order.
-        text: returns the text of a document. The n-grams of all are in memory at once.
+        text: returns the text of a document. All documents' n-grams are in memory at once.
 
     Returns:
-        Pairs of documents that reach `recipe.threshold`, at most one less than the documents.
+        Pairs of documents that reach `recipe.threshold`, fewer pairs than documents.
     """
     from networkx.utils import UnionFind
 

@@ -128,7 +128,7 @@ def wheel_jsonl(pin: Wheel, member: str) -> list[dict[str, Any]]:
 
 
 def member_path(pin: Wheel, member: str) -> Path:
-    """Return the path in the cache of a copy of a file in a wheel, which replaces the wheel."""
+    """Return where the cache keeps a copy of a wheel's file, which then replaces the wheel."""
     return cache_dir() / "wheels" / pin.file.removesuffix(".whl") / member
 
 

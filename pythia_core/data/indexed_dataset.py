@@ -286,7 +286,7 @@ class MegatronIndexed:
         )
 
     def release_pages(self) -> None:
-        """Return to the system the memory of the pages of the `.bin` that were read."""
+        """Give the memory of the `.bin` pages that were read back to the system."""
         tokens = self.tokens
         for part in tokens.maps if isinstance(tokens, JoinedTokens) else [tokens]:
             if isinstance(part, np.memmap):
@@ -308,7 +308,7 @@ def _checked_total(
 ) -> int:
     """Return the number of tokens; raise DataError if the pointers do not follow from the sizes.
 
-    Reads a part at a time, because the released index has 1.8 GB.
+    Reads a part at a time, because the released index takes 1.8 GB.
     """
     total = 0
     for low in range(0, len(sizes), _CHECKED):
@@ -347,13 +347,15 @@ class JoinedTokens:
         if isinstance(key, slice):
             start, stop, step = key.indices(len(self))
             if step != 1:
-                raise IndexError("slices of joined shards must have step 1")
+                raise IndexError(f"slices of joined shards must have step 1, got {step}")
             pairs = zip(self.maps, self._bounds[:-1].tolist(), strict=True)
             parts = [shard[max(start - low, 0) : max(stop - low, 0)] for shard, low in pairs]
             return np.concatenate(parts)
         flat = np.asarray(key, np.int64).reshape(-1)
         if flat.size and (flat.min() < 0 or flat.max() >= len(self)):
-            raise IndexError(f"positions must be in 0..{len(self) - 1}")
+            raise IndexError(
+                f"positions must be in 0..{len(self) - 1}, got {flat.min()} to {flat.max()}"
+            )
         shards = np.searchsorted(self._bounds, flat, side="right") - 1
         out = np.empty(flat.shape, self.dtype)
         for shard in np.unique(shards).tolist():

@@ -91,7 +91,8 @@ class Ledger:
         if low < high and int(index[1].max()) >= changed.shape[1]:
             raise DataError(
                 f"the intervention's ledger changes column {index[1].max()}, but rows have only "
-                f"{changed.shape[1]} tokens, so the ledger was made for other data"
+                f"{changed.shape[1]} tokens, so the ledger was made for other "
+                "data; use the data for which it was made"
             )
         wrong = np.flatnonzero(changed[index] != self.old[low:high])
         if wrong.size:

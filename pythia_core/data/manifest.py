@@ -27,7 +27,7 @@ the sizes of files are checked."""
 
 
 def has_manifest(folder: Path) -> bool:
-    """Return whether a folder has a manifest, damaged or not, that says which folder it is of."""
+    """Return whether a folder has a manifest, damaged or not, that says which folder it is for."""
     if not (folder / "manifest.json.sha256").is_file():
         return False
     try:
@@ -58,7 +58,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     value = parse_manifest(folder)
     if value.get("folder") != folder.name:
-        raise damaged(folder, f"its manifest.json belongs to the folder {value.get('folder')!r}")
+        raise damaged(
+            folder, f"the manifest.json in it belongs to the folder {value.get('folder')!r}"
+        )
     return value
 
 
@@ -164,7 +166,7 @@ def train_entry(train: IndexedWriter, domains: DomainRuns) -> dict[str, Any]:
 
 
 def check_unchanged(data: DataConfig, now: object, before: object) -> None:
-    """Raise CorpusChangedError if two descriptions of it, made at different times, differ."""
+    """Raise CorpusChangedError if descriptions of the corpus made at two times differ."""
     if now != before:
         raise CorpusChangedError(
             f"the corpus {data.corpus!r} changed while its tokens were being prepared; run again"

@@ -194,7 +194,10 @@ class RowOrder:
             )
         lengths = np.asarray(sizes, dtype=np.int64)
         if lengths.ndim != 1 or (lengths.size and lengths.min() < 0):
-            raise DataError("document sizes must be a flat list of non-negative integers")
+            raise DataError(
+                "document sizes must be a flat list of non-negative integers, got "
+                + (f"{lengths.min()}" if lengths.ndim == 1 else f"an array of {lengths.shape}")
+            )
         self.seq_len, self.seed, self.epochs, self.policy = seq_len, seed, epochs, policy
         self.unique_rows = unique_rows
         self.n_documents, self.tokens_per_epoch = len(lengths), int(lengths.sum())

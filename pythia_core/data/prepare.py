@@ -143,7 +143,7 @@ class Batches(TokenizedText, Protocol):
         """Return the changes that an intervention makes; `folder` may be used to save them."""
 
     def with_heldout(self) -> PreparedData:
-        """Return a dataset that has held-out text and the tokenizer of this dataset."""
+        """Return a dataset with held-out text and with the same tokenizer as this dataset."""
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ def _write_array(folder: Path, array: NDArray[np.int64]) -> None:
 
 
 def find_exact(work: Work, parts: int, part: int) -> None:
-    """Find identical training texts: pairs of a document, and of the copy that is kept."""
+    """Find identical training texts, as pairs of a document and the copy that is kept."""
     threshold = work.plan()["threshold"]
     chosen_ids, digests = [], []
     for number, shard in enumerate(work.shards()):
@@ -361,7 +361,7 @@ def _totals(records: NDArray[np.void], chosen: NDArray[np.bool_]) -> Totals:
 def _copy_kept(
     train: IndexedWriter, file: BinaryIO, sizes: NDArray[np.int32], kept: NDArray[np.bool_]
 ) -> None:
-    """Append the kept ones of the next documents of an open `.bin` file, and skip the others."""
+    """Append those of the next documents in an open `.bin` file that are kept; skip the others."""
     for start, stop in runs_of(kept):
         part = sizes[start:stop]
         if kept[start]:
@@ -384,7 +384,7 @@ def _count(
 
 
 def run_removal(work: Work, stages: Stages, whole: Path) -> Path:
-    """Make the files of the tokens in `whole` without duplicates; return their folder."""
+    """Write the tokens in `whole`, without duplicates, to new files; return their folder."""
     run_texts(work, stages)
     stages.run(plan_stage(work))
     plan, buckets, n = work.plan(), _recipe(work).buckets, len(work.shards())

@@ -102,7 +102,7 @@ class Stages:
         return [n for n, output in enumerate(stage.outputs) if not output.exists()]
 
     def _run(self, stage: Stage, task: int) -> bool:
-        """Run a task unless another process does or did; return whether it was run."""
+        """Run a task unless another process is running it or ran it; return whether it was run."""
         output = stage.outputs[task]
         if self.finished():
             raise TakenElsewhere(f"another process has finished the work in {self.folder}")

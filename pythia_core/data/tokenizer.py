@@ -155,7 +155,7 @@ def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
 
 
 def in_batches(texts: Iterable[tuple[T, str]], n_characters: int) -> Iterator[list[tuple[T, str]]]:
-    """Yield lists of texts, each with something that is known of it, of about `n_characters`."""
+    """Group pairs (anything, text), in order, into lists of about `n_characters` of text."""
     batch: list[tuple[T, str]] = []
     size = 0
     for known, text in texts:

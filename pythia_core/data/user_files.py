@@ -86,8 +86,8 @@ def texts(corpus: str, files: Sequence[TextFile] | None = None) -> Iterator[tupl
     Raises:
         FetchError: a dataset or a URL cannot be loaded.
         DataError: a file or dataset is absent, damaged or malformed; the message says where.
-        MissingDependencyError: a dataset needs the package `datasets`, a .zst or .parquet file
-            pyarrow, or a URL the package that fsspec names.
+        MissingDependencyError: a package is not installed: `datasets` for a dataset, pyarrow
+            for .zst and .parquet files, or the package that fsspec names for a URL.
     """
     if is_dataset(corpus):
         yield from _hf_texts(corpus)
@@ -149,7 +149,7 @@ def list_files(corpus: str) -> list[TextFile]:
     if others:
         warnings.warn(
             f"these files of the corpus {corpus!r} are not read: {listing}. Only files that end "
-            f"with {READ} are read; convert other text, or move it away",
+            f"with {READ} are read; convert the other files, or move them elsewhere",
             stacklevel=1,  # one place, so that Python shows it once
         )
     return matches
@@ -218,7 +218,7 @@ def _unreachable(name: str, error: Exception) -> FetchError:
 def _check_files(files: list[TextFile]) -> None:
     """Raise a DataError if one of the text files cannot be read or is there twice.
 
-    Its name is there twice if it is next to its compressed form, as after `gunzip --keep`.
+    A file is there twice if it is next to its compressed form, as after `gunzip --keep`.
     """
     names: dict[str, str] = {}
     for file in files:
@@ -228,7 +228,7 @@ def _check_files(files: list[TextFile]) -> None:
             folder = str(file.path).rpartition("/")[0]
             raise DataError(
                 f"the corpus has both {other} and {file.name} in {folder}, so their text would be "
-                "read twice; remove one, or rename it if its text is another"
+                "read twice; remove one, or rename it if its text is different"
             )
 
 
@@ -239,7 +239,7 @@ def _check_file(path: Path | str) -> None:
 
 
 def _visible(root: Path) -> Iterator[Path]:
-    """Yield the files in a folder and its subfolders, whose names do not start with a dot.
+    """Yield the files below a folder, except files and folders whose names start with a dot.
 
     Links to folders are followed. Raises DataError if a folder cannot be read or contains itself.
     """
@@ -299,7 +299,7 @@ def _translate_errors(path: Path | str, place: Callable[[], str]) -> Iterator[No
     """Raise a PythiaError if a file cannot be read inside the block.
 
     Args:
-        place: returns where the reading was, e.g. "line 5".
+        place: returns how far reading has got, e.g. "line 5".
     """
     try:
         yield

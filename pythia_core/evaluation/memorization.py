@@ -115,7 +115,7 @@ def recited(
 def _continuation_logits(
     model: Scorable, rows: np.ndarray, context: int, positions: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the logits [n, positions, V] and the row's tokens [n, positions] after the context."""
+    """Return the logits [n, positions, V] and the rows' tokens [n, positions] after the context."""
     ids = torch.from_numpy(rows[:, : context + positions]).to(device_of(model))
     inputs = ids[:, :-1]
     at = torch.arange(inputs.numel(), device=ids.device).view(inputs.shape)[:, context - 1 :]

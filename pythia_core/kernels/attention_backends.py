@@ -176,7 +176,7 @@ def check_packed(q: Tensor) -> None:
         raise ConfigError(_with_alternatives(reason, "triton"))
     if not dispatch.use_triton(q):
         raise ConfigError(
-            "the attention backend triton needs a CUDA device and a PYTHIA_TRITON that is not 0, "
+            "the attention backend triton needs a CUDA device, and PYTHIA_TRITON must not be 0, "
             f"but q is on {q.device!s} and PYTHIA_TRITON={os.environ.get('PYTHIA_TRITON', '')}"
         )
     _, seq, heads, dim = q.shape

@@ -185,7 +185,7 @@ def _fused(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the result of `_loss_and_gradients` with the Triton kernel.
 
-    The forward ignores `weight_grad`; it is an argument because setup_context sees only these.
+    The forward ignores `weight_grad`; it is an argument because setup_context sees only arguments.
     """
     from pythia_core.kernels.cross_entropy_triton import cross_entropy_
 
@@ -202,8 +202,8 @@ def _fused(
 def even_chunk(n: int, vocab: int) -> int:
     """Return how many of n rows to process at a time on a CUDA device.
 
-    The chunks are as equal as possible, because a short last one uses the device badly, and have
-    whole tiles of 128 rows of the matrix products.
+    The chunks are as equal as possible, since a short last one would leave the device idle. They
+    consist of whole tiles of 128 rows of the matrix products.
     """
     most = max(128, CHUNK_ELEMENTS_CUDA // vocab // 128 * 128)
     chunks = max(1, -(-n // most))

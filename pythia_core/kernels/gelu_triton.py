@@ -87,7 +87,7 @@ def bias_gelu_backward_kernel(
 
 
 def bias_gelu_forward(x: Tensor, bias: Tensor, tanh: bool) -> Tensor:
-    """Return the GELU of x (n, d) + bias (d,), in the dtype of `x`; the tanh or the exact form."""
+    """Return the GELU of x (n, d) + bias (d,), in the dtype of `x`; the tanh form if `tanh`."""
     x = x.contiguous()
     n, d = x.shape
     y = torch.empty_like(x)

@@ -55,7 +55,7 @@ def add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
 def accumulator(device: torch.device, dtype: torch.dtype) -> Accumulator:
     """Return the fastest way to add products of matrices in `dtype` that is correct on `device`.
 
-    torch documents the argument `out_dtype` for CUDA devices only, and `out` with it has not always
+    torch documents `out_dtype` for CUDA devices only, and passing `out` with it has not always
     worked (pytorch/pytorch#154086). Each way is tried once, on sums that fp32 represents exactly.
 
     Raises:
@@ -65,7 +65,9 @@ def accumulator(device: torch.device, dtype: torch.dtype) -> Accumulator:
         for add in (add_in_product_, add_fp32_product_):
             if adds_exactly(add, device, dtype):
                 return add
-            warn_once(f"{add.__name__} of {dtype} is not exact on this GPU; a slower way is used")
+            warn_once(
+                f"{add.__name__} of {dtype} is not exact on this GPU; a slower method is used"
+            )
     return add_product_
 
 
@@ -166,8 +168,8 @@ def linear(
         weight_c, bias_c: copies of the parameters in the dtype of `x`. Both biases are None if the
             next operation adds the bias.
         grads: fp32 buffers for the gradients of weight and bias, to which the backward adds them
-            instead of returning them to autograd. Only the first: the next operation adds the
-            gradient of the bias. Empty: autograd receives the gradients.
+            instead of returning them to autograd. With only the first, the next operation adds the
+            gradient of the bias; with none, autograd receives the gradients.
     """
     # detached: in fp32, copy and master are one tensor, which torch.compile refuses as two inputs
     bias_c = bias_c if bias_c is None else bias_c.detach()

@@ -158,7 +158,7 @@ def describe_file(path: Path) -> dict[str, Any]:
 def write_manifest(
     folder: Path, step: int, meta: dict[str, Any], files: dict[str, dict[str, Any]]
 ) -> None:
-    """Write the manifest of a checkpoint into its folder; `files` are those of `describe_file`."""
+    """Write the manifest of a checkpoint into its folder; `files` has `describe_file` entries."""
     manifest: dict[str, Any] = {"step": step, "meta": meta, "files": files}
     manifest["manifest_sha256"] = _self_hash(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
@@ -224,7 +224,7 @@ def load_checkpoint(
     """Check all hashes of a checkpoint, then load it.
 
     Args:
-        hashes: whether to check the hashes of the files; if not, another process has just done it.
+        hashes: whether to check the files' hashes; false only if another process has just done so.
 
     Returns:
         The tensors, {file stem: {name: tensor}}, and the `meta` of `save_checkpoint`.

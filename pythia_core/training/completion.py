@@ -181,6 +181,7 @@ def _compare(path: Path, expected: str | None) -> None:
     actual = file_sha256(path) if path.is_file() else None
     if actual != expected:
         raise CheckpointError(
-            f"{path} has changed since the run was finished: its sha256 is {actual or 'missing'}, "
-            f"but {DONE} has {expected or 'none'}. {RESTORE_ADVICE}"
+            f"{path} has changed since the run was finished: its sha256 is "
+            f"{actual or 'none (there is no file)'}, but {DONE} states "
+            f"{expected or 'none (there was no file)'}. {RESTORE_ADVICE}"
         )

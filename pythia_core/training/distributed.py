@@ -142,7 +142,7 @@ class World:
         return tuple(map(bool, numbers))
 
     def gather(self, value: T) -> list[T]:
-        """Return the values of all processes, by rank; they may be busy with files meanwhile."""
+        """Return the values of all processes, by rank; any of them may be busy with files."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size

@@ -77,7 +77,7 @@ class Execution:
         """Return the execution that PYTHIA_EXECUTION names.
 
         If the variable is not set, the mode is "graph" with a CUDA device and "eager" without.
-        Small models need it: their kernels finish before Python has launched the next ones.
+        Small models need "graph": their kernels finish before Python has launched the next ones.
 
         Raises:
             ConfigError: the value of the variable is invalid (see `parse`).

@@ -12,8 +12,8 @@ the signs of w, the score is about the sum of w^2 divided by the same root. This
 falls as weights move away, and rises with the root of their number. A low score is evidence of
 another run only if the expected score is high; otherwise the test cannot tell.
 
-Long training does erase initial weights: weight decay multiplies them by exp(-0.1 S), where S is
-the sum of the learning rates, to about 6e-4 by the end of the released 70M. So only early steps are
+Long training does erase initial weights: weight decay shrinks them to exp(-0.1 S), where S is
+the sum of the learning rates: about 6e-4 by the end of the released 70M. So only early steps are
 tested. Up to step 64, S is below 0.002 in every released run.
 """
 
@@ -36,7 +36,7 @@ kept only half of its initial weights would still have a score of about 12."""
 
 
 def lineage_score(initial: Mapping[str, Tensor], later: Mapping[str, Tensor]) -> float:
-    """Return the score of a step, whose standard deviation is 1 if it does not depend on `initial`.
+    """Return a step's score, which has standard deviation 1 if the step is unrelated to `initial`.
 
     Only weight matrices count: biases and LayerNorms do not start at random values. The result is
     NaN if the two have no weight matrix of the same name and shape, or a weight is not finite.

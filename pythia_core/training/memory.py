@@ -94,7 +94,7 @@ def training_bytes(
 
 
 def smallest_training_bytes(config: RunConfig, execution: Execution, processes: int = 1) -> int:
-    """Return the device memory that a run needs at least, with micro-batches of one row."""
+    """Return the least device memory that a run needs, with micro-batches of one row."""
     return training_bytes(
         config.model, config.data.seq_len, execution, config.train.precision, processes
     )
@@ -105,7 +105,7 @@ def smallest_world(
 ) -> int | None:
     """Return the smallest number of processes on which a run fits devices of `device_bytes`.
 
-    Only numbers that divide the batch count. None: not even one process per row is enough.
+    It divides the batch size. None: not even one process per row is enough.
     """
     batch = config.train.batch_size
     worlds = (n for n in range(1, batch + 1) if batch % n == 0)

@@ -70,7 +70,7 @@ def _lines(path: Path, last_step: int) -> bytes:
 
 
 def check_log(path: Path, last_step: int, sha256: str) -> None:
-    """Check that a log still has the lines up to a step that it had when the state was saved.
+    """Check that a log's lines up to a step are those that it had when the state was saved.
 
     Args:
         sha256: the hash of these lines, from the state.

@@ -75,7 +75,7 @@ class FlatParameters:
             module.copies[leaf] = copy
 
     def add_gradients_in_backward(self, model: GPTNeoX) -> None:
-        """Let the backward of linear maps and of the loss add to `grad` itself.
+        """Make the backward passes of linear maps and of the loss add to `grad` directly.
 
         Autograd no longer returns these gradients, so `torch.autograd.grad` cannot be used on the
         parameters of these maps.

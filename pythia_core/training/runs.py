@@ -76,6 +76,7 @@ from pythia_core.util.extensions import registered
 from pythia_core.util.files import is_intact, json_object, results_dir, write_json
 from pythia_core.util.leases import is_free
 from pythia_core.util.machine import device_info, keep_freed_memory
+from pythia_core.util.progress import count_of
 from pythia_core.util.workers import n_workers, parallel_map
 
 # --- identity --------------------------------------------------------------------------------
@@ -150,7 +151,7 @@ def _without_processes(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def _named(name: str, identity: dict[str, Any]) -> Path:
-    """Return the path of the folder of exactly the run with an identity."""
+    """Return the path of the folder of the run with exactly this identity."""
     processes = identity["code"].get("processes", 1)
     suffix = f"-x{processes}" if processes > 1 else ""
     return results_dir() / "runs" / f"{name}{suffix}-{stable_hash(identity)[:12]}"
@@ -325,7 +326,7 @@ class Run:
         return len(self.ledger.row) if self.ledger is not None else 0
 
     def batch(self, step: int) -> np.ndarray:
-        """Return the batch of the update from `step`, (batch_size, S+1), as a fork changes it.
+        """Return the batch of the update from `step`, (batch_size, S+1), with a fork's changes.
 
         Raises:
             DataError: the run has no such update.
@@ -362,7 +363,7 @@ class Run:
             raise CheckpointError(
                 f"run {self.id} has no checkpoint of step {step}; "
                 + (
-                    f"the nearest of its {len(steps)} checkpoints are of the steps "
+                    f"the nearest of its {len(steps)} checkpoints are at the steps "
                     f"{', '.join(near)}"
                     if steps
                     else "it has no checkpoint with weights yet"
@@ -489,7 +490,7 @@ def _place(
 
 
 def _check_vocabulary(config: RunConfig, id_limit: int) -> None:
-    """Raise a ConfigError if the model has no embeddings of all ids below `id_limit`."""
+    """Raise a ConfigError if the model lacks an embedding of an id below `id_limit`."""
     if id_limit > config.model.vocab_size:
         raise ConfigError(
             f"vocab_size={config.model.vocab_size} is too small for the tokenizer "
@@ -621,7 +622,7 @@ def find_or_train(
         wait: whether to wait for another process that trains the run.
 
     Raises:
-        TakenElsewhere: another process trains the run, and `wait` is false, or it took the run over
+        TakenElsewhere: another process is training it (and `wait` is false) or took the run over
             while this process was stopped.
         ConfigError: too little data or too small a vocabulary for the config, or the processes do
             not divide the batch.
@@ -647,7 +648,7 @@ def find_or_train(
     if finished:
         return run
     if not (wait or is_free(run.folder / LEASE)):  # before the control's state is computed
-        raise TakenElsewhere(f"another process trains the run in {run.folder}")
+        raise TakenElsewhere(f"another process is training the run in {run.folder}")
     states = linear_steps(PAPER_FORKS, config.train.steps)
     batch_at: Callable[[int], np.ndarray] = run.batch
     if world.is_rank_zero:  # it alone deletes
@@ -685,7 +686,7 @@ def find_or_train_all(
 
     On CPUs, each core trains one run at a time. Each GPU trains as many runs as fit into its memory
     (pythia_core.training.gpu_sharing). The controls of forks are trained before all forks, even if
-    `configs` does not contain these controls. Several processes, also on other machines, that share
+    `configs` does not contain these controls. Several processes, even on other machines, that share
     the folder of results share the runs; each returns when all runs are finished.
 
     Args:
@@ -735,7 +736,7 @@ def _names(configs: dict[Key, RunConfig]) -> dict[RunConfig, str]:
     keys = [key if isinstance(key, tuple) else (key,) for key in configs]
 
     def distinctive(index: int, part: Any) -> bool:
-        """Return whether names include a part of keys: any text, but a number only if it varies."""
+        """Return whether names include a part of keys: text always, a number only if it varies."""
         return isinstance(part, str) or len({k[index] for k in keys if len(k) > index}) > 1
 
     return {
@@ -748,7 +749,7 @@ def _train_one(job: TrainJob) -> None:
     """Find or train a run, with GPU memory limited to a little more than `run_bytes`.
 
     Raises:
-        TakenElsewhere: another process trains the run.
+        TakenElsewhere: another process is training the run.
     """
     config, keep = job
     with limit_memory(run_bytes(config, Execution.from_environment())):
@@ -762,9 +763,9 @@ def _warn_if_long(configs: list[RunConfig]) -> None:
     hours = sum(map(run_flops, configs)) / (CORE_FLOPS * n_workers()) / 3600
     if hours > LONG_HOURS:
         warnings.warn(
-            f"training {len(configs)} runs will take about {hours:,.0f} hours on this machine, "
-            "which has no GPU. A smaller scale (e.g. laptop) or fewer sizes would take less time. "
-            "You can stop and resume training at any time",
+            f"training {count_of(len(configs), 'run')} will take about {hours:,.0f} hours on this "
+            "machine, which has no GPU. A smaller scale (e.g. laptop) or fewer sizes would take "
+            "less time. You can stop and resume training at any time",
             stacklevel=3,
         )
 
@@ -810,7 +811,7 @@ def verify(run: Run) -> list[str]:
         problem = (
             f"{len(missing)} of its {len(scheduled)} checkpoints are missing (steps {steps})"
             if missing
-            else "its checkpoints or the rows of its metrics.jsonl are not those of its updates"
+            else "its checkpoints or the rows of its metrics.jsonl do not match its updates"
         )
         raise CheckpointError(
             f"run {run.id} is finished, but {problem}; delete the run's folder and train the run "
@@ -874,12 +875,14 @@ def verify(run: Run) -> list[str]:
         lines.append(f"not part of the run, and not checked: {', '.join(others)}")
     if continuing:
         span = f"from step {continuing[0]} to {continuing[-1]}"
-        lines.append(f"{len(continuing)} checkpoints {span} continue from step 0")
+        lines.append(
+            f"continuation from step 0 tested: {count_of(len(continuing), 'checkpoint')} {span}"
+        )
     early = [step for step in saved if 0 < step <= TESTED_UP_TO] if 0 in saved else []
     if untested := len(early) - len(continuing):
         lines.append(
-            f"of {untested} checkpoints up to step {early[-1]}, it could not be tested whether "
-            "they continue from step 0: weights are missing, too few, or too far from it"
+            f"continuation from step 0 not tested: {count_of(untested, 'checkpoint')} up to step "
+            f"{early[-1]} (weights are missing, too few, or too far from those of step 0)"
         )
     for equal in duplicate_steps(weight_hashes(run.checkpoints)):
         reason = " (expected: the first update runs at learning rate 0)" if equal == [0, 1] else ""
@@ -900,7 +903,7 @@ def _unchecked(run: Run) -> list[str]:
     Raises:
         CheckpointError: a file does not have the sha256 in the file next to it.
     """
-    parts = (*FILES, *FOLDERS, DONE, LEASE, ".lock", "replays")  # .lock is of older versions
+    parts = (*FILES, *FOLDERS, DONE, LEASE, ".lock", "replays")  # .lock is from older versions
     others = [p for p in (run.folder / "replays").glob("*") if p not in _replays(run)]
     for folder in (run.folder, *_replays(run)):
         others += [path for path in folder.iterdir() if path.name not in parts]

@@ -273,7 +273,7 @@ class SavedState:
         shapes: maps the names of the model's parameters to their shapes, in the model's order.
 
     Raises:
-        CheckpointError: the state is of another architecture, or a shard is missing.
+        CheckpointError: the state has another architecture, or a shard is missing.
     """
 
     def __init__(self, files: Files, shapes: Mapping[str, torch.Size]) -> None:
@@ -313,7 +313,7 @@ class SavedState:
         return shapes
 
     def rows(self, kind: str, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Return the rows [start, stop) of one of KINDS of a parameter; default: all rows."""
+        """Return the rows [start, stop) of a parameter or moment (see KINDS); default: all."""
         shape = self._shapes[name]
         stop = shape[0] if stop is None else stop
         if self._shards:

@@ -217,7 +217,7 @@ class Trainer:
             executed in mode "eager" instead of "graph", which gives the same bits.
 
     Attributes:
-        flat: the parameters, which this process has all (FlatParameters) or in part.
+        flat: the parameters, of which this process has all (FlatParameters) or a part.
     """
 
     def __init__(
@@ -284,7 +284,7 @@ class Trainer:
         """Launch an update without waiting for it; `PendingUpdate.result` waits.
 
         Raises:
-            TrainingError: out of memory; the message recommends a size of the micro-batch. Or
+            TrainingError: out of memory; the message recommends a micro-batch size. Or
                 another process died (distributed.ProcessDied).
             DataError: the batch has no rows, or a token id is outside the model's vocabulary.
         """
@@ -365,7 +365,9 @@ class Trainer:
             self.config.train.precision,
             self.world.shards,
         )
-        advice = f"micro_batch={fits} should fit." if fits else "Not even one row should fit."
+        advice = (
+            f"micro_batch={fits} should fit." if fits else "Not even one row is expected to fit."
+        )
         more = "" if self.execution.recompute else " recompute=True needs less memory."
         return (
             f"out of memory: {micro_batch} rows of {self.config.data.seq_len} tokens at a time do "
@@ -374,7 +376,7 @@ class Trainer:
         )
 
     def _react(self, pending: PendingUpdate, loss: float, norm: float) -> None:
-        """In fp16, adapt the loss scale. Otherwise, raise an error: the update was not finite."""
+        """In fp16, adapt the loss scale. Otherwise, raise an error for the non-finite update."""
         try:
             if self.scaler:
                 self.scaler.update(pending.skipped)
@@ -419,7 +421,7 @@ class Trainer:
         return {n: rounded.get(n, p).detach() for n, p in self.model.named_parameters()}
 
     def weights_sha256(self) -> str:
-        """Return the sha256 of the fp32 weights; if the state is sharded, in the first process."""
+        """Return the sha256 of the fp32 weights; if it is sharded, only in the first process."""
         if isinstance(self.flat, ShardedParameters):
             gathered = self.flat.gathered(rounded=False)
             return sha256_tensors({n: t.cpu() for n, t in gathered if self.world.is_rank_zero})

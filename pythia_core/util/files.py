@@ -286,7 +286,7 @@ def cached_file(path: Path, write: Callable[[Path], object], rewrite: bool = Fal
     """Return `path`; first call `write`, with a path to write to, if the file is not intact.
 
     With `rewrite`, `write` is always called. A file without a digest counts as intact: it was
-    copied here, e.g. to a machine without network access, or is of an older version. Whenever the
+    copied here, e.g. to a machine without network access, or is from an older version. Whenever the
     file is written, leftovers of killed processes in its folder are deleted.
     """
     intact = is_intact(path) if _digest_of(path).exists() else path.is_file()
@@ -315,7 +315,7 @@ def write_digest(path: Path, content: Path | None = None) -> None:
 def is_intact(path: Path) -> bool:
     """Return whether the file `path` exists and is as it was when `write_digest` was called.
 
-    A file without a digest is not, because its damage could not be found.
+    A file without a digest is not intact, because damage could not be found.
     """
     digest = _digest_of(path)
     if not (path.is_file() and digest.is_file()):

@@ -59,7 +59,7 @@ class _Command:
     words: tuple[str, ...]
 
     def __call__(self) -> None:
-        """Run the command. If Slurm announces the end of the time, stop it and queue again.
+        """Run the command. If Slurm announces the time limit, stop it and requeue the job.
 
         Raises:
             SystemExit: the command was stopped or has failed, so that the job has no result.
@@ -224,7 +224,7 @@ def _listed(number: str) -> dict[str, str] | None:
 
 
 def _path() -> str:
-    """Return a PATH with which this environment's programs are found without its activation."""
+    """Return a PATH on which programs of this environment are found, activated or not."""
     folder = str(Path(sys.executable).parent)
     words = os.environ.get("PATH", "").split(os.pathsep)
     return os.pathsep.join([folder, *(word for word in words if word != folder)])

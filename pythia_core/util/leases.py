@@ -103,7 +103,7 @@ def leased(marker: Path, wait: bool | float = True, job: str = "") -> Iterator[L
         job: what that process does, e.g. "training 85k", for the line.
 
     Raises:
-        TakenElsewhere: another process holds the lease, and `wait` is false or over.
+        TakenElsewhere: another process holds the lease, and `wait` is false or has passed.
     """
     reported, until = False, time.monotonic() + (math.inf if wait is True else wait)
     while not (lease := _take(marker)):
@@ -126,7 +126,7 @@ def leased(marker: Path, wait: bool | float = True, job: str = "") -> Iterator[L
 def is_free(marker: Path) -> bool:
     """Return whether this process could take a lease now. An expired lease is removed.
 
-    Ask the same process again and again: it alone knows for how long it has seen the marker.
+    Call this repeatedly in one process: only that process knows how long it has seen the marker.
     """
     if not os.path.lexists(marker):
         _forget(marker)

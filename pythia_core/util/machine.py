@@ -152,7 +152,7 @@ def _fp32_products(precision: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def training_numerics(strict: bool = True) -> Iterator[None]:
-    """Use the settings of training inside the block, on which the bits of CUDA results depend.
+    """Inside the block, use the settings of training, on which the bits of CUDA results depend.
 
     fp32 products do not use TF32. If `strict`, torch also refuses nondeterministic kernels.
     """

@@ -133,6 +133,11 @@ def _terminal() -> TextIO | None:
     return None
 
 
+def count_of(n: int, noun: str) -> str:
+    """Return e.g. "1 run" or "2 runs"."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def print_line(text: str) -> None:
     """Print a line where progress is shown, and leave the bars there intact."""
     tqdm.write(text, file=_terminal() or sys.stderr)

@@ -42,7 +42,7 @@ GPU_VARIABLE = "PYTHIA_GPU_JOBS"
 MAX_GPU_JOBS = 3
 """Maximum number of workers on one GPU unless `PYTHIA_GPU_JOBS` is set."""
 ELSEWHERE_SECONDS = 1.0
-"""Time between two checks of the jobs that other processes do; longer if there are many."""
+"""Time between two checks of the jobs that other processes are doing; longer if there are many."""
 
 MAX_JOB_NOTES = 4
 """Maximum number of running jobs that the progress line describes; others are only counted."""
@@ -233,7 +233,7 @@ def parallel_map(
 
 
 class _Queue:
-    """The jobs, by index, that wait for a worker, and those that other processes do."""
+    """The jobs, by index, waiting for a worker, and those that other processes are doing."""
 
     def __init__(self, jobs: Sequence[Any], may_retry: Callable[[Any], bool] | None) -> None:
         self.waiting = list(range(len(jobs)))
@@ -242,13 +242,13 @@ class _Queue:
         self._next_look = 0.0
 
     def put_back(self, number: int, error: TakenElsewhere) -> None:
-        """Note that another process does a job; without `may_retry`, raise its error."""
+        """Note that another process is doing a job; without `may_retry`, raise its error."""
         if self._may_retry is None:
             raise error
         self.elsewhere.append(number)
 
     def refill(self) -> bool:
-        """Let jobs wait for a worker that can be started again; return whether any job waits."""
+        """Put jobs that can be started again back in line; return whether any job is waiting."""
         if self.elsewhere and time.monotonic() > self._next_look:
             assert self._may_retry is not None
             ready = [number for number in self.elsewhere if self._may_retry(self._jobs[number])]
@@ -296,7 +296,7 @@ class _ProgressLine:
 
         Args:
             running: maps each running job's index to (fraction done, note).
-            elsewhere: number of jobs that other processes do.
+            elsewhere: number of jobs that other processes are doing.
         """
         total = len(self._parts)
         first = min(len(self._done) + 1, total)  # also shown once after the last job
@@ -387,10 +387,10 @@ def _start_worker(
 
 @contextlib.contextmanager
 def reserve(n_bytes: float, capacity: float) -> Iterator[None]:
-    """Reserve memory of this worker's GPU inside the block; wait until so much is left of it.
+    """Reserve memory of this worker's GPU inside the block; wait until that much is free.
 
     A job that needs more than `capacity`, the bytes that all jobs on the GPU may use, waits until
-    it is alone. Processes that are no workers, and have a GPU for themselves, do not wait.
+    it is alone. Processes that are not workers, and have a GPU to themselves, do not wait.
     """
     if _device is None:
         yield

@@ -119,7 +119,7 @@ def _checks(sizes: Sequence[str], device: str) -> Iterator[tuple[str, Callable[[
 def _sum_problem(dtype: torch.dtype) -> str:
     """Return why gradients are not added inside matrix products, or ""."""
     chosen = accumulator(torch.device("cuda"), dtype)
-    return "" if chosen is add_in_product_ else f"a slower way is used: {chosen.__name__}"
+    return "" if chosen is add_in_product_ else f"a slower method is used: {chosen.__name__}"
 
 
 # --- kernels -------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ ATTENTION_TFLOPS = {
 attention at 2,048 tokens [estimates of torch's own attention]."""
 BANDWIDTH = 2.4
 """TB/s of the passes over activations and logits [estimate]. Ours and torch.compile both run Triton
-kernels, so neither is assumed to be better at it."""
+kernels, so both are assumed to attain it."""
 VOCAB_EXTRA, VOCAB_CAP = 0.10, 0.88
 """The matrix products with the vocabulary attain EFFICIENCY + VOCAB_EXTRA of MATMUL, but at most
 the fraction VOCAB_CAP."""
@@ -100,7 +100,7 @@ TRAFFIC = {
     ),
 }
 EMBEDDING_BYTES = 20
-"""Bytes per weight of the embedding and micro-batch, in both, to make and add its gradient."""
+"""Bytes per embedding weight and micro-batch to make and add its gradient, ours or compiled."""
 MICRO_TOKENS = 32_768
 """Tokens per micro-batch that the predictions assume by default."""
 
@@ -194,7 +194,7 @@ PROFILED_PARTS = {
 def predicted_profile(
     model: ModelConfig, implementation: str, micro_tokens: int
 ) -> dict[str, float]:
-    """Predict the milliseconds of an update of one micro-batch, by part, as a profile has them."""
+    """Predict the milliseconds of an update of one micro-batch, by the parts of a profile."""
     ns = parts(model, implementation, micro_tokens=micro_tokens)
     ms = {
         part: 1e-6 * micro_tokens * sum(ns[n] for n in names)
@@ -215,7 +215,7 @@ def predicted_tokens_per_s(
 
 
 def kernel_bytes(kernel: str, model: ModelConfig, implementation: str) -> float | None:
-    """Predict the bytes per token that an operation moves in all layers; None if it is not in them.
+    """Predict the bytes per token that an operation moves in all layers; None if it is not counted.
 
     Args:
         kernel: a name in `Traffic.passes`, or "linear_cross_entropy".

@@ -24,7 +24,7 @@ from pythia_core.kernels.attention_backends import DEFAULT
 THRESHOLD = 1.05
 """How many times as fast a kernel or a library must be to be preferred to simpler code."""
 MEMORY_THRESHOLD = 2.0
-"""How many times the peak memory of the loss kernel the compiled loss must need."""
+"""The loss kernel also stays if the compiled loss needs this many times its peak memory."""
 TRITON_FILES = {
     "linear_cross_entropy": "cross_entropy_triton",
     "split_rotated": "rotary_triton",

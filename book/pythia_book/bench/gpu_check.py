@@ -79,7 +79,7 @@ class Step:
             in which the step may start measurements.
         file: name of the result file in the results folder; "" if the step has none.
         seconds: estimated duration.
-        extra: whether the step is optional: skipping it for lack of time is no failure.
+        extra: whether the step is optional: skipping it for lack of time is not a failure.
     """
 
     name: str

@@ -65,7 +65,7 @@ class Case:
         work: (minimal number of bytes or operations, formula of this number as text).
         others: maps names to further implementations.
         differentiated: whether the operation has a backward pass.
-        then: what a training step computes next from the gradients, and `ours` has computed
+        then: what a training step computes next from the gradients, and what `ours` has computed
             already; the other implementations are timed together with it.
     """
 

@@ -163,7 +163,7 @@ def fastest_steps(rows: Sequence[Row]) -> list[Row]:
 
 
 def _newest(rows: Sequence[Row], kind: str) -> list[Row]:
-    """Return the row that counts of every measurement of a kind in KEYS.
+    """For every measurement of a kind in KEYS, return the row that counts.
 
     This is the newest one that has a speed or, without speeds, the newest one. A row that lacks
     rounds does not replace a complete one.

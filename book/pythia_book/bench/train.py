@@ -597,7 +597,7 @@ PART_OF_KERNEL = {
 
 
 def part_of(kernel: str) -> str:
-    """Return the part of a step that a kernel belongs to: of PART_OF_KERNEL, or "elementwise"."""
+    """Return the part that a kernel belongs to: a key of PART_OF_KERNEL, or "elementwise"."""
     matches = (part for part, names in PART_OF_KERNEL.items() if re.search(names, kernel.lower()))
     return next(matches, "elementwise")
 
@@ -761,7 +761,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _allocated(device: torch.device) -> tuple[int, int]:
-    """Return the bytes that tensors, and that torch, occupy on a GPU; reset the recorded peaks.
+    """Return the bytes that tensors occupy and torch reserves on a GPU; reset the recorded peaks.
 
     On a CPU, both are 0.
     """

@@ -45,7 +45,7 @@ def nonempty_text(word: str) -> str:
         ConfigError: the word is not UTF-8.
     """
     if not word:
-        raise argparse.ArgumentTypeError("expected a text, got ''; pass a text or omit the option")
+        raise argparse.ArgumentTypeError("expected text, got ''; pass some text or omit the option")
     return utf8_text(word)
 
 
@@ -57,7 +57,7 @@ def file_to_write(option: str, name: str | Path, suffixes: tuple[str, ...] = ())
         suffixes: the accepted suffixes; () for any. ".parquet" needs pyarrow.
 
     Raises:
-        ConfigError: `name` is a folder, not UTF-8 or of another suffix, or the file is not
+        ConfigError: `name` is a folder, is not UTF-8 or has another suffix, or the file is not
             writable.
         MissingDependencyError: pyarrow is needed but not installed.
     """

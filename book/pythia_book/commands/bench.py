@@ -42,7 +42,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--json": JSON | {"help": "also write the results to FILE"},
     "--sizes": SIZES,
     "--dry-run": DRY_RUN,
-    "--rounds": COUNT | {"help": "number of times to time each implementation"},
+    "--rounds": COUNT | {"help": "how often to time each implementation"},
     "--budget": {"type": duration, "metavar": "TIME", "help": "time limit, e.g. 9m"},
     "--seconds": {"type": positive_number, "metavar": "S",
                   "help": "minimum seconds per measurement"},
@@ -138,7 +138,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check_whole(options: dict[str, Any]) -> None:
-    """Raise a ConfigError if --write would replace a table by one of only some sizes."""
+    """Raise a ConfigError if --write would replace a table with one for only some sizes."""
     if options.get("write") and "sizes" in options:
         raise ConfigError("--write replaces the table of all sizes; omit --sizes or --write")
 

@@ -20,6 +20,7 @@ from pythia_core.commands import (
 )
 from pythia_core.config import PRECISIONS, PRONOUN_SWAPS
 from pythia_core.errors import ConfigError, DataError
+from pythia_core.util.progress import count_of
 
 if TYPE_CHECKING:
     from pythia_book.released.continuation.run import Continued
@@ -109,7 +110,8 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
     for arm, trained in {"control": run.control, run.continuation.arm: run}.items():
         loss = trained.metrics()[-1]["loss"]
         print(
-            f"{arm}: run {trained.id}, {len(trained.steps)} checkpoints, last loss {loss:.4f}, "
+            f"{arm}: run {trained.id}, {count_of(len(trained.steps), 'checkpoint')}, "
+            f"last loss {loss:.4f}, "
             f"weights sha256 {trained.final_sha256}\n{trained.folder}"
         )
     if run.swaps:
@@ -163,8 +165,8 @@ def _planned(args: argparse.Namespace) -> dict[str, Any] | None:
     print("\n".join(plan.lines))
     if plan.missing_shards and not args.plan:
         raise DataError(
-            f"{len(plan.missing_shards)} shards, listed above, are missing in {args.data}; put the "
-            "missing shards there"
+            f"{args.data} lacks {count_of(len(plan.missing_shards), 'shard')}, listed above; "
+            "put what is missing there"
         )
     if args.plan:
         return None

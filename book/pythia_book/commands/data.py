@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pythia_book.commands import file_to_write, utf8_text
 from pythia_core.commands import COUNT, RUN, STEP, AddCommand, nonblank, seed_number
 from pythia_core.errors import ConfigError
+from pythia_core.util.progress import count_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -206,7 +207,7 @@ def _find(args: argparse.Namespace) -> None:
             print(f"step {hit.step}, row {hit.row}, token {hit.column}: {quotation}")
     more = f" ({args.limit} shown)" if n_hits > args.limit else ""
     span = f", from step {min(steps)} to {max(steps)}" if steps else ""
-    print(f"{n_hits} occurrences{more}, in {len(steps)} updates{span}")
+    print(f"{count_of(n_hits, 'occurrence')}{more}, in {count_of(len(steps), 'update')}{span}")
 
 
 # --- terms -----------------------------------------------------------------------------------

@@ -52,7 +52,8 @@ def add(command: AddCommand) -> None:
     p = command(
         "worker",
         _worker,
-        "train and measure what studies need, sharing the work with other workers; run no notebook",
+        "train and measure what studies need, sharing the work with other workers; do not run the "
+        "notebooks",
         epilog=WORKER_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -86,7 +87,7 @@ def add(command: AddCommand) -> None:
 
 
 def _add_selection(p: argparse.ArgumentParser) -> None:
-    """Add the arguments that say which studies, and with which parameters."""
+    """Add the arguments that say which studies to run, and with which parameters."""
     p.add_argument(
         "studies",
         nargs="*",
@@ -123,7 +124,7 @@ def _work_elsewhere(args: argparse.Namespace) -> bool:
     """Run workers if `--on` asks for them; return whether the notebooks have also run, in a job.
 
     Raises:
-        ConfigError: an option is missing, does not fit `--on`, or a parameter is not accepted.
+        ConfigError: an option is missing or does not fit `--on`, or a value is not accepted.
     """
     from pythia_core.training import precision
     from pythia_core.util.files import check_results, results_dir

@@ -11,7 +11,7 @@ from pythia_core.util.files import cache_dir, cached_file, file_sha256, write_js
 
 
 def cached_json(folder: str, key: Any, sources: Iterable[str], make: Callable[[], Any]) -> Path:
-    """Return the path of a JSON file with the result of `make`, which is called if it is missing.
+    """Return the path of a JSON file with the result of `make`; call `make` if there is no file.
 
     Args:
         folder: the file's folder in the cache.

@@ -117,7 +117,7 @@ def permuted_shares(names: Sequence[str], seed: int = 0) -> dict[str, float]:
 def problems(d: Stimuli) -> list[str]:
     """Return what is wrong with nouns and frames, a sentence for each problem."""
     messages = [
-        f"the share of {noun.name!r} is {noun.share}, but must lie between 0 and 1, exclusively"
+        f"the share of {noun.name!r} is {noun.share}, but must be above 0 and below 1"
         for noun in d.nouns
         if not 0 < noun.share < 1
     ]

@@ -21,7 +21,7 @@ def hls_color(degrees: float, lightness: float, saturation: float) -> str:
 def formatted(
     frame: pd.DataFrame, columns: dict[str, tuple[str, Callable[[Any], str]]]
 ) -> pd.DataFrame:
-    """Return some columns of a table, renamed and as texts; a missing value becomes a dash.
+    """Return some columns of a table, renamed and as text; a missing value becomes a dash.
 
     Args:
         columns: maps a column of `frame` to (title, function that formats a value of the column).

@@ -58,7 +58,7 @@ class Example:
     batch_size: int
     steps: int
     pieces: dict[int, str]
-    """Maps each token id in `rows` or `documents` to its text. The end of a document has ""."""
+    """Maps each token id in `rows` or `documents` to its text; the end of a document to ""."""
     rows: list[list[int]]
     """The rows of the first `steps` batches."""
     documents: list[list[int]]
@@ -75,7 +75,7 @@ class Example:
 
 
 def _pieces(ids: set[int], tokenizer: Any, eod: int) -> dict[int, str]:
-    """Map each token id to its text; the end of a document, `eod`, has the text ""."""
+    """Map each token id to its text; the end-of-document token, `eod`, maps to ""."""
     from pythia_core.data.tokenizer import token_bytes
 
     pieces = token_bytes(tokenizer)
@@ -200,7 +200,7 @@ def values() -> dict[str, str]:
 
 
 def first_repeat(example: Example, seed: int, epochs: int = 2) -> int:
-    """Return the step of the first batch that has a token of a document for the second time."""
+    """Return the step of the first batch with a token of a document that was already read."""
     order = RowOrder(example.sizes, example.seq_len, seed, epochs)
     seen: set[tuple[int, int]] = set()
     for rank, row in enumerate(order.shuffle.tolist()):

@@ -76,14 +76,14 @@ class Layout:
         return next(fits, self.gpus)
 
     def _largest_micro_batch(self, split: int) -> int:
-        """Return how many rows at a time fit the memory of a GPU."""
+        """Return how many rows at a time fit in the memory of a GPU."""
         return largest_micro_batch(
             self.model, self.seq_len, int(GPU_BYTES), EXECUTION, self.precision, processes=split
         )
 
     @property
     def rows(self) -> int:
-        """The rows of every batch that a GPU reads."""
+        """How many rows of every batch each GPU reads."""
         return self.batch_rows // self.gpus
 
     @property
@@ -156,7 +156,7 @@ class Layout:
         """The predicted seconds of an update.
 
         Whole gradients are summed after the last backward pass. If the state is split, blocks are
-        exchanged while others compute, which hides the communication as far as that takes longer.
+        exchanged while others compute, so an update takes the longer of the two times.
         """
         if self.split == 1:
             return self.compute_seconds + self.communication_seconds
@@ -207,7 +207,7 @@ def disk_table() -> pd.DataFrame:
     """Return what training each released size once writes, one row per size.
 
     Columns: `size`; `checkpoint`, `checkpoints`: bytes of the bf16 weights of one step and of all;
-    `state`: bytes of one training state; `seconds`: of writing a state from one process.
+    `state`: bytes of one training state; `seconds`: time to write a state from one process.
     """
     import pandas as pd
 
@@ -267,7 +267,7 @@ def days() -> Drawing:
 
 
 def time() -> Table:
-    """Return the table of the predicted days of training each size, with two sums."""
+    """Return the table of the predicted days of training each size, with two rows for all sizes."""
     frame = budget_table().pivot(index="size", columns="gpus", values="days")
     frame = frame.loc[list(OFFICIAL_SIZES)].reset_index()
     total, hours = frame[list(GPUS)].sum().to_dict(), estimates().h100_hours.sum()
@@ -325,7 +325,7 @@ def disk() -> Table:
 
 
 def _days(value: float) -> str:
-    """Format days with three significant digits, or more above a hundred, without exponents."""
+    """Format days with three significant digits; from a hundred on, as a whole number."""
     return f"{value:#.3g}".removesuffix(".") if value < 100 else f"{value:,.0f}"
 
 

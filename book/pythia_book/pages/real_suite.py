@@ -140,7 +140,7 @@ def _forward_seconds(size: str, tokens: float) -> float:
 
 
 def _plan(size: str, start: int, steps: int, swap: bool = True) -> Plan:
-    """Plan to continue a released deduplicated model, with a pronoun swap and control if `swap`."""
+    """Return the plan to continue a released deduplicated model; `swap`: with swap and control."""
     model = OFFICIAL_SIZES[size].model()
     train = published_train(model, SEQ_LEN, precision="bf16")
     rows = TokenFileData("pile-deduped", "")

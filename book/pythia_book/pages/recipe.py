@@ -321,7 +321,7 @@ def gpt3_table() -> Table:
         "gpt3": ("Nearest GPT-3", str),
         "gpt3_lr_max": ("Its peak rate", _rate),
         "gpt3_batch": ("Its batch, tokens", "{:,}".format),
-        "gpus_allowed": ("GPUs that would fill", str),
+        "gpus_allowed": ("GPUs that it would fill", str),
         "gpus": ("GPUs used", str),
         "speed_up": ("Times faster, at most", "{:.0f}".format),
     }

@@ -39,7 +39,7 @@ def files_of(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, b
     """Yield (name, content) of each file in the evals tree for whose name `wanted` is true.
 
     The tree is `path` itself, or is in the folder or archive `path`. Links are not followed. Raises
-    a DataError if `path` is a file but no archive, if a limit is exceeded, or if the path of a
+    a DataError if `path` is a file but not an archive, if a limit is exceeded, or if the path of a
     member leads outside the archive.
     """
     if path.is_file():

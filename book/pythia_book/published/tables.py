@@ -51,7 +51,7 @@ CONVENTION = (
     f"the margin of {SAME:g} point is a convention, chosen when the released numbers were known"
 )
 SAME_WHY = (
-    f"the margin of {SAME:g} point is less than any step to the next size is worth (1.3 points or "
+    f"the margin of {SAME:g} point is less than any step to the next size brings (1.3 points or "
     "more), and was chosen when the released numbers were known"
 )
 """Use it for zero-shot means over the seven tasks at the end of training. Else use CONVENTION."""

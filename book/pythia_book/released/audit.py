@@ -38,6 +38,7 @@ from pythia_core.training.lineage import TESTED_UP_TO, continues
 from pythia_core.training.schedule import OFFICIAL_STEPS, checkpoint_steps
 from pythia_core.util.files import file_sha256
 from pythia_core.util.progress import bar as progress_bar
+from pythia_core.util.progress import count_of
 
 PICKLED = (".bin", ".pt")
 LAST = f"step{OFFICIAL_STEPS}"
@@ -139,9 +140,9 @@ class Audit:
         ]
         if self.unrelated:
             defects.append(
-                f"{len(self.unrelated)} revisions do not continue from step0, so they or step0 are "
-                "from another run (the signs of their weights agree with those of step0 no more "
-                f"often than by chance): {_list(self.unrelated)}"
+                f"revisions that do not continue from step0: {_list(self.unrelated)}; they or "
+                "step0 are from another run (the signs of their weights agree with those of step0 "
+                "no more often than by chance)"
             )
         if self.complete and self.missing:
             defects.append(self._missing_steps())
@@ -156,7 +157,7 @@ class Audit:
 
     def report(self) -> str:
         """Return a text with all hashes, all defects, and the expected duplicates."""
-        lines = [f"{self.source}: sha256 of {len(self.sound)} sets of weights"]
+        lines = [f"{self.source}: sha256 of {count_of(len(self.sound), 'set')} of weights"]
         width = max((len(entry.revision) for entry in self.entries), default=0)
         lines += [
             f"{entry.revision:<{width}}  {entry.whole if not entry.problem else '-' * 64}  "
@@ -173,12 +174,13 @@ class Audit:
             (None, "cannot be compared with step0"),
         ):
             names = [name for name, answer in self.continuing.items() if answer is related]
-            lines += [f"{len(names)} early revisions {words}: {_list(names)}"] if names else []
+            lines += [f"early revisions that {words}: {_list(names)}"] if names else []
         wholes = {entry.revision: entry.whole for entry in self.sound}
         if {"step0", "step1"} <= wholes.keys() and wholes["step0"] != wholes["step1"]:
             lines.append(
                 "step0 and step1 differ, so the first update had a learning rate above 0, or the "
-                "run did not start from step0 (`verify` tells this of a folder with the weights)"
+                "run did not start from step0 (`verify` can tell which, given a folder with the "
+                "weights)"
             )
         if self.missing and not self.complete and len(self.entries) > 1:
             lines.append(self._missing_steps())

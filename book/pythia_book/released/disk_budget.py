@@ -39,7 +39,7 @@ class DiskBudget:
         """Let the checkpoint of a step be loaded and measured inside the block; then delete it.
 
         Raises:
-            TakenElsewhere: another process measures this checkpoint.
+            TakenElsewhere: another process is measuring this checkpoint.
         """
         if not self._applies(model):
             yield
@@ -64,7 +64,7 @@ class DiskBudget:
     def fetching(
         self, model: object, steps: Sequence[int], is_measured: Callable[[int], bool]
     ) -> Iterator[None]:
-        """Fetch checkpoints that are not measured yet inside the block, in the order of `steps`.
+        """Inside the block, fetch checkpoints that are not measured yet, in the order of `steps`.
 
         At the end, what is left of them is deleted.
         """

@@ -62,7 +62,7 @@ _FOLDERS = ("runs", "results", "checkpoints")
 
 
 def is_repository(name: str) -> bool:
-    """Whether a name has the form owner/name of a repository on the hub, and is no local path.
+    """Whether a name has the form owner/name of a repository on the hub and is not a local path.
 
     A name that looks like a path counts as a path, so that the hub is never asked for a mistyped
     path: ./x, ../x, ~/x, runs/x, results/x, checkpoints/x, the name of a file (x/config.json) or of

@@ -95,8 +95,8 @@ class NpyArray:
 class Documents:
     """The documents in a token file (`.bin`), located by its index (`.idx`).
 
-    Raises a DataError if `index` is not an index, or has the wrong length. Only the header is read
-    at once, because the index of the Pile has 4.2 GB and may be behind a URL.
+    Raises a DataError if `index` is not an index, or has the wrong length. At first, only the
+    header is read: the index of the Pile takes 4.2 GB and may be behind a URL.
     """
 
     def __init__(self, index: ByteFile, tokens: ByteFile) -> None:

@@ -10,7 +10,7 @@ unembedding.
 The parts are merged as in the training code's own converter. Split outputs are concatenated by rows
 (for QKV, whole heads), and split inputs by columns. The biases of layers with split inputs are
 *summed* over ranks. LayerNorms are averaged. Nothing that could run code is unpickled: a layer file
-that contains anything but tensors is refused, and in files of ranks, such objects are skipped.
+that contains anything but tensors is refused, and in rank files, such objects are skipped.
 Optimizer states are not read.
 """
 
@@ -202,13 +202,13 @@ def _read_layers(folder: Path) -> list[list[dict[str, Tensor]]]:
 
 
 def _read_ranks(folder: Path) -> list[list[dict[str, Tensor]]]:
-    """Read the files of ranks in a folder, which have all layers; return what _read_layers does."""
+    """Read rank files, each of which has all layers; return what _read_layers does."""
     matches = [_RANK_FILE.fullmatch(path.name) for path in folder.glob("mp_rank_*.pt")]
     files = {int(match[1]): folder / match[0] for match in matches if match}
     if not files:
         raise CheckpointError(
-            f"{folder} has neither layer files (layer_XX-model_YY-model_states.pt) nor files of "
-            "ranks (mp_rank_YY_model_states.pt); pass the folder of a GPT-NeoX checkpoint, e.g. "
+            f"{folder} has neither layer files (layer_XX-model_YY-model_states.pt) nor rank "
+            "files (mp_rank_YY_model_states.pt); pass the folder of a GPT-NeoX checkpoint, e.g. "
             "global_step143000"
         )
     missing = [
@@ -295,7 +295,7 @@ def _old_name(key: str) -> str:
 
 
 def _official_config(folder: Path, merged: dict[str, Tensor], n_layers: int) -> ModelConfig:
-    """Return the config of the official size with these shapes; raise a CheckpointError if none.
+    """Return the config of the official size with these shapes; else raise a CheckpointError.
 
     Shapes do not determine the number of heads, so no other config can be inferred.
     """
@@ -305,6 +305,6 @@ def _official_config(folder: Path, merged: dict[str, Tensor], n_layers: int) -> 
             return size.model()
     raise CheckpointError(
         f"the model in {folder} has {n_layers} layers, width {width} and a vocabulary of {vocab}, "
-        "which is no official size. The files do not state the number of heads, so pass the config "
-        "of the model or its size (--size)"
+        "which is not an official size. The files do not state the number of heads, so pass the "
+        "config of the model or its size (--size)"
     )

@@ -164,7 +164,7 @@ class HttpFile:
     async def _check(self, response: ClientResponse) -> None:
         """Reject a response that is not exactly the requested range, before its body is read.
 
-        Raises a ConnectionError if a retry may succeed, and else a FetchError.
+        Raises a ConnectionError if a retry may succeed, otherwise a FetchError.
         """
         status, headers = response.status, response.headers
         requested = response.request_info.headers["Range"].replace("=", " ")

@@ -75,7 +75,7 @@ def load_on_page(
 def lighten(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
-    """Leave out the scripts that a page does not need, defer the others, share style sheets."""
+    """Leave out the scripts that a page does not need, defer the others, and share style sheets."""
     body = context.get("body") or ""
     scripts = []
     for script in context["script_files"]:

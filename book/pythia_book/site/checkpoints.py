@@ -68,7 +68,7 @@ def _read(path: Path, digest: str) -> Checkpoints:
 
 
 def find(run: SelectedRun) -> tuple[Checkpoints | None, str, str]:
-    """Return the checkpoints of a run, the first digits of their hash, and why there are none."""
+    """Return a run's checkpoints and the first digits of their hash; if it has none, also why."""
     if run.folder is None or run.record is None:
         return None, "", "The gender-bias study has not been run yet."
     if FILE not in run.record["files"]:
@@ -189,8 +189,8 @@ class PromptCheckpoints(SphinxDirective):
         data = html.escape(f"{root}_static/{PAGE}/{digest}/")
         app = f'<div class="{PAGE}" data-folder="{data}" hidden></div>'
         need = (
-            "To type your own prompt, use a recent browser with JavaScript enabled. The table has "
-            "some of what it would compute here."
+            "To type your own prompt, use a recent browser with JavaScript enabled. The table "
+            "shows some of what such a browser would compute here."
         )
         summary = "Predictions for the suggested prompts, as a table"
         return [

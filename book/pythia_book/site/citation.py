@@ -67,7 +67,7 @@ def repository(root: Path) -> dict[str, str]:
 
     They come from REPOSITORY and BRANCH, which a workflow sets, or else from the setting
     `repository` in the book's own _config.yml. Where _config.yml has none, Jupyter Book fills in
-    the address and the branch of its own.
+    the address and branch of Jupyter Book.
     """
     import yaml
 

@@ -131,7 +131,7 @@ def write_figure_files(app: Sphinx) -> None:
 def point_at_sources(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
-    """Let the buttons that open or edit a study point to notebooks/ instead of book/studies/."""
+    """Make the buttons that open or edit a study point to notebooks/ instead of book/studies/."""
     for group in context.get("header_buttons", []):
         for button in group.get("buttons", []) or [group]:
             if "url" in button:

@@ -67,7 +67,7 @@ class Faults(SphinxDirective):
 
 
 def rows(counts: dict[str, dict[str, int]], columns: Iterable[str]) -> list[list[Any]]:
-    """Return a row for each job or kind of file, and one of their sums; a missing count is 0."""
+    """Return a row for each job or kind of file, and a row of totals; a missing count is 0."""
     numbers = {name: [row.get(column, 0) for column in columns] for name, row in counts.items()}
     numbers["all"] = [sum(column) for column in zip(*numbers.values(), strict=True)]
     return [[name[:1].upper() + name[1:], *map(str, row)] for name, row in numbers.items()]

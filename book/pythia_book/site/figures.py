@@ -59,7 +59,7 @@ def sanitized(text: str, prefix: str, colors: dict[str, None]) -> ET.Element:
 
     Args:
         prefix: put before each id, so that the ids of a page are unique.
-        colors: gets the colors that the drawing uses, as "#rrggbb" and, of text, "t#rrggbb".
+        colors: gets the colors that the drawing uses, as "#rrggbb", those of text as "t#rrggbb".
 
     Raises:
         DataError: the text is not SVG, is too large, or defines entities.

@@ -132,7 +132,7 @@ def unsupported(finding: Any, run: SelectedRun) -> list[str]:
 
 
 class PaperClaims(SphinxDirective):
-    """The matrix of the paper's claims by study, in the recorded runs: released models, ours."""
+    """The matrix of the paper's claims by study, on released models and ours, in recorded runs."""
 
     def run(self) -> list[nodes.Node]:
         contents = Path(self.config.external_toc_path)

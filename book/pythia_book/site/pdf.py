@@ -212,7 +212,7 @@ def article(site: Path, page: str, known: set[str], address: str = "") -> Tag:
 
 
 def _retarget(link: Tag, page: str, known: set[str], address: str) -> None:
-    """Let a link lead to a part of the document, to another site, or nowhere."""
+    """Make a link lead to a part of the document, to another site, or nowhere."""
     target = urlsplit(str(link["href"]))
     if target.scheme or target.netloc:
         return
@@ -333,7 +333,7 @@ def finish(path: Path, entries: list[Entry]) -> None:
 
 
 def link_pages(site: Path) -> None:
-    """Let every page that has LINK link to the PDF."""
+    """Add the link to the PDF to every page that has LINK."""
     for path in site.rglob("*.html"):
         text = path.read_text(encoding="utf-8")
         if LINK in text:

@@ -36,7 +36,7 @@ def _parsed(directive: SphinxDirective, text: str, into: nodes.Element) -> nodes
 
 
 def commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    """Yield the parser of each command, in the order of `--help`; commands of commands follow."""
+    """Yield the parser of each command, in the order of `--help`, followed by its subcommands."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for sub in action.choices.values():
@@ -160,7 +160,7 @@ def _object_text(module: str, file: str, node: ast.stmt, name: str, doc: str) ->
 
 
 def _beginning(node: ast.stmt, name: str) -> str:
-    """Return how the line begins that defines a name, for the role `source`."""
+    """Return the beginning of the line that defines a name, for the role `source`."""
     if isinstance(node, ast.FunctionDef):
         return f"def {name}("
     if isinstance(node, ast.ClassDef):

@@ -91,7 +91,7 @@ class _StudyDirective(SphinxDirective):
 
     @property
     def runs(self) -> list[SelectedRun]:
-        """The complete runs of the study, the run to show first."""
+        """The complete runs of the study; the run to show comes first."""
         study = self.arguments[0]
         if study not in RUNS:
             raise self.error(f"unknown study {study!r}; choose one of {', '.join(RUNS)}")
@@ -213,7 +213,7 @@ class Code(_StudyDirective):
 
 
 class Costs(SphinxDirective):
-    """A table with the cost of each recorded run, also of earlier ones on other machines."""
+    """A table with the cost of each recorded run, including earlier ones on other machines."""
 
     def run(self) -> list[nodes.Node]:
         header = [name[:1].upper() + name[1:] for name in COSTS]

@@ -69,7 +69,7 @@ UNTOUCHED = (
 
 
 def note_glossary(app: Sphinx, doctree: nodes.document) -> None:
-    """Let every page be written again when the glossary changes."""
+    """Have every page written again when the glossary changes."""
     app.env.note_dependency(str(Path(app.srcdir) / f"{GLOSSARY}.md"))
 
 

@@ -83,7 +83,7 @@ def runs_with(params: StudyParams) -> list[RunConfig]:
 def runs_of(study: str, scale: str) -> list[RunConfig]:
     """Return the configs of a study's runs with default parameters, without duplicates.
 
-    A study without runs has none.
+    [] for a study without runs.
 
     Raises:
         ConfigError: the study or scale is unknown, or the default parameters do not suit the scale.
@@ -167,7 +167,7 @@ def train_together(
     all_params: Sequence[StudyParams], configs: dict[Any, RunConfig], progress: bool = True
 ) -> dict[Any, Run]:
     """Do what `train_all` does for several studies at once, given the parameters of each."""
-    from pythia_core.training.runs import find_or_train_all  # with torch, which a redraw spares
+    from pythia_core.training.runs import find_or_train_all  # needs torch, a redraw does not
 
     _check_memory(configs.values())
     for params in all_params:

@@ -207,7 +207,7 @@ def _parse_item(task: Task, row: Any, where: str) -> Item:
     """Convert a row into an item; raise a DataError if this is impossible."""
     try:
         problem = _problem(task, row)
-        _canonical(row).encode()  # an unpaired surrogate is no text
+        _canonical(row).encode()  # an unpaired surrogate is not text
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         problem = str(error)
     if problem:

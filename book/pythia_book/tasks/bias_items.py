@@ -103,7 +103,7 @@ LONGEST = 12
 def natural_frames(items: Sequence[PronounItem]) -> tuple[str, ...]:
     """Return N_NATURAL sentences of WinoBias up to the pronoun, as frames for other nouns.
 
-    The sentences have "he" or "she" after "the" and the occupation to which the pronoun refers;
+    In these sentences, "he" or "she" comes right after "the" and the occupation that it means;
     {noun} replaces that occupation, and {he} the pronoun. No two frames begin in the same way, and
     a hash chooses among the frames.
 

@@ -110,7 +110,7 @@ def command_line(arguments: Sequence[str]) -> None:
 
     Raises:
         MissingDependencyError: lm_eval is not installed.
-        ConfigError: an argument is not accepted, or a file to write cannot be written.
+        ConfigError: an argument is not accepted, or an output file cannot be written.
         DataError: a task definition has a Python function, or a task is unknown.
         FetchError: the items of a task cannot be downloaded.
     """
@@ -140,10 +140,10 @@ def command_line(arguments: Sequence[str]) -> None:
 def _check_arguments() -> None:
     """Check the arguments of the harness in sys.argv.
 
-    The harness itself fails with a traceback, or saves results last and only logs that it cannot.
+    Without this, it would fail with a traceback, or only log, at the end, that nothing was saved.
 
     Raises:
-        ConfigError: an argument is not accepted, or a file to write cannot be written.
+        ConfigError: an argument is not accepted, or an output file cannot be written.
     """
     from lm_eval._cli import HarnessCLI
     from lm_eval.config.evaluate_config import EvaluatorConfig

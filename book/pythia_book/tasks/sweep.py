@@ -1,7 +1,7 @@
 """Evaluates many checkpoints and returns one tidy table, in the format of the released results.
 
 One process per core or GPU measures checkpoints; several sweeps that share the folder of results,
-also on other machines, share the checkpoints. Results are cached with the run, so a sweep can
+even on other machines, share the checkpoints. Results are cached with the run, so a sweep can
 resume, or add tasks and steps. No checkpoint is measured twice, so weights that were fetched from
 the hub are deleted (pythia_book.released.disk_budget). If a checkpoint is missing or damaged, or no
 item of a task fits the model, the table has a row with a note and without a value.

@@ -110,7 +110,7 @@ class TokenFileData:
         """Return the pronoun swap that `window` describes. Nothing is stored in `folder`.
 
         Raises:
-            ConfigError: the intervention is no swap, or is limited to some domains.
+            ConfigError: the intervention is not a swap, or is limited to some domains.
         """
         if window.domains:
             raise ConfigError(

@@ -103,7 +103,7 @@ class Plan:
         if fewest == 1:
             return ""
         enough = f"at least {fewest} GPUs" if fewest else "more GPUs than a batch has rows"
-        return f"{enough} of {GPU_BYTES / 1e9:.0f} GB must share the state of this model; "
+        return f"{enough}, each with {GPU_BYTES / 1e9:.0f} GB, must share the state of this model; "
 
     @property
     def disk(self) -> float:

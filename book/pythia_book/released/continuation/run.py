@@ -377,7 +377,7 @@ def locate_continued(
 def _is_its_control(
     start: Start, data: Batches, continuation: Continuation, config: TrainConfig
 ) -> bool:
-    """Whether a control would only repeat the local run that saved `start`, bit by bit."""
+    """Whether a control would only repeat the local run that saved `start`, bit for bit."""
     run = start.run
     if run is None or start.moments is None or run.ledger is not None:
         return False

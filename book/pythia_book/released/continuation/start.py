@@ -73,7 +73,7 @@ class Source(Protocol):
         Raises:
             CheckpointError, FetchError: the revision, step or kept state does not exist, or the
                 architecture is wrong.
-            ConfigError: the revision is of another step, the step is before the end of the run's
+            ConfigError: the revision has another step, the step is before the end of the run's
                 swap, or "kept" is requested of a published model.
         """
         ...

@@ -59,8 +59,8 @@ DROWNED = (
     "and larger initial embeddings all but close it"
 )
 NARROW = (
-    "in models this narrow the rule makes weights larger than GPT-NeoX's default does, in those "
-    "of thousands of dimensions smaller"
+    "in models this narrow, the rule gives larger weights than GPT-NeoX's default; in models "
+    "with thousands of dimensions, smaller ones"
 )
 OURS = (
     "ours, written before the models were trained; the value of the margin was corrected after a "

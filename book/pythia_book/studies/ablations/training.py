@@ -148,7 +148,7 @@ def train(job: Job) -> Arrays:
 
     Raises:
         TrainingError: the loss or the gradient is not finite.
-        TakenElsewhere: another process trains the model.
+        TakenElsewhere: another process is training the model.
     """
     with leased(marker_of(job.file), wait=False):
         result = load_cached(job.file, job.key)  # another process may have trained it

@@ -53,6 +53,7 @@ from pythia_book.verdicts import (
 )
 from pythia_core.suite import DATA_ARMS
 from pythia_core.training.schedule import OFFICIAL_STEPS
+from pythia_core.util.progress import count_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,7 +73,7 @@ BETTER = "LLMs trained on deduplicated data are better and memorize less of thei
 NO_BENEFIT = "no clear benefit on language modeling performance"
 FEW_TEXTS = (
     "nearly all memorized rows are pieces of a few planted texts, the same for all models; "
-    "deduplication leaves them once, so its models could not recite them"
+    "deduplication keeps one copy of each, so models trained after it could not recite them"
 )
 WHERE = {
     "unread": "is read nowhere",
@@ -307,13 +308,13 @@ def _with_and_without_items(name: str, pairs: pd.DataFrame) -> dict[str, Estimat
 
 
 def _seeds(params: Params) -> str:
-    """Return a text that says over what the claims on text repeated as in the Pile average."""
+    """Return text that says what the claims on text repeated as in the Pile are averaged over."""
     return f"{_seeds_alone(params)}, mean over {' and '.join(params.size_list)}"
 
 
 def _seeds_alone(params: Params) -> str:
-    """Return the number of seeds as a text."""
-    return f"{params.seeds} seed{'' if params.seeds == 1 else 's'}"
+    """Return the number of seeds as text."""
+    return count_of(params.seeds, "seed")
 
 
 def _suite_change(params: Params, measured: Measurements) -> tuple[Estimate | None, str]:
@@ -337,8 +338,8 @@ def _suite_change(params: Params, measured: Measurements) -> tuple[Estimate | No
 def least_equal(values: np.ndarray, margin: float) -> tuple[int, Estimate] | None:
     """Return the column of float[seeds, sizes] that is least likely to be within `margin` of zero.
 
-    If this size is within the margin, so are all: the test of the largest p-value needs no
-    correction. A size outside was chosen among all, so its p-value is multiplied by their number.
+    If this size is within the margin, so are all, and the largest p-value needs no correction. If
+    it is outside, it was chosen from all sizes, so its p-value is multiplied by their number.
 
     Returns:
         The number of the size, and its estimate over seeds; None without a seed that has all sizes.

@@ -60,7 +60,7 @@ class Params(StudyParams):
 
     @property
     def seed_values(self) -> range:
-        """The seed of each pair, of both weights and order; the suite's is the first."""
+        """The seed of each pair, for both weights and order; the first one is the suite's."""
         return range(SUITE_SEED, SUITE_SEED + self.seeds)
 
     @property

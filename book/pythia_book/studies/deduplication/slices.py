@@ -69,8 +69,8 @@ def read_slices(standard: PreparedData, deduplicated: PreparedData) -> Slices:
 def heldout_once(data: PreparedData) -> LanguageMeasurement:
     """Return the measurement on held-out documents, in which equal documents count once.
 
-    The corpus has some documents several times by itself, and equal documents are held out together
-    because their hashes are equal. The deduplicated corpus has each of them once.
+    The corpus itself contains some documents several times, and equal documents are held out
+    together because their hashes are equal. The deduplicated corpus has each of them once.
     """
     everything = (data.heldout.document(i) for i in range(data.heldout.n_documents))
     different = {ids.tobytes(): ids for ids in everything}

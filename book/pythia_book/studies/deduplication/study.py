@@ -191,7 +191,7 @@ def _suite_loss(suite: Suite, measured: Measurements, progress: bool) -> int:
 
 
 def _memorized(params: Params, suite: Suite, measured: Measurements, progress: bool) -> int:
-    """Add to `measured` which rows each model of the suite has memorized; return the gaps' number.
+    """Measure which rows each model of the suite has memorized; return the number of gaps.
 
     Rows whose first 64 tokens (32 of context, 32 to generate) are equal share one array entry.
     """

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 PILE_TOKENS = (334e9, 207e9)
 """Tokens of the Pile before and after deduplication (paper section 2.4)."""
 PILE_CLUSTERS = (210_607_728, 139e6, 64.6e6)
-"""Documents of the Pile; documents that have an identical one; different texts of the latter
+"""Documents of the Pile; documents with an identical copy; different texts among the latter
 (Elazar et al. 2024, Table 2 and section 4.3.2)."""
 TEXT_ROW = ("recipe", "documents", "tokens", "identical", "similar")
 REPEATED = ("twice", "more")
@@ -183,8 +183,8 @@ def memory(params: Params, measured: Measurements, group: str) -> np.ndarray:
     """Return how much more a deduplicated model has memorized than its twin, float[seeds, sizes].
 
     What a model has memorized of a text is its loss on held-out text (HELDOUT) minus its loss on
-    this text, in nats per token. In the difference of twins, what makes one text easier than
-    another cancels.
+    this text, in nats per token. In the difference between twins, anything that makes one text
+    easier than another cancels out.
 
     Args:
         group: "once", "twice" or "more": how often the text occurs in the standard text; "repeated"

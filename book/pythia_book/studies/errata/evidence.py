@@ -20,6 +20,7 @@ from pythia_book.studies.suite.read_counts import OFFICIAL, pile_reads
 from pythia_core.data.dedup import s_curve
 from pythia_core.suite import OFFICIAL_SIZES
 from pythia_core.training.schedule import OFFICIAL_STEPS, learning_rate, lr_floor_step
+from pythia_core.util.progress import count_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -376,7 +377,7 @@ def released_twins(tables: Tables) -> Values | None:
     - `twins`: the scores in percent, as text.
     - `error`: their mean standard error, in points.
     - `least_change`: the lowest change from a control, in points.
-    - `needed`: the change below which a fall is significant, as if the models shared no item.
+    - `needed`: the change below which a fall would be significant if the models shared no items.
     """
     rows = tables["twins"]
     if rows.empty:
@@ -450,7 +451,9 @@ def released_2_8b(tables: Tables) -> Values | None:
     def summarized(steps: Iterable[int]) -> str:
         """Return the number of steps, the first step and the last step as text."""
         ordered = sorted(steps)
-        return f"{len(ordered)} steps ({ordered[0]:,} to {ordered[-1]:,})" if ordered else "no step"
+        if not ordered:
+            return "no step"
+        return f"{count_of(len(ordered), 'step')} ({ordered[0]:,} to {ordered[-1]:,})"
 
     equal_2_8b = equal[equal.model == "2.8b"]
     return {

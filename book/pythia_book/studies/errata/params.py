@@ -16,7 +16,7 @@ AFTER = ("seeds",)
 """Studies to run first; they train runs that this study uses."""
 MEASURING = MeasuringCost(heldout=8)
 INDICES = (13, 33, 73, 113, 133, 143)
-"""Evenly spaced checkpoints at which runs are compared."""
+"""Which of the 143 checkpoints runs are compared at."""
 
 
 @dataclass(frozen=True)

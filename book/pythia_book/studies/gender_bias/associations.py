@@ -7,7 +7,7 @@ much; they are computed from the control alone:
 
     mixture   every probability of the feminine pronoun (against the masculine one), P, moves the
               same fraction of the way to 1, as if a text without differences were mixed in
-    gradient  every log odds climb the gradient of log P for the same time, as if each were a
+    gradient  all log odds climb the gradient of log P for the same time, as if each of them were a
               parameter of its own
 
 After a large shift, "mixture" retains more than "gradient": about the mean P. So "mixture" is the
@@ -48,12 +48,13 @@ def analyze_associations(params: Params, measured: Measurements) -> Tables:
     - `associations`: one row per `model`, `seed`, `arm`, `step`, `frames` and `group` (of nouns):
       `slope`, its interval over nouns (`low`, `high`), and `prior`.
     - `retained`: one row per `model`, `arm`, `frames`, `group`: the retained association with its
-      interval over seeds; empty where the control's association does not exclude 0; likewise the
+      interval over seeds; empty where that of the control's association includes 0; likewise the
       shift of the prior (`shift`, `shift_low`, `shift_high`), arm minus control; and `seeds`.
-    - `contrasts`: for every arm, differences of slopes (`value`, `low`, `high`) to the control
-      where it forks (`against` "fork"), to the control's end and to the arm `absent_21`.
-    - `curves`: `shift` and `retained` of the references by size, `frames` and `reference`, from
-      the largest shift of any arm to both sides; without sizes that have no association.
+    - `contrasts`: for every arm, differences of slopes (`value`, `low`, `high`) from the control's
+      at the fork (`against` "fork"), from the control's at its end and from those of the arm
+      `absent_21`.
+    - `curves`: `shift` and `retained` of the references by size, `frames` and `reference`, out to
+      the largest shift of any arm on either side; without sizes that have no association.
     - `nouns`: by size, `arm` and `noun`, in unseen frames at the end: `read` (log odds in the rows
       that the control read) and `value` (log odds of the model), means over seeds.
     """
@@ -127,7 +128,7 @@ class Slopes:
 
         Args:
             group: default: `primary`.
-            window: the step at which this last part of training begins (a key of params.WINDOWS);
+            window: a key of params.WINDOWS, the step at which this last part of training begins;
                 0: the end.
         """
         scale = self.params.scale
@@ -155,7 +156,7 @@ class Slopes:
         return self.of(name, arm, frames, group) - self.of(name, base, frames, group, window)
 
     def learned(self, name: str, frames: str = UNSEEN, group: str = "") -> bool:
-        """Return whether the association of a control excludes 0.
+        """Return whether the interval of a control's association excludes 0.
 
         The interval is over seeds or, for a single seed, over nouns.
         """
@@ -169,7 +170,7 @@ class Slopes:
     ) -> np.ndarray | None:
         """Return values whose mean is the retained association, float64[seeds].
 
-        See `stats.ratio_of_means`. None if the control's association does not exclude 0.
+        See `stats.ratio_of_means`. None if the interval of the control's association includes 0.
 
         Args:
             window: the step of the arm, as in `rows`; the control is always taken at its end.
@@ -182,7 +183,7 @@ class Slopes:
 
 
 def seed_mean(units: Any) -> Any:
-    """Return the mean over seeds with its interval, or alone if there is one seed; None if None."""
+    """Return the mean over seeds with its interval if there are several; None for None."""
     return None if units is None else quoted(mean_over(np.asarray(units)))
 
 

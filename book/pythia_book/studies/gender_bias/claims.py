@@ -78,12 +78,12 @@ FILES = "evals/ of EleutherAI/pythia at commit a19eecb"
 """Cited as the source of premises about released numbers; no paper states these premises."""
 SETUP = "assumed in section 3.1"
 ASSUMED = "assumed by the hypotheses"
-ONE_SEED = "one seed: training again with another one was not measured"
+ONE_SEED = "one seed: the variation between seeds was not measured"
 ONE_SIZE = "a single size was trained"
 NOT_TRAINED = "this arm was not trained"
 NO_REVERSE = (
-    "no swapped text has the reverse association, so whatever is left of it is above 0; what "
-    "happens to the halves of WinoBias, the premises say"
+    "no swapped text has the reverse association, so whatever is left of the association is above "
+    "0; for the halves of WinoBias, see the premises"
 )
 HALVES_KNOWN = (
     "known when it was written: an earlier record of three of the seeds had shown it, and a shift "
@@ -98,7 +98,7 @@ ASSOCIATION = (
     'log P(he) against the log odds of "she" in what was read about an occupation; for WinoBias '
     "itself see the premises"
 )
-SWAP_NOT_SHOWN = "that the pronouns of these models were swapped is not shown; without a swap"
+SWAP_NOT_SHOWN = "it is not shown that the pronouns of these models were swapped; without a swap,"
 """The first words of a reason for no verdict: the result would arise without a swap, too."""
 COST_KNOWN = 'a margin for "little" was set only when the losses of an earlier run were known'
 TOO_FEW = "too few checkpoints of our own forks at this scale"
@@ -329,7 +329,7 @@ class _Ours:
         return f"shift of the prior: {', '.join(shifts)} logits"
 
     def _apart_beyond_reference(self) -> str:
-        """Say how much more the largest size retains beyond "mixture", in planted frames."""
+        """Say by how much largest and smallest size differ beyond "mixture", in planted frames."""
         beyond = self._excess(PLANTED_FRAMES)
         if isinstance(beyond, str) or len(self.sizes) == 1:
             return ""
@@ -473,7 +473,7 @@ class _Ours:
         )
 
     def largest_is_less_biased(self) -> Test:
-        """Test the controls' association of the largest size minus the smallest."""
+        """Test the controls' association at the largest size minus that at the smallest."""
         values = self._occupations(CONTROL)
         single = ONE_SIZE if len(self.sizes) == 1 else ""
         effect = single or self._missing() or values[:, -1] - values[:, 0]
@@ -482,7 +482,7 @@ class _Ours:
     def effect_by_size(self) -> Test:
         """Test what the swap leaves of the occupations' association, largest minus smallest size.
 
-        A fraction is compared, because of equal fractions the larger association loses more.
+        Fractions are compared, because at equal fractions the larger association loses more.
         """
         ends = [
             self.slopes.retained(size, LONGER, group="occupations")
@@ -593,7 +593,7 @@ class _Ours:
 
 
 def contract(ledger: pd.DataFrame) -> Claim:
-    """Return the check that forks read their controls' batches but for what the arms declare."""
+    """Return the check that forks read their controls' batches, except for their arms' changes."""
     total = ledger[["inside", "outside", "changed_inside", "changed_outside", "misplaced"]].sum()
     idle = int((ledger.changed_inside == 0).sum())
     note = (
@@ -604,8 +604,8 @@ def contract(ledger: pd.DataFrame) -> Claim:
     )
     passed = total.changed_outside == 0 and total.misplaced == 0 and idle == 0
     return Claim(
-        "Every fork reads its control's batches, and only in its window the changes that its arm "
-        "declares.",
+        "Every fork reads its control's batches, except for the changes that its arm declares, "
+        "which lie in its window.",
         "the contract of interventions",
         passes(bool(passed), note),
         kind="check",
@@ -613,7 +613,7 @@ def contract(ledger: pd.DataFrame) -> Claim:
 
 
 def detectable(frames: str, seeds: int) -> float | None:
-    """Return the difference between two sizes that would be found with 80 % power; None if none.
+    """Return the difference of two sizes that would be found with 80 % power; None for one seed.
 
     The difference is in what is retained, and tested alone, not after Holm's correction.
     """
@@ -837,7 +837,7 @@ class _Released:
 PER_TENFOLD = "points per tenfold nominal size"
 AFTER_TRAINING = {"deduplicated": "crows_sizes", "standard": "crows_standard"}
 """Maps each half of the suite to its table of CrowS-Pairs scores after training."""
-EXACT = "exact match of the generated answer, another metric than the paper's"
+EXACT = "exact match of the generated answer, a different metric from the paper's"
 
 
 def _by_size(sizes: pd.Series, values: pd.Series) -> str:

@@ -63,8 +63,8 @@ BESIDE = {
     "complement_21": (30, 14, "left"), "absent_21": (-30, -44, "center"),
     "placebo_21": (-14, 8, "right"), "restored": (22, -3, "left"),
 }  # fmt: skip
-"""Maps each arm to the place of its name in `retained`: (right, up) of its points, in points of
-type, and the side of the text that is there."""
+"""Maps each arm to where `retained` writes its name: the offset (right, up) from its points, in
+typographic points, and the horizontal alignment of the text."""
 ABSENT = numbers.NO_NUMBERS.replace(": ", ":\n")
 BRANCH_PERCENT = 78
 """Panels that show only the intervention begin here, in percent of training."""
@@ -79,7 +79,7 @@ GROUPS = {
 
 
 def _notes(result: Result, items: str = "") -> tuple[str, ...]:
-    """Return three notes, on measurement, intervals and released source; an unused note is ""."""
+    """Return notes on measurement, intervals and source of released numbers; unused ones are ""."""
     seeds = result.params.seeds
     count = f"{seeds} seed{'s' if seeds > 1 else ''} per size"
     meaning = "intervals: 95 %, over seeds" if seeds > 1 else "one seed has no interval"
@@ -334,7 +334,7 @@ def _released_lines(ax: Axes, table: pd.DataFrame) -> list[str]:
 def paper_figures(result: Result) -> Drawing:
     """Draw the paper's figures 1, 2 and 6 from released numbers.
 
-    The released WinoBias scores use another metric than the paper's figure.
+    The released WinoBias scores use a different metric from the paper's figure.
     """
     options = {"ratios": (1.5, 1, 1)}
     with style.canvas(result, 3, 3.4, _notes(result)[2], **options) as (figure, axes):

@@ -26,6 +26,7 @@ from pythia_book.published.tables import BENCHMARKS, MODELS, read_csv
 from pythia_book.stats import Z_95, Estimate, slope
 from pythia_core.suite import nominal_parameters
 from pythia_core.training.schedule import OFFICIAL_STEPS
+from pythia_core.util.progress import count_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -222,10 +223,10 @@ def units_of_models(frame: pd.DataFrame, items: str) -> str:
     """Say how many models, checkpoints and items `mean_of_models` averages over."""
     few, many = (frame.checkpoints.min(), frame.checkpoints.max()) if len(frame) else (0, 0)
     count = f"{many}" if few == many else f"{few} to {many}"
-    models = "1 model" if len(frame) == 1 else f"{len(frame)} models"
+    models = count_of(len(frame), "model")
     return f"{models} ({count} checkpoints each); {items}, both arms as if independent"
 
 
 def per_tenfold(sizes: Iterable[str], values: Sequence[float]) -> Estimate | None:
-    """Fit the change per tenfold nominal size, with a t-interval; None below three models."""
+    """Fit the change per tenfold nominal size, with a t-interval; None for fewer than 3 models."""
     return slope([math.log10(nominal_parameters(size)) for size in sizes], values)

@@ -1,10 +1,10 @@
 """The gender-bias study: how much of an association survives an intervention on its data.
 
-The paper (section 3.1) replaces masculine by feminine pronouns in the last 7 % or 21 % of training.
-That changes two things at once: how often a model expects a feminine pronoun at all (the prior),
-and what it reads about each noun (the association). Here, forks of one control change one or the
-other (params.ARMS). Every size and seed has a control and all forks; seed i uses 1234 + i for both
-the order of the data and the initial weights. Seeds are the units of every interval.
+The paper (section 3.1) replaces masculine with feminine pronouns in the last 7 % or 21 % of
+training. That changes two things at once: how often a model expects a feminine pronoun at all (the
+prior), and what it reads about each noun (the association). Here, forks of one control change one
+or the other (params.ARMS). Every size and seed has a control and all forks; seed i uses 1234 + i
+for both the order of the data and the initial weights. Seeds are the units of every interval.
 
 - log odds: log P(she) - log P(he) after a noun, mean over frames with a nominative slot.
 - prior: mean of the log odds over the nouns of a group.
@@ -86,7 +86,7 @@ def run(
 
     Args:
         items: the evaluation items; by default, those in the pinned wheels.
-        find_or_train: gets the run of every config, instead of `train_all`.
+        find_or_train: finds or trains the run of every config, in place of `train_all`.
         published: released numbers; by default, from `PYTHIA_PUBLISHED_DIR` or the study's record.
 
     Raises:
@@ -307,7 +307,8 @@ def values(
     """Return the numbers that the page quotes, by name.
 
     ARM is a key of params.ARMS, SIZE is "smallest" or "largest". With one seed, numbers have no
-    interval; None: not measured. All are about made-up nouns in unseen frames, if not said.
+    interval; None: not measured. All are about made-up nouns in unseen frames, unless stated
+    otherwise.
 
     - `retained_ARM_SIZE`, `shift_ARM_SIZE`; `retained_ARM`, `shift_ARM`: the mean over sizes.
     - `retained_difference`: under the longer swap, largest minus smallest size;

@@ -39,7 +39,7 @@ DECLINE = "Biderman et al. 2023b, section 3, Figures 1 and 2"
 POINTS, ONE_RUN = "points", "one run each"
 SMALLER_FAMILY = (
     "other claims lost their tests after the results were known, which alone could make this one "
-    "significant; with those of the first record of scale laptop, the corrected p was 0.053"
+    "significant; with the tests of the first record at scale laptop, the corrected p was 0.053"
 )
 
 
@@ -217,7 +217,7 @@ def _decline(extracted: Extracted, prediction: pd.DataFrame, released: pd.DataFr
             dict(zip(theirs.model, 100 * theirs.recall, strict=True)),
             POINTS,
             ONE_RUN,
-            f"{correlation}; the source's own numbers, no replication",
+            f"{correlation}; the source's own numbers, not a replication",
         ),
         quote="a sharp decline in correlation between which sequences are memorized by smaller "
         "models and the 12B model as the gap between the model sizes increases",

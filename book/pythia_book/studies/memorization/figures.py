@@ -106,7 +106,7 @@ def trace_sizes(result: Result) -> Drawing:
 
 @style.figure
 def recency(result: Result) -> Drawing:
-    """Draw the trace by the position of a row: at the end, on the floor, and soon after reading."""
+    """Draw traces by position: at the end, at the end for the lowest rate, soon after reading."""
     positions, cohorts = result.tables["positions"], result.tables["cohorts"]
     sizes = result.params.size_list
     shown = tuple(dict.fromkeys((sizes[0], result.params.tenth, sizes[-1])))
@@ -397,12 +397,14 @@ def recited_table(result: Result) -> Table:
         "recites before its first error (mean over rows). Rows read once or never: only natural "
         "text that hardly any other row shares"
     )
-    note = note if rows else "Not measured: this run was recorded before this was"
+    note = (
+        note if rows else "Not measured: this run was recorded before this was added to the study"
+    )
     return Table(pd.DataFrame(rows), note)
 
 
 def tests_table(result: Result) -> Table:
-    """Return all tests of order, with effect size, p, and p adjusted by Holm."""
+    """Return all tests of order, with effect size, p, and p after Holm's correction."""
     import pandas as pd
 
     rows = []

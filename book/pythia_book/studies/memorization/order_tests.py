@@ -92,7 +92,10 @@ def random_subsets(design: Design, draws: int, rng: np.random.Generator) -> np.n
 
 
 def ranks_of_smallest(design: Design, draws: int, keys: Callable[[int], np.ndarray]) -> np.ndarray:
-    """Return ranks of the rows with the smallest random keys, float[k, n]; int64[draws, events]."""
+    """Return the ranks of the rows with the smallest keys, int64[draws, events].
+
+    `keys(k)` draws random keys, float[k, n].
+    """
     ranks = np.empty((draws, design.events), np.int64)
     step = max(1, _CHUNK // max(1, design.n))
     for start in range(0, draws, step):

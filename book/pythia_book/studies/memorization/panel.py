@@ -23,7 +23,7 @@ from pythia_book.stats import Estimate, t_interval
 from pythia_core.errors import DataError
 
 NEVER = -1
-"""Stands for the update that reads a text which is never read."""
+"""Stands in for the update that reads a text, if the text is never read."""
 FEWEST = 3
 """Without this many texts in either group, an estimate is NaN."""
 
@@ -65,7 +65,7 @@ class Panel:
 
         Args:
             before, after: checkpoints of the panel; if `before` is None, the sum is minus the loss
-                at `after`, for texts that are exchangeable without a look at their past.
+                at `after`, for texts that are exchangeable even without their earlier losses.
 
         Returns:
             float64[checkpoints, n].

@@ -18,27 +18,27 @@ AFTER = ("suite",)
 """Studies to run first; they train runs that this study uses."""
 MEASURING = MeasuringCost(rows=3.5)
 CHECKPOINTS = (23, 43, 63, 83, 103, 123, 143)
-"""Evenly spaced checkpoints to measure on the standard text: the paper's steps, in thousands."""
+"""Which of the 143 checkpoints to measure on the standard text: the paper's steps, in thousands."""
 DEDUPLICATED_AT = (63, 103, 143)
-"""Evenly spaced checkpoints to measure on the deduplicated text."""
+"""Which of the 143 checkpoints to measure on the deduplicated text."""
 EARLY = (23, 63)
-"""Evenly spaced checkpoints that predict what the last checkpoint has memorized. They are at 16 %
+"""Two of the 143 checkpoints, which predict what the last one has memorized. They are at 16 %
 and 44 % of training, like the first and the third checkpoint of Biderman et al. 2023b."""
 WINDOWS = (32, 64, 128, 512)
 """Rows per window in tests of dispersion. Our batches have 32 rows; the paper uses 512."""
 COHORTS = (13, 33, 53, 73, 93, 113, 133)
-"""Evenly spaced checkpoints at which cohorts begin. A cohort is read up to the next of the 143
-checkpoints. Its loss is followed over the checkpoints around all cohorts, most of which large runs
-keep for other studies, too."""
+"""Which of the 143 checkpoints cohorts begin at. A cohort is read up to the next of the 143
+checkpoints. Its loss is followed over the checkpoints around all cohorts, most of which are kept by
+large runs for other studies, too."""
 FIRST_LOOK = 10
-"""Evenly spaced checkpoints from the beginning of a cohort to the first look at it."""
+"""Number of checkpoints from the beginning of a cohort to the first look at it."""
 PERSISTENT_AFTER = 2
 """A trace is persistent if it is there when the second cohort after its own begins."""
 BASE, FLOOR = 8, 116
-"""Evenly spaced checkpoints from which the traces at the end are measured. From FLOOR on, the
+"""Two of the 143 checkpoints, from which the traces at the end are measured. From FLOOR on, the
 learning rate is at its minimum."""
 TRACED = (*sorted({i + k for i in COHORTS for k in (0, 1, FIRST_LOOK)}), BASE, FLOOR)
-"""Evenly spaced checkpoints at which the loss of rows is measured."""
+"""Which of the 143 checkpoints the loss of rows is measured at."""
 INTERVAL = ["value", "low", "high"]
 """The columns of an estimate with its interval."""
 TREND = 5.0
@@ -128,7 +128,7 @@ class Params(StudyParams):
 
     @property
     def too_late(self) -> int:
-        """The step from which on texts are read too late to be measured at the end of training.
+        """The step from which texts are read too late to be measured at the end of training.
 
         As at the first look, Adam's momentum must have applied what was read.
         """

@@ -68,7 +68,7 @@ class RecitalMeasurement:
         return {"recited": counts.astype(np.int16), "written": written}
 
     def example_rows(self, recited: np.ndarray) -> dict[str, int]:
-        """Choose a row of each of the KINDS of which there is one; the first if several fit.
+        """Choose one row for each of the KINDS that occurs; the first if several fit.
 
         `recited` has the number of tokens recited of each row, int[n].
         """
@@ -92,7 +92,7 @@ class RecitalMeasurement:
 def examples(
     measurement: RecitalMeasurement, measured: dict[str, np.ndarray], data: PreparedData
 ) -> list[dict[str, Any]]:
-    """Return the examples as texts: `kind`, `times`, `recited`, `prompt`, `truth`, `written`."""
+    """Return the examples as text: `kind`, `times`, `recited`, `prompt`, `truth`, `written`."""
     recited, k = measured["recited"], measurement.context
     chosen = measurement.example_rows(recited)
     decode = data.tokenizer.decode

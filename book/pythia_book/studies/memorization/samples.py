@@ -37,14 +37,14 @@ MOST_SHARED = 0.02
 """The largest share of a row's passages that may occur in other rows."""
 COHORT_TOKENS, NEVER_TOKENS = 8_000, 50_000
 """The largest numbers of tokens of a cohort, and of the rows never read that it is compared with.
-Longer rows say more each, so fewer are needed."""
+Each longer row says more, so fewer are needed."""
 FINAL_TOKENS, FLOOR_TOKENS = 330_000, 130_000
 """About how many tokens of the final sample were read, evenly over training, and how many at most
 were read at the minimum learning rate."""
 NEVER_PLANTED = 300
 """The number of canaries that are planted nowhere."""
 OTHER = -2
-"""Stands for the update that reads a canary which is read never, more than once, or in part."""
+"""Stands in for the update of a canary that is never read, read more than once, or read in part."""
 CUT = -1
 """Replaces the number of readings of a canary if some row has only a part of it."""
 
@@ -66,7 +66,7 @@ def shared_passages(rows: np.ndarray) -> np.ndarray:
 
 
 def natural(data: PreparedData, rows: np.ndarray) -> np.ndarray:
-    """Return whether each of the rows 0, 1, ..., int[n, width], has no generated text, bool[n]."""
+    """Return which of the rows 0, 1, ..., int[n, width], are free of generated text, bool[n]."""
     named = {name for name, _ in data.manifest["tokens"]["train"]["domains"]}
     generated = sorted(name for name in named if not miniature.is_natural(name))
     return ~in_documents(data, len(rows), generated).any(1)
@@ -105,7 +105,7 @@ class ChosenRows:
     """int64[m]: rows read after the first checkpoint of this sample, then rows never read."""
     even: np.ndarray
     """bool[m]: whether a row of the final sample belongs to the part that is even over training;
-    the others were added to have more rows from the floor of the learning rate."""
+    the others were added to have more rows read at the minimum learning rate."""
 
     @classmethod
     def of(cls, params: Params, data: PreparedData, batch_size: int, last: int) -> ChosenRows:
@@ -234,7 +234,7 @@ def canary_reads(
 
 @dataclass
 class CanaryLoss(RequestMeasurement):
-    """Measures the loss of canaries after an end of document, `loss` float32[canaries]."""
+    """Measures the loss of canaries after an end-of-document token, `loss` float32[canaries]."""
 
     requests: Sequence[scoring.Request]
     max_seq_len: int

@@ -462,9 +462,9 @@ def equal_compute(table: pd.DataFrame) -> dict[str, Any]:
 
     The checkpoint is the first of EARLY, at P percent of training. `recall_12b_at_P` and
     `recall_small_at_P` are in percent. The recall of smaller models is interpolated linearly in log
-    compute. Over all models, `released_recall_least` and `released_recall_most` are the recall of
-    this checkpoint for the end of the same model, and `released_precision_least` and
-    `released_precision_most` the precision of all checkpoints and smaller models in the figure.
+    compute. `released_recall_least` and `released_recall_most` are the lowest and highest recall,
+    over all models, of this checkpoint for the end of the same model. `released_precision_least`
+    and `released_precision_most` are the same for precision, over all predictors in the figure.
     """
     checkpoints = table[table.experiment == "earlier checkpoint"]
     first = checkpoints[checkpoints.step == linear_step(EARLY[0], OFFICIAL_STEPS)]

@@ -42,7 +42,7 @@ DOSES = {"1": (1, 1), "2": (2, 2), "3+": (3, math.inf)}
 """Maps each group of canaries to its lowest and highest number of readings. Canaries that are read
 more often are too few, because most of them are cut in some reading."""
 POSITIONS = 6
-"""The number of equal parts of training, and of the floor, in which rows are averaged."""
+"""The number of equal parts, of training or its part at the minimum rate, to average rows in."""
 FOLLOWED = 4
 """How many cohorts, the earliest ones, are followed over several ages."""
 MEASURES = ("first", "first_early", "persistent", "retained", "residual", "trend", "first_half",
@@ -254,7 +254,7 @@ class Traces:
         return relative_trend(self.final, *self.at_end(scope)).times(100)
 
     def positions(self, scope: str) -> Iterator[dict[str, Any]]:
-        """Yield the mean trace at the end for each of POSITIONS parts of training or the floor."""
+        """Yield the mean trace at the end for each of POSITIONS equal parts of `scope`."""
         rows, weights, position = self.at_end(scope)
         base, floor, _ = self.params.final_steps
         start, stop = base if scope == "training" else floor, self.params.too_late
@@ -271,7 +271,7 @@ class Traces:
         return self.canaries.read_in(0, self.params.too_late)
 
     def _at_end(self, chosen: np.ndarray) -> np.ndarray:
-        """Return weights for minus the loss of some canaries at the end."""
+        """Return weights that sum to minus the loss of some canaries at the end."""
         return self.canaries.fall(None, self.last, len(chosen))
 
     @property

@@ -76,8 +76,8 @@ def claims(
             "order_gain", "nats per token", COPYING,
         ),
         induction(
-            "At least one head attends to the token that followed an earlier occurrence of the "
-            "current token more than uniform attention would.",
+            "At least one head attends more than uniform attention would to the token that "
+            "followed an earlier occurrence of the current token.",
             "prefix", "of attention mass", MATCHING, chance,
         ),
     ]  # fmt: skip

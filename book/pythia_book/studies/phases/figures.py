@@ -11,6 +11,7 @@ from pythia_book.stats import mean_over_known, quoted
 from pythia_book.studies.phases.claims import NAMES
 from pythia_book.studies.phases.transitions import depth_name
 from pythia_book.style import DASH, INK, MUTED, Drawing, Table, interval, padded_limits
+from pythia_core.util.progress import count_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +50,7 @@ def distances(result: Result) -> Drawing:
 
 @style.figure
 def losses(result: Result) -> Drawing:
-    """Draw held-out losses, and when models are nearest to n-grams and first have a lower loss."""
+    """Draw held-out losses, when models are nearest to n-grams, and when they first beat them."""
     levels, ngrams = result.tables["levels"], result.tables["ngrams"]
     milestones, sizes = result.tables["milestones"], list(result.params.size_list)
     notes = _rows_note(result), style.seed_note(result)
@@ -215,7 +216,7 @@ def heads_table(result: Result) -> Table:
         )
     caption = (
         "Models at the end of training, with heads knocked out, in nats per token; means over "
-        "models. The gain is measured on more, and other, sequences than in the figures."
+        "models. The gain is measured on more sequences than in the figures, and on different ones."
     )
     columns = ["Model", "Heads knocked out", "Number", *KNOCK_OUTS.values()]
     return Table(pd.DataFrame(rows, columns=columns), caption)
@@ -313,7 +314,7 @@ def _rows_note(result: Result) -> str:
 def _gaps_note(result: Result) -> str:
     """Say how many checkpoints are missing, if any."""
     gaps = result.values["gaps"]
-    return f"{gaps} checkpoints could not be measured" if gaps else ""
+    return f"{count_of(gaps, 'checkpoint')} could not be measured" if gaps else ""
 
 
 def _size_curves(ax: Axes, frame: pd.DataFrame, sizes: Sequence[str]) -> bool:

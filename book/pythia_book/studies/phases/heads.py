@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 VERSION = 4
 """Part of the cache key of results. Increase it when new code changes any number."""
 TIMES_UNIFORM = 5
-"""How many times uniform attention a head must give to count as one of a kind."""
+"""How many times uniform attention a head must give to count as one of these two kinds."""
 N_SEQUENCES, SEED = 64, 1
 DRAWS = 8
 """Random choices of the other heads, over which their gain is averaged."""
@@ -74,9 +74,9 @@ def without_heads(model: GPTNeoX, heads: Sequence[Head]) -> Iterator[None]:
 class HeadsMeasurement:
     """Measures the gain from order of repeated sequences, and losses, with heads knocked out.
 
-    `heads`: float64[len(KNOCKED_OUT), 2 + len(rows)]: the number of heads of the kind, the loss
-        after a shuffled copy minus the loss after an exact copy without them, and the loss on each
-        of `rows` without them, in nats per token.
+    `heads`: float64[len(KNOCKED_OUT), 2 + len(rows)]: the number of heads knocked out; without
+        them, the loss after a shuffled copy minus the loss after an exact copy, and the loss on
+        each of `rows`, in nats per token.
     """
 
     copies: np.ndarray

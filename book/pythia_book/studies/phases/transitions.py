@@ -87,7 +87,7 @@ class Model:
     """What is left without each of KNOCKED_OUT; empty if the last checkpoint was not measured."""
 
     def step_of(self, event: str) -> float:
-        """Return the step of a transition (a key of EVENTS) or nearest to n-grams (see KL)."""
+        """Return the step of a transition (a key of EVENTS) or the step nearest to n-grams (KL)."""
         if event in KL.values():
             return float(max(1, self.steps[self.curves[event].argmin()]))
         return steepest(self.steps, self.curves[EVENTS[event]])
@@ -96,7 +96,7 @@ class Model:
     def rise(self) -> float:
         """How long the gain takes from a tenth to nine tenths of its final value, in doublings.
 
-        The final value is the median of the last five checkpoints. NaN if it is no gain, or where
+        The final value is the median of the last five checkpoints. NaN if not a gain, or where
         checkpoints are missing.
         """
         gain, steps = self.curves["order_gain"], np.maximum(self.steps, 1)
@@ -114,7 +114,7 @@ class Model:
         return bool(self.without)
 
     def cost(self, kind: str) -> float:
-        """Return how much more the loss on repeated text rises without heads than on grammar."""
+        """Return how much more the loss rises without heads on repeated text than on grammar."""
         if not self.finished:
             return np.nan
         intact, without = self.without["intact"], self.without[kind]
@@ -208,8 +208,8 @@ TOGETHER = (
 def claims(models: Sequence[Model], heads: int) -> list[Claim]:
     """Return the claims about the models of the laboratory, with `heads` per layer.
 
-    All claims and margins were written before the runs of the record, with seeds other than theirs
-    known: pilot runs, and a first record with the seeds 1234 to 1238.
+    All claims and margins were written before the runs of the record, when only other seeds were
+    known: those of pilot runs, and of a first record with the seeds 1234 to 1238.
     """
     of_depth = {
         depth: [m for m in models if m.layers == depth and m.finished] for depth in (SHALLOW, DEEP)
@@ -233,7 +233,10 @@ def claims(models: Sequence[Model], heads: int) -> list[Claim]:
     short = sum(
         m.without["previous-token control"].heads < m.without["previous-token"].heads for m in deep
     )
-    fewer = f"in {short} of {len(deep)} models, there are fewer others" if short else ""
+    fewer = (
+        f"in {short} of {len(deep)} models, there are fewer other heads, and all are knocked out"
+    )
+    fewer *= bool(short)
     uni, bi, _ = KL.values()
     together, order = between("prefix", "loss"), between(uni, bi)
     without = over(m.cost("induction") for m in deep)
@@ -274,8 +277,8 @@ def claims(models: Sequence[Model], heads: int) -> list[Claim]:
             "amount of in-context learning greatly decreases.",
         ),
         Claim(
-            "Without its previous-token heads, a model of two layers predicts repeated text worse "
-            "than without as many others, compared with text of the grammar.",
+            "Without its previous-token heads, a model of two layers predicts repeated text worse, "
+            "relative to text of the grammar, than without as many other heads.",
             f"{OLSSON}, Induction Heads",
             rises(
                 over(m.cost("previous-token") - m.cost("previous-token control") for m in deep),

@@ -13,7 +13,7 @@ because its margin was set when the 2.2 % was known. The claim about two epochs 
 results were known. The claim about sixteen epochs against eight has no verdict, because its
 direction was known.
 
-With few seeds, each claim makes the others harder to resolve (Holm), so there are few.
+With few seeds, each claim makes the others harder to resolve (Holm), so we test few.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def claims(losses: Losses, laws: Laws) -> list[Claim]:
         Claim(
             "A law in which parameters decay too predicts sizes that it has not seen better than "
             "one in which only data decay.",
-            f"{PAPER}, appendix A, of the fit to all sizes",
+            f"{PAPER}, appendix A, about the fit to all sizes",
             falls(
                 laws.advantage("whole", "data"),
                 "% of the loss",

@@ -266,7 +266,7 @@ def constants_table(result: Result) -> Table:
 
 
 def _range(low: float, high: float, constant: str) -> str:
-    """Format an interval; missing ends are infinite for R*, and otherwise there is none."""
+    """Format an interval; a missing end is infinite for R*; otherwise, there is no interval."""
     if math.isnan(low) and (math.isnan(high) or not constant.startswith("R*")):
         return DASH
     return range_text(*(math.inf if math.isnan(x) else x for x in (low, high)))

@@ -77,11 +77,11 @@ class Points:
     domain: np.ndarray
 
     def where(self, rows: np.ndarray) -> Points:
-        """Return some of the runs, bool[runs]."""
+        """Return the runs that `rows`, bool[runs], selects."""
         return Points(*(getattr(self, f.name)[rows] for f in fields(self)))
 
     def of(self, seeds: np.ndarray) -> Points:
-        """Return the runs with the losses of some seeds only, bool[seeds]."""
+        """Return the runs with only the losses of the seeds that `seeds`, bool[seeds], selects."""
         return replace(self, loss=self.loss[:, seeds], fresh=self.fresh[:, seeds])
 
     @cached_property
@@ -199,7 +199,7 @@ class Fit:
         return [np.append(x, values) for values in rest for x in fresh]
 
     def profile(self, best: np.ndarray, name: str) -> tuple[float, float]:
-        """Return the profile interval of a constant, at most between its bounds.
+        """Return the profile interval of a constant, cut off at the bounds of the constant.
 
         It has all values for which the least sum of squares over the other constants is below
         1 + t^2 / df times the overall least sum.
@@ -380,7 +380,7 @@ def _constants(x: np.ndarray) -> dict[str, float]:
 
 
 def _over_seeds(value: float, without: list[float]) -> Estimate | None:
-    """Return a value with its interval, from the values without one seed each; None for none."""
+    """Return a value with its interval, from the values without one seed each; None without any."""
     return jackknife(value, without) if without else None
 
 

@@ -190,7 +190,7 @@ class Losses:
         return self.best_planned(size, epochs) - self.best_checkpoint(size, epochs)
 
     def _epochs_of(self, part: int) -> list[int]:
-        """Return for how many epochs runs read 1/`part` of the rows; if none do, an arm's."""
+        """Return for how many epochs runs read 1/`part` of the rows; [`part`] if none do."""
         return [e for p, e in sorted(self.params.pairs) if p == part] or [part]
 
     def rise(self, size: str, epochs: int) -> np.ndarray:

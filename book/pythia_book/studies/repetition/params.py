@@ -99,7 +99,7 @@ class Params(StudyParams):
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
-        """All (part, epochs), arms first. For each, a run on fresh data is as long.
+        """All (part, epochs), arms first. For each, there is an equally long run on fresh data.
 
         In an arm, `epochs` is `part`: all arms are as long as the run that reads all rows once.
         """

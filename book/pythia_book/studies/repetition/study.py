@@ -68,7 +68,7 @@ def halves(sizes: np.ndarray, seq_len: int, n_rows: int) -> np.ndarray:
     """Return the half, 0 or 1, of each held-out row, int64[rows].
 
     Documents go to the halves in turn, and a row goes with the document of its first token, so that
-    the halves share little text and all kinds of text. (Documents of one kind are adjacent.) If all
+    the halves share little text, but both have all kinds of it. (One kind is adjacent.) If all
     rows are of one document, the rows themselves go to the halves in turn.
 
     Args:

@@ -21,7 +21,7 @@ from pythia_book.studies.repetition.losses import Losses, Worth, geometric_mean,
 
 
 def worth_shown(worth: Worth) -> Any:
-    """Return a worth as a record has it; as a text if it is an upper bound."""
+    """Return a worth as records store it; as text if it is an upper bound."""
     e, bound = worth.mean()
     return f"≤ {number_text(e.value)}" if e and bound else quoted(e)
 
@@ -43,7 +43,7 @@ def values(losses: Losses, laws: Laws) -> dict[str, Any]:
     - `sixteen_over_eight`: loss after 16 passes over the smallest part minus that after 8, in nats.
     - `planned`: best planned stop minus best checkpoint, in nats, arm with the most epochs.
     - `theirs_R`: worth by the data term of the source, in percent.
-    - `data_constant`, `parameter_constant`: R*_D and R*_N with their profile intervals, as texts;
+    - `data_constant`, `parameter_constant`: R*_D and R*_N with their profile intervals, as text;
       `data_constant_bare`: R*_D if embeddings do not count; `theirs_...`: those of the source.
     - `identified`, `not_identified`: names of constants.
     - `error_RIVAL`, `error_most_RIVAL`: error of prediction over left-out sizes, and for the most
@@ -105,7 +105,7 @@ def values(losses: Losses, laws: Laws) -> dict[str, Any]:
 
 
 def _law_values(laws: Laws) -> dict[str, Any]:
-    """Return the numbers of `values` that come from the fitted laws; none fits: texts say so."""
+    """Return the numbers of `values` from the fitted laws; if nothing was fitted, texts say so."""
     numbers: dict[str, Any] = {
         "n_fresh": laws.n_fresh,
         "n_domain": laws.n_domain,

@@ -36,7 +36,7 @@ def claims(
     statements = [
         Claim(
             "Accuracy rises with size.",
-            "section 1, of the literature",
+            "section 1, about the literature",
             quote="there are regular and predictable patterns in the behavior of trained language "
             "models as they scale",
             released=rises(
@@ -49,7 +49,7 @@ def claims(
         Claim(
             "A power law with a floor predicts the loss of the next larger size better than "
             "simpler rules do.",
-            "Hoffmann et al. 2022 (arXiv:2203.15556), of the form of the law",
+            "Hoffmann et al. 2022 (arXiv:2203.15556), about the form of the law",
             kind="premise",
             ours=_prediction_test(tables["prediction"]),
         ),
@@ -59,8 +59,8 @@ def claims(
         n, differing = int(agreement["items"].sum()), int(agreement.differing.sum())
         statements.append(
             Claim(
-                "Our scorer and the evaluation harness agree on every item whether the model's "
-                "answer is right.",
+                "Our scorer and the evaluation harness agree on every item about whether the "
+                "model's answer is right.",
                 "validity of our accuracies",
                 kind="check",
                 ours=passes(differing == 0, f"{differing:,} of {n:,} items differ"),
@@ -73,7 +73,7 @@ def _ability(params: Params, measured: Measurements) -> Test:
     """Test whether the final accuracy of our models rises with size.
 
     The accuracy is a mean over the choice tasks and both training texts, with the fewest shots. The
-    test is untestable if fewer than three sizes were scored on every task, or if the largest size
+    test has no verdict if fewer than three sizes were scored on every task, or if the largest size
     does not beat guessing.
     """
     shots, step = str(min(params.shot_list)), str(measured.facts["steps"])
@@ -108,8 +108,8 @@ RIVALS = {"power": "a power law without a floor", "line": "a straight line in lo
 def advantage(prediction: pd.DataFrame) -> tuple[Estimate, str]:
     """Return by how much a power law with a floor errs less than the best simpler rule does.
 
-    The best simpler rule, which is also returned, has the smallest mean error. These are the errors
-    by which it was chosen, which favors it. The unit is a percent of the loss.
+    The best simpler rule, which is also returned, has the smallest mean error. The errors returned
+    are those by which it was chosen, which favors it. The unit is percent of the loss.
     """
     errors = prediction.pivot(index="size", columns="rule", values="error").abs()
     rival = str(errors[list(RIVALS)].mean().idxmin())

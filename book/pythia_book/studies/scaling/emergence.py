@@ -223,8 +223,8 @@ def product(params: Params, measured: Measurements) -> Test:
     """Test the share of exact answers against the mean probability of the right answer.
 
     Both are means over all sums, runs and checkpoints of the second half of training. Their ratio
-    has an interval over first operands. Where no run learns sums, the two are near one in the
-    number of possible answers, whatever the metric does, so that nothing is tested.
+    has an interval over first operands. Where no run learns sums, both are near 1 / (number of
+    possible answers) whatever the metric does, so that nothing is tested.
     """
     shares, span = [], 0.0
     for measure in ("exact", PRODUCT):
@@ -333,8 +333,8 @@ def values(params: Params, measured: Measurements, tables: Tables) -> dict[str, 
     - `sums_asked`: the number of sums.
     - `ARM_least`, `ARM_most`: the lowest and the highest accuracy in choosing of the runs on a
       text, means over the second half of training, in percent.
-    - `riser`, `riser_arm`: the run whose choices rise most; `rise_choice`, `rise_margin`: its
-      rises; `jump_choice`, `jump_margin`, `jump_choice_step`: its largest jumps.
+    - `riser`, `riser_arm`: the run whose choice accuracy rises most; `rise_choice`, `rise_margin`:
+      its rises; `jump_choice`, `jump_margin`, `jump_choice_step`: its largest jumps.
     - `rise_margin_standard`: the largest rise of a margin on the standard text.
     - `rise_logprob_least`, `rise_logprob_most`: the smallest and the largest rise of a
       log-probability on the standard text, in nats.

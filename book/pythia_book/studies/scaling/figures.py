@@ -149,7 +149,7 @@ def optimal_sizes(result: Result) -> Drawing:
         budget, use, released = axes
         for ax, points, x, label in (
             (budget, compute, "flops", "training FLOP"),
-            (use, uses, "uses", "tokens generated, in\ntimes those trained on"),
+            (use, uses, "uses", "tokens generated, as a\nmultiple of those trained on"),
         ):
             if points.empty:
                 style.say(ax, "too few models\nfor a law")
@@ -157,7 +157,7 @@ def optimal_sizes(result: Result) -> Drawing:
             style.curve(ax, points, x, BLUE, marker="o", markersize=3)
             ax.set(xscale="log", yscale="log", xlabel=label)
         budget.set(ylabel="best size, parameters", title="for a training budget")
-        use.set_title("for one loss, when used")
+        use.set_title("for one loss, by use")
         for y, row in enumerate(official[::-1].itertuples()):
             color = style.size_color(row.size)
             shape = {"color": color, "marker": "o", "markersize": 6, "linestyle": ""}
@@ -180,7 +180,7 @@ BINNED = 6
 
 
 def _binned(sums: pd.DataFrame) -> pd.DataFrame:
-    """Average the scores of every BINNED neighboring checkpoints of a run, after the start."""
+    """Average the scores over each BINNED consecutive checkpoints of a run, after the start."""
     read = sums[sums.step > 0]
     place = read.groupby(["size", "arm"]).cumcount() // BINNED
     means = read.groupby(["size", "arm", place], sort=False).mean(numeric_only=True)
@@ -191,7 +191,7 @@ def _binned(sums: pd.DataFrame) -> pd.DataFrame:
 def sums_over_training(result: Result) -> Drawing:
     """Draw scores of sums over training by size, for each half of the suite.
 
-    The run whose choices rise most is also shown by checkpoint, with its smooth curve.
+    The run whose choice accuracy rises most is also shown by checkpoint, with its smooth curve.
     """
     sums, smooth = result.tables["sums"], result.tables["sums_smooth"]
     sizes = result.params.size_list

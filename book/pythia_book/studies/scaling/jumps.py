@@ -42,7 +42,8 @@ NOISES = (
 """Kinds of noise, of which the likeliest is chosen: the autocorrelation from one checkpoint to the
 next of the autoregressive part, and the share of this part in the variance."""
 UNLIKELY = 2.71
-"""Twice the difference in log-likelihood from the likeliest noise: 90 % of a chi-squared, df 1."""
+"""Noise is unlikely if twice its log-likelihood is lower than that of the likeliest noise by more
+than this, the 90 % quantile of chi-squared with one degree of freedom."""
 SMOOTHED = 15
 """Checkpoints over which the variance over items is averaged."""
 
@@ -98,7 +99,7 @@ def critical_over(curves: list[Jumps], level: float = LEVEL) -> float:
 
 
 def window_of(steps: np.ndarray) -> np.ndarray:
-    """Return bool[checkpoints]: which checkpoints are in the last DOUBLINGS of the steps."""
+    """Return bool[checkpoints]: which are in the last DOUBLINGS doublings of the step."""
     return (steps > 0) & (steps * 2**DOUBLINGS >= steps.max(initial=0))
 
 

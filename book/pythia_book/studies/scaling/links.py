@@ -32,15 +32,15 @@ Link = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @cache
 def _hermite() -> tuple[np.ndarray, np.ndarray]:
-    """Return the points and weights of the mean of a function of a standard normal variable."""
+    """Return quadrature points and weights for means over a standard normal variable."""
     points, weights = np.polynomial.hermite_e.hermegauss(60)
     return points, weights / weights.sum()
 
 
 def chance_of_choice(distance: np.ndarray, choices: int = CHOICES) -> np.ndarray:
-    """Return the chance that a normal variable of mean `distance` exceeds `choices` - 1 of mean 0.
+    """Return the chance that a normal variable with mean `distance` is the largest of `choices`.
 
-    All variables have variance 1. Without a distance, this is 1 / `choices`.
+    The others have mean 0, and all have variance 1. At distance 0, this is 1 / `choices`.
     """
     from scipy.special import ndtr
 

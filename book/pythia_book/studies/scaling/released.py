@@ -350,7 +350,7 @@ def claims(effects: Estimates, pairs: pd.DataFrame) -> list[Claim]:
                 falls, "narrow", "{n} sizes (70M and 160M), mean of both texts",
                 note="last three evaluated checkpoints minus three around the middle of training, "
                 "mean over seven tasks, zero-shot; Godey et al. studied these same models, so this "
-                "is no replication",
+                "is not a replication",
             ),
         ),
         Claim(
@@ -455,7 +455,7 @@ def claims(effects: Estimates, pairs: pd.DataFrame) -> list[Claim]:
         ),
         Claim(
             "The gap between the two batch sizes at the end shrinks with model size.",
-            "section 2.4, of the literature that the paper contradicts",
+            "section 2.4, about the literature that the paper contradicts",
             quote="smaller LLMs require smaller batch sizes to avoid convergence issues",
             released=test(
                 rises, "batch_size", five, PER_TENFOLD,

@@ -49,9 +49,9 @@ def claim(released: Tables, draws: int) -> Claim:
 
 
 def share_of_two_sizes(released: Tables, draws: int) -> Test:
-    """Return the largest share of the range of released sums that two neighboring sizes make.
+    """Return the largest step between neighboring sizes, as a share of the range of released sums.
 
-    It is a maximum over neighbors, for a task chosen because it jumps, so that it is no test.
+    It is a maximum over neighbors, for a task chosen because it jumps, so it is not a test.
     """
     operands = released.get("operands")
     if operands is None or operands.empty:
@@ -140,8 +140,8 @@ def _over_training(released: Tables) -> dict[str, Any]:
     """Return accuracies on sums after SUM_SHOTS examples by size and over training, in percent.
 
     `released_sums_NAME`: at the end for 1.4B, 2.8B and 6.9B, in the middle and at the end for 12B;
-    `released_sums_steps`: the largest share of the range over training that one of the three
-    largest sizes makes between two of the six checkpoints.
+    `released_sums_steps`: the largest step between two of the six checkpoints, as a share of the
+    range over training, in the three largest sizes.
     """
     sums = released.get("sums")
     cells = {"end_1b": ("1.4b", OFFICIAL_STEPS), "end_3b": ("2.8b", OFFICIAL_STEPS),

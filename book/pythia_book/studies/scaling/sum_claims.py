@@ -85,7 +85,7 @@ def emergence_claims(
         ]
     statements.append(
         Claim(
-            "Choices among sums rise with size.",
+            "Accuracy in choosing among sums rises with size.",
             "without this, nothing can emerge over our sizes",
             kind="premise",
             ours=over_size(tables["sums_end"]),
@@ -95,7 +95,7 @@ def emergence_claims(
 
 
 def largest_jump(table: pd.DataFrame, measure: str) -> Test:
-    """Test that no run that can tell jumps by ABRUPT of its rise; `table`: see `jumps_table`."""
+    """Test that no informative run jumps by ABRUPT of its rise; `table`: see `jumps_table`."""
     every = table[table.measure == measure]
     if every.empty:
         return untestable("no run has enough checkpoints, or the scores do not vary")
@@ -104,7 +104,7 @@ def largest_jump(table: pd.DataFrame, measure: str) -> Test:
     if rows.empty:
         reason = (
             f"no run rises so much over the last {SOUGHT} doublings of training that a jump of "
-            f"{100 * ABRUPT:.0f} % of it would be seen with {100 * POWER:.0f} % power"
+            f"{100 * ABRUPT:.0f} % of its rise would be seen with {100 * POWER:.0f} % power"
         )
         for seen in every[every.jump_low > 0].itertuples():
             ends = f"{seen.jump:.2g} [{seen.jump_low:.2g}, {seen.jump_high:.2g}]"
@@ -158,16 +158,16 @@ def _testable(links: pd.DataFrame, accuracy: str, smooth: str) -> tuple[pd.DataF
     """Return the rows of a link, and why it is not testable; "" if it is."""
     rows = links[(links.accuracy == accuracy) & (links.smooth == smooth)]
     if rows.empty:
-        return rows, "fewer than three sizes on each text were asked sums"
+        return rows, "fewer than three sizes on each text were tested on sums"
     span, needed = float(np.ptp(rows.late)), 2 * MOST_ERROR[accuracy]
     return rows, alike(span) if span < needed else ""
 
 
 def over_size(ends: pd.DataFrame) -> Test:
-    """Test that choices among sums rise with size at the end; `ends`: see `ends_table`."""
+    """Test that accuracy in choosing sums rises with size at the end; `ends`: see `ends_table`."""
     texts = ends[ends.measure == "choice"].groupby("n_params").value.agg(["mean", "count"])
     rows = texts[texts["count"] == len(DATA_ARMS)]
     e = slope(np.log10(rows.index), 100 * rows["mean"]) if len(rows) else None
     if e is None:
-        return untestable("fewer than three sizes were asked")
+        return untestable("fewer than three sizes were tested on sums")
     return rises(e, PER_TENFOLD, f"{len(rows)} sizes, mean of both texts")

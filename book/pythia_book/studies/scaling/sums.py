@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measure:
-    """A score of sums: how claims and panels call it, and how it is shown."""
+    """A score of sums: what claims and panels call it, and how it is shown."""
 
     name: str
     title: str

@@ -1,4 +1,4 @@
-"""Draws the figures of the seeds study: curves, spreads, order and weights apart, a defect."""
+"""Draws the figures of the seeds study: curves, spreads, the two kinds of seeds, a defect."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def spreads(result: Result) -> Drawing:
 
 @style.figure
 def apart(result: Result) -> Drawing:
-    """Draw the standard deviations at the end if order, weights or both vary, and of the items."""
+    """Draw the spread at the end if order, weights or both vary, and the items' sampling error."""
     frame = style.rows_where(result.tables["spreads"], percent=100)
     frame = frame.rename(columns={"sd": "value"})
     single = style.rows_where(result.tables["single"], kind=BOTH).set_index("measure")

@@ -18,7 +18,7 @@ AFTER = ("suite",)
 """Studies to run first: they train runs that this study uses."""
 MEASURING = MeasuringCost(heldout=20, rows=2.0)
 INDICES = (3, 13, 33, 53, 73, 93, 113, 133, 143)
-"""The evenly spaced checkpoints that are measured."""
+"""Which of the evenly spaced checkpoints are measured."""
 EXTRACTED = (33, 73, 113, 143)
 """Those of them at which memorized rows are counted, too."""
 EARLY = (1, 4, 16, 64)
@@ -38,11 +38,11 @@ LARGEST differ in both, and are of the largest size."""
 class Params(StudyParams):
     """The parameters of the study of seeds. The field `sizes` names two sizes.
 
-    Order and weights are varied one at a time, around the suite's run. A grid of all pairs of
-    seeds would need the square of the runs: ten seeds of each kind are 19 runs and give the ratio
-    of the two standard deviations with 9 and 9 degrees of freedom, while a grid of 5 x 5 gives it
-    with 4 and 4. In exchange, a grid separates the interaction of order and weights, which each of
-    our two lines includes.
+    Order and weights are varied one at a time, around the suite's run. A grid of all pairs of seeds
+    would need the square of the number of runs: ten seeds of each kind are 19 runs and give the
+    ratio of the two standard deviations with 9 and 9 degrees of freedom, while a grid of 5 x 5
+    gives it with 4 and 4. In exchange, a grid separates the interaction of order and weights, which
+    each of our two lines includes.
     """
 
     seeds: int = 3

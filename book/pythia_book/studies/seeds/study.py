@@ -101,7 +101,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     `neighbour_loss`: the final held-out loss of the neighboring size, or None;
     `gaps`: number of measurements without a readable checkpoint;
     `descent_bound`: the score above which a step continues from step 0; `tested_up_to`: the last
-        step that `verify` tests so.
+        step that `verify` tests in this way.
     """
     from pythia_book.measurements import LanguageMeasurement, measure_all
     from pythia_book.studies.registry import train_all

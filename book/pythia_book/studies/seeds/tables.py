@@ -117,9 +117,9 @@ def tables(scores: Scores) -> dict[str, pd.DataFrame]:
         or ADDED), `measure`, `step` and `percent`.
     `single`: what the spread means for single runs at the end, by `measure` and `kind` (BOTH or
         LARGEST): `sd`, the spread in bands (see `seed_spread.of_single_runs`), from `n` runs;
-        `differ`, the difference that two runs with different seeds exceed in one case of
-        twenty; `items`, the standard deviation of a run due to the choice of items; and the spread
-        over seeds divided by `items`, `value` with its interval `low` to `high`.
+        `differ`, the difference that two runs with different seeds exceed one time in
+        twenty; `items`, the standard deviation of a run due to the choice of items; and `value`
+        (with its interval `low` to `high`), the spread over seeds divided by `items`.
     `pairs`: `value` of the arrays of `pairs.compare`, by `pair`, `quantity` and `step`.
     """
     import pandas as pd

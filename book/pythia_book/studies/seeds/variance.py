@@ -80,8 +80,8 @@ def _mean_squares(grid: np.ndarray) -> tuple[float, float, float]:
 def spread_ratio(above: np.ndarray, below: np.ndarray) -> Estimate:
     """Return the standard deviation of `above` divided by that of `below`, with its F interval.
 
-    The two are float[seeds] of independent runs. One run in common, as the center of two lines of
-    seeds is, correlates the two variances so little that the interval keeps its coverage.
+    The two are float[seeds] of independent runs. One run in common, such as the center of two lines
+    of seeds, correlates the two variances so little that the interval keeps its coverage.
 
     Raises:
         DataError: fewer than two values, a value is not finite, or `below` does not vary.
@@ -98,7 +98,7 @@ def added_ratio(both: np.ndarray, order: np.ndarray, weights: np.ndarray) -> Est
 
     If order and weights contributed independently of each other, the variance with both seeds
     varied would be the sum of the variances with one varied, and the ratio 1. The ratio is
-    the root of 1/2 if any change of a seed has all the effect that both changes have. The
+    the root of 1/2 if changing either seed alone has the full effect of changing both. The
     F interval has Satterthwaite's degrees of freedom for the sum. Arguments: float[seeds] each.
     """
     groups = [_checked(each, 1, "values over seeds") for each in (both, order, weights)]

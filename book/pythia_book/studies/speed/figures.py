@@ -150,7 +150,7 @@ def ratios(result: Result) -> Drawing:
 
 
 def _points(ax: Axes, frame: pd.DataFrame) -> list[str]:
-    """Draw a mark for each measurement; return the values as texts."""
+    """Draw a mark for each measurement; return the values as text."""
     groups, series = list(dict.fromkeys(frame.group)), list(dict.fromkeys(frame.series))
     words, keys = [], {}
     for j, name in enumerate(series):

@@ -41,7 +41,7 @@ PRECISIONS = ("fp32", "bf16")
 GPU_FILES = {"steps": "train", "operations": "kernels", "attention": "attention"}
 """Maps each kind of GPU measurement to the file that `gpu-check` writes."""
 OWN_NAMES = {"gelu": "GELU", "layer_norm": "LayerNorm"}
-"""Maps operations to the names by which the page calls torch's own."""
+"""Maps operations to what the page calls torch's own versions of them."""
 NO_GPU = "none"
 """Shown instead of a GPU's name if none was measured."""
 H100_BYTES = 80e9
@@ -402,7 +402,7 @@ def _at_least(text: str, e: Estimate | None, bound: float = 1.0) -> Claim:
     )
     if e.low < bound <= e.high:
         test = untestable(
-            f"the range of the repeats includes {bound:g}, and a range is no confidence interval",
+            f"the range of the repeats includes {bound:g}, and ranges are not confidence intervals",
             note=note,
         )
     else:
@@ -453,7 +453,7 @@ def values(machine: Row, gpu: list[Row], tables: dict[str, pd.DataFrame]) -> dic
     """Map names to the numbers that the page quotes.
 
     `ratio_PRECISION` is the time of the fastest step of `transformers` relative to ours, and
-    `products_PRECISION` the percentage of our step that its matrix products take, both as texts,
+    `products_PRECISION` the percentage of our step that its matrix products take, both as text,
     by size. `own_faster` lists torch's own operations that take less time than ours, and how much.
     `vocabulary_SIZE` is the predicted percentage of our step on a GPU that goes into the products
     with the vocabulary and the loss. `machine` describes the CPU; the first row of `gpu`, if there

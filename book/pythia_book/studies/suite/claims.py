@@ -31,7 +31,7 @@ FLAT_MARGIN = 0.05
 LEARNS_FROM = 25_000
 """Models with at least this many non-embedding parameters should show the planted associations."""
 TOTAL_HOURS = 544_280
-"""A100-hours of all training, by Appendix D of the paper."""
+"""A100-hours of all training, according to Appendix D of the paper."""
 
 
 def claims(
@@ -188,8 +188,8 @@ def _planted_checks(facts: dict[str, Any], tables: Tables, whole: bool) -> list[
 def _no_slope(flat: pd.DataFrame) -> Test:
     """Test whether the mean slope of models without associations is practically zero.
 
-    Models that are too small to learn associations are left out: they could have no slope anyway.
-    `flat` is the table of `associations.flat_table`.
+    Models that are too small to learn associations are left out: they would have no slope in any
+    case. `flat` is the table of `associations.flat_table`.
     """
     sizes = [size for size in flat["size"].unique() if nominal_parameters(size) >= LEARNS_FROM]
     able = flat[flat["size"].isin(sizes)]
@@ -221,9 +221,9 @@ def _claims_on_the_suite() -> list[Claim]:
             "data in one order and public checkpoints.",
             "section 1",
             released=untestable(
-                "that no other suite existed cannot be shown by a list of suites",
+                "a list of suites cannot show that no other suite existed",
                 note=f"of the {len(earlier)} suites in the table from before 2023, "
-                f"{len(whole) or 'none'} is shown to have public data in a known order; many cells "
+                f"{len(whole) or 'none'} is known to have public data in a known order; many cells "
                 "are unproven",
             ),
             quote="The Pythia suite is the only publicly released suite of LLMs that satisfies "

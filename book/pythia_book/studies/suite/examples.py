@@ -91,7 +91,7 @@ def writing(
 
 
 def batch_facts(runs: Sequence[Run]) -> dict[str, Any]:
-    """Describe the batch in the middle of training on one text, which all of some runs read.
+    """Describe the batch in the middle of training on one text, which all of `runs` read.
 
     The keys are step, hash, agree (in how many of the logs the batch has this hash), runs, rows (in
     the batch) and passages. A passage is the part of a document in one of the first N_ROWS rows;

@@ -290,8 +290,8 @@ class Suites:
                 cells.append(f'<td data-label="{heading}">{html.escape(str(text))}{links}</td>')
             body.append(f"<tr>{''.join(cells)}</tr>")
         caption = (
-            f"Suites of language models and what is public of them, from pages read in copies of "
-            f"about {self.read}. First column: year, sizes, number of models. Unproven: no page "
+            f"Suites of language models and what is public about them, from copies of pages made "
+            f"around {self.read}. First column: year, sizes, number of models. Unproven: no page "
             "that was read supports a value. Raised numbers link to the sources."
         )
         items = "".join(

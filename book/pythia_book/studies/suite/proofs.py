@@ -49,7 +49,12 @@ def proofs_table(suite: Suite, resume_steps: int) -> pd.DataFrame:
     caught = {s for group in duplicate_steps(planted) for s in group} >= set(due[2:-1:3])
     rows: list[tuple[str, str, int, int]] = [
         ("complete", "scheduled checkpoints are there", len(due) * len(suite), missing),
-        ("distinct", "checkpoints differ from each other, but step 1 from 0", len(groups), copies),
+        (
+            "distinct",
+            "checkpoints differ from each other, except step 1 from 0",
+            len(groups),
+            copies,
+        ),
         ("distinct", "planted copies of the last checkpoint are caught", 1, int(not caught)),
     ]
     sizes = list(dict.fromkeys(size for size, _ in suite))
@@ -61,7 +66,8 @@ def proofs_table(suite: Suite, resume_steps: int) -> pd.DataFrame:
         rows += [
             ("same order", f"{arm}: batches equal those of the smallest model",
              sum(map(len, logs[1:])), differing),
-            ("same order", f"{arm}: logged batches equal the order made anew", len(logs[0]), wrong),
+            ("same order", f"{arm}: logged batches equal those of the recomputed order",
+             len(logs[0]), wrong),
         ]  # fmt: skip
     unequal = sum(not start_equal([hashes[size, arm] for arm in DATA_ARMS]) for size in sizes)
     steps, differing, same = retrain_interrupted(suite[sizes[0], DATA_ARMS[0]], resume_steps)

@@ -158,7 +158,7 @@ def _larger_improve_more(operands: pd.DataFrame, n_tests: int) -> Test:
     if effect is None or not effect.low < effect.high or smallest_seen(effect, n_tests) <= 100:
         return test
     reason = (
-        "so few models differ by so much that no possible effect would be detected with "
+        "the models are so few, and differ so much, that no possible effect would be detected with "
         f"{100 * POWER:.0f} % power"
     )
     return untestable(reason, effect, test.unit, test.units, note)
@@ -276,7 +276,7 @@ def _on_coins(params: Params, scores: NumberScores) -> list[Claim]:
         rows.append(
             Claim(
                 f"The right answer is {what} for numbers whose frequency was raised at random.",
-                "section 3.3, of Elazar et al. 2022 and Kandpal et al. 2022, on questions of fact",
+                "section 3.3, about Elazar et al. 2022 and Kandpal et al. 2022",
                 untestable(ADDED, boost, unit, pairs, f"{note}{more}")
                 if measure == "choice"
                 else rises(boost, unit, pairs, note=f"{note}{more}"),

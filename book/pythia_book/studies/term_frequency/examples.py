@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pythia_core.model import GPTNeoX
 
 NO_NUMBER = -1
-"""Stands for an answer that is no number of at most MOST_DIGITS digits."""
+"""Stands for an answer that is not a number of at most MOST_DIGITS digits."""
 MOST_DIGITS = 4
 SHOWN = 2
 """How many sums are shown of each kind."""

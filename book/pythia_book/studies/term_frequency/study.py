@@ -320,7 +320,7 @@ def _word_values(params: Params, table: pd.DataFrame) -> dict[str, Any]:
 
     `words_most`: how many words are in the most frequent bin;
     `words_gap`: how much more often the largest model picks these than the rarest words, in points;
-    `words_below`: of how many of the `n_sizes` sizes this is negative.
+    `words_below`: for how many of the `n_sizes` sizes this is negative.
     """
     numbers: dict[str, Any] = {"n_sizes": len(params.size_list)}
     for suffix, read in (("", True), ("_unread", False)):
