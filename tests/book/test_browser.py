@@ -216,17 +216,25 @@ def test_the_tools_of_a_figure(fresh: Path, chromium: Browser) -> None:
         assert seen.problems == []
 
 
-def test_a_figure_shows_the_values_behind_it(fresh: Path, chromium: Browser) -> None:
+@pytest.mark.parametrize("size", [tools.WIDE, tools.PHONE])
+def test_a_figure_shows_the_values_behind_it(
+    size: tuple[int, int], fresh: Path, chromium: Browser
+) -> None:
     url = (fresh / "studies" / "gender_bias.html").as_uri()
-    with tools.visit(chromium, url) as seen:
+    with tools.visit(chromium, url, size) as seen:
         figure = seen.page.locator(".pythia-figure").first
         figure.scroll_into_view_if_needed()
         x, y = figure.evaluate(
             """figure => {
-              const svg = figure.querySelector('svg.wide'), box = svg.getBoundingClientRect();
-              const { series } = JSON.parse(svg.querySelector('.panel').dataset.values);
-              const [left, top] = series[0][3][0], scale = box.width / svg.viewBox.baseVal.width;
-              return [box.left + left * scale, box.top + top * scale];
+              const layouts = [...figure.querySelectorAll('.drawing > svg')];
+              const svg = layouts.find((each) => each.getClientRects().length);
+              const box = svg.getBoundingClientRect();
+              const scale = box.width / svg.viewBox.baseVal.width;
+              const [whole, shown] = [layouts[0], svg].map((each) =>
+                JSON.parse(each.querySelector('.panel').dataset.values));
+              const [[left], [top]] = whole.series[0][3];
+              const [a, b, c, d] = shown.moved || [1, 0, 1, 0];
+              return [box.left + (a * left / 10 + b) * scale, box.top + (c * top / 10 + d) * scale];
             }"""
         )
         seen.page.mouse.move(x, y)
