@@ -94,7 +94,7 @@ def prepare_streams() -> None:
 
 
 def _output_fails() -> bool:
-    """Return whether the standard output cannot be written.
+    """Return whether the standard output cannot be written to.
 
     If so, later output is discarded, so that Python does not fail again when it exits.
     """
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except MemoryError as error:
             print(
                 f"error: there is not enough memory ({error}); close other programs, or choose "
-                "smaller numbers or a smaller model",
+                "lower numbers in the options or a smaller model",
                 file=sys.stderr,
             )
             return 1

@@ -50,7 +50,7 @@ PLANTED_DOMAINS = ("copies", "equations", "occupations", "canaries")
 CONTROL_DOMAINS = {"occupations_flat": "occupations"}
 """Maps each control domain to the planted domain that the control domain replaces."""
 ALTERNATIVES = CONTROL_DOMAINS | {"copies_pile": "copies"}
-"""Maps each planted domain that is used only on request to the domain that it replaces."""
+"""Maps each domain that is used only on request to the planted domain that it replaces."""
 LABORATORY_DOMAINS = ("grammar", "repeats")
 """Domains of the corpus "laboratory"."""
 DOMAINS_OF = {

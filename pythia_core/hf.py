@@ -2,7 +2,7 @@
 
 A checkpoint with weights only, in the format of this library, is read too: its manifest replaces
 config.json. Pickled weights are rejected. A model that is saved and loaded in fp32 is unchanged.
-What `save` writes has hashes in the metadata of the weights, which are checked whenever the folder
+`save` puts hashes into the metadata of the weights. The hashes are checked whenever the folder
 is read; a folder written by another tool has none.
 
 The released models were trained differently from what their config.json declares, in two ways:
@@ -68,14 +68,14 @@ TENSORS = "tensors"
 
 
 class Weights(Mapping[str, Tensor]):
-    """Maps our names of tensors to the tensors in a folder's safetensors files.
+    """Maps our names for tensors to the tensors in a folder's safetensors files.
 
     A tensor is read when it is accessed. Stored tensors that the model computes from its config are
     left out. The hashes of a checkpoint, and of a folder that `save` wrote, are checked first.
 
     Attributes:
         problems: a sentence for each file or tensor that is missing, damaged or not expected.
-        shards: maps our name of each tensor to its file.
+        shards: maps our name for each tensor to its file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -142,7 +142,7 @@ class Weights(Mapping[str, Tensor]):
         try:
             name = our_name(stored_name)
         except KeyError:
-            self.problems.append(f"{file} has the tensor {stored_name}, which no GPT-NeoX has")
+            self.problems.append(f"{file} has a tensor {stored_name}, which no GPT-NeoX model has")
             return
         if name in self.shards:
             self.problems.append(
@@ -200,7 +200,7 @@ class Weights(Mapping[str, Tensor]):
 def mismatches(
     stored: Mapping[str, tuple[int, ...]], needed: Mapping[str, tuple[int, ...]]
 ) -> list[str]:
-    """Return a text for each difference between the shapes of stored and needed tensors."""
+    """Return a sentence for each difference between the shapes of stored and needed tensors."""
     problems = [f"the tensor {name} is missing" for name in needed if name not in stored]
     for name, shape in stored.items():
         if name not in needed:
@@ -234,7 +234,7 @@ class ModelSource:
     """Commit of the hub's repository; empty for a folder."""
     folder: Path
     step: int | None
-    """The step of the revision or, without one, of the folder (`stated_step`)."""
+    """The step in the revision's name or, if it has none, the `stated_step` of the folder."""
     stored: tuple[str, ...]
     """The dtypes of tensors in the files, e.g. ("F16",)."""
     declared: dict[str, Any]
@@ -287,7 +287,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def tokenizer_path(folder: Path) -> Path:
-    """Return where a model's tokenizer.json is, if it has one. Checkpoints share one."""
+    """Return where a model's tokenizer.json is, if it has one. A model's checkpoints share one."""
     return (folder.parent if is_checkpoint(folder) else folder) / TOKENIZER
 
 
@@ -377,7 +377,7 @@ def save(
         dtype: dtype of the stored tensors; None: the dtypes in the model.
         shard_bytes: a model with more bytes than this is split into several files.
         tokenizer: a tokenizer to write too; its end-of-document token becomes BOS and EOS.
-        settings: the `read_settings` of the model's source, which are written unchanged, except for
+        settings: what `read_settings` returns for the model's source, written unchanged except for
             the dtype; None: settings that follow from the model and the tokenizer.
         step: the step of training, if known; config.json states it as TRAINED_STEP.
 
@@ -419,7 +419,7 @@ def save(
 def _settings(
     config: ModelConfig, dtype: str, tokenizer: Tokenizer | None
 ) -> dict[str, dict[str, Any]]:
-    """Return the contents of the files in SETTINGS for a model, e.g. with the dtype "float32"."""
+    """Return the contents of the files in SETTINGS for a model whose dtype is, e.g., "float32"."""
     eod_id = 0 if tokenizer is None else tokenizer.token_to_id(EOD)
     special_ids = {"bos_token_id": eod_id, "eos_token_id": eod_id}
     settings: dict[str, dict[str, Any]] = {
@@ -459,7 +459,7 @@ def _bytes(tensor: Tensor, dtype: torch.dtype | None) -> int:
 
 
 def _shards(state: Mapping[str, Tensor], dtype: torch.dtype | None, limit: int) -> list[list[str]]:
-    """Split the names, in order, into groups of at most `limit` bytes, or of one tensor."""
+    """Split the names, in order, into groups of at most `limit` bytes or one tensor."""
     shards: list[list[str]] = [[]]
     size = 0
     for name, tensor in state.items():
@@ -517,7 +517,7 @@ WEIGHT_MAP: dict[str, str | None] = {
     "lm_head.weight": "embed_out.weight",  # its name in memory since transformers 5.13
     "embed_out.weight": "embed_out.weight",  # its name in files
 }
-"""Maps transformers' names of tensors to ours, with `{}` for the number of the layer; to None if
+"""Maps transformers' names for tensors to ours, with `{}` for the number of the layer; to None if
 the model computes the tensor from its config."""
 _INVERSE = {ours: name for name, ours in WEIGHT_MAP.items() if ours}
 _LAYER = re.compile(r"(?<=\blayers\.)\d+")
@@ -761,7 +761,7 @@ def local_revisions(folder: Path) -> list[str]:
 
 
 def locate_folder(source: str | Path, revision: str = "main") -> ModelFolder:
-    """Return the subfolder of `source` that is named like the revision, or has the same step.
+    """Return the subfolder of `source` that has the revision's name or the same step.
 
     Without such a subfolder, return `source` itself if the revision is "main" or the name of
     `source`.

@@ -309,7 +309,7 @@ class GPTNeoX(nn.Module):
         """Return the hidden states after the final LayerNorm, (B, T, d), for token ids (B, T).
 
         Args:
-            cache: replaces the attention, e.g. to attend also to preceding tokens (see Cache).
+            cache: replaces the attention, e.g. to also attend to preceding tokens (see Cache).
             at: indices into the B*T positions, int64[n]. The result is then (n, d), and the last
                 block computes little more than these positions.
             dtype: dtype of the result.

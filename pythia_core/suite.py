@@ -311,7 +311,7 @@ def scale_named(name: str) -> Scale:
 
 DATA_ARMS = ("standard", "deduplicated")
 SUITE_SEED = 1234
-"""The seed of both weights and data order of the suite, as of the released models."""
+"""The seed of both weights and data order of the suite, as for the released models."""
 
 Cell = tuple[str, str]
 """A run of the suite, as (size, data arm). The data arm is one of the corpora in DATA_ARMS."""

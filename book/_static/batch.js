@@ -259,7 +259,7 @@ function path(figure) {
   ];
 }
 
-/** Where a document went whose text is not on the page. */
+/** Says where a document went if its text is not on the page. */
 function pathOfDocument(figure) {
   const { data, state } = figure, { order } = chosen(figure), { document } = state;
   const places = [...order.documents.keys()].filter((place) => order.documents[place] === document);
@@ -311,7 +311,7 @@ function figureOf(name, data) {
   const figure = { name, data, state };
   figure.steps = () => {
     const { order } = chosen(figure), all = Math.floor(order.rows.length / data.batchSize);
-    return data.documents.length ? all : data.steps; // of the others no text is here
+    return data.documents.length ? all : data.steps; // only these have their text on the page
   };
   figure.most = {
     step: () => figure.steps() - 1, row: () => data.batchSize - 1, token: () => data.seqLen,
@@ -380,7 +380,7 @@ function draw(host, figure) {
   host.querySelector(".path").innerHTML = `<h3>${title}</h3><ol>${path(figure).map((each) => `<li>${escaped(each)}</li>`).join("")}</ol>`;
 }
 
-/** What the address holds of a figure's state; null is what the page starts with. */
+/** Values of a figure's state for the address; null if the page starts with the value. */
 function kept(figure) {
   const { state, data, name } = figure;
   const start = { seed: data.seed, epochs: data.epochs, step: data.first[0], row: data.first[1], token: 0 };

@@ -1,7 +1,7 @@
 /* The page on checkpoints: a prompt, a slider over training, and what the control and two forks expect.
 
    checkpoints.model.js computes and checkpoints.view.js draws. Weights come from scripts that call
-   pythiaCheckpoint(name, content): all that a page can load that was opened as a file. */
+   pythiaCheckpoint(name, content): a page that was opened as a file can load only scripts. */
 "use strict";
 
 (() => {
@@ -39,7 +39,7 @@
   const idle = () => new Promise((done) =>
     (window.requestIdleCallback ? requestIdleCallback(() => done()) : setTimeout(done, 300)));
 
-  /** Load checkpoints and compute what they expect, each in a task of its own: the page answers in between. */
+  /** Load checkpoints and compute what they expect, each in a task of its own, so that the page stays responsive. */
   async function prepare(page, names, turn, wait) {
     for (const name of names) {
       await load(page, name);

@@ -56,7 +56,7 @@ const pythiaModel = (() => {
       return found;
     }
 
-    /** The text of tokens; bytes that are no UTF-8 become U+FFFD, special tokens nothing. */
+    /** The text of tokens; bytes that are not UTF-8 become U+FFFD, special tokens nothing. */
     function decode(list) {
       const bytes = list.flatMap((id) => Array.from(tokens[id] || "", (c) => bytesOf.get(c)));
       return new TextDecoder("utf-8", { ignoreBOM: true }).decode(new Uint8Array(bytes));

@@ -82,7 +82,7 @@ const pythiaView = (() => {
 
   /** Replace an element with the prompt and a sampled continuation.
 
-      A few tokens at a time, so that the page answers in between; not at all if the element is gone. */
+      A few tokens at a time, so that the page stays responsive; not at all if the element is gone. */
   function complete(page, name, prompt, place) {
     const { config, eod } = page.manifest, { values, state } = expect(page, name, prompt);
     const { temperature, seed } = page.state, ids = [];
@@ -90,7 +90,7 @@ const pythiaView = (() => {
     const tokens = pythiaModel.sample(config, page.weights.get(name), state, values, options);
     const more = () => {
       if (!place.isConnected) return;
-      if (!ids.length) state.length = prompt.ids.length; // of an earlier sample
+      if (!ids.length) state.length = prompt.ids.length; // drops an earlier sample
       for (let i = 0; i < SLICE; i++) {
         const { value, done } = tokens.next();
         if (done) {
@@ -191,17 +191,17 @@ const pythiaView = (() => {
   /** A new element of a picture. */
   function drawn(tag, attributes, text) {
     const outer = make("div");
-    outer.innerHTML = "<svg></svg>"; // has the namespace
+    outer.innerHTML = "<svg></svg>"; // its child has the namespace
     const element = document.createElementNS(outer.firstChild.namespaceURI, tag);
     for (const key of Object.keys(attributes)) element.setAttribute(key, attributes[key]);
     if (text) element.textContent = text;
     return element;
   }
 
-  /** The share of feminine pronouns over training: of suggested prompts, or as far as checkpoints are loaded. */
+  /** The share of feminine pronouns over training: for suggested prompts all of it, else what is loaded. */
   function trace(page, prompt, noun) {
     const { timeline, manifest } = page, box = page.parts.trace, width = box.clientWidth;
-    const known = (manifest.shares || {})[prompt.text] || {}; // of suggested prompts
+    const known = (manifest.shares || {})[prompt.text] || {}; // for suggested prompts
     if (!width) return;
     const x = (index) => 8 + (width - 16) * index / (timeline.length - 1), y = (share) => 62 - 56 * share;
     const svg = drawn("svg", { viewBox: `0 0 ${width} 68`, width, height: 68, "aria-hidden": "true" });

@@ -19,14 +19,14 @@ const explorable = (() => {
     const words = values.toString();
     try {
       history.replaceState(null, "", (words ? `?${words}` : location.pathname) + location.hash);
-    } catch { /* the browser forbids it, e.g. of a file */ }
+    } catch { /* the browser forbids it, e.g. for a file */ }
   }
 
   /** Put values into the page's address, a moment later; null removes a value. */
   function store(values) {
     Object.assign(pending, values);
     clearTimeout(waiting);
-    waiting = setTimeout(write, 250); // browsers limit how often
+    waiting = setTimeout(write, 250); // browsers limit how often the address may change
   }
 
   /** Let pointers drag: `grab(event)` returns what follows the pointer, a function, or null. */

@@ -45,7 +45,7 @@ function pointsOf(panels, whole = panels) {
   });
 }
 
-/** What is said of a point: its series, its place, its value with the interval. */
+/** What is said about a point: its series, its place, its value with the interval. */
 function linesOf(point) {
   const { panel, flat } = point;
   const [place, unit] = flat ? [panel.y, panel.x] : [panel.x, panel.y];

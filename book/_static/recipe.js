@@ -11,7 +11,7 @@ const CHOICES = { gpus: ["H100s of 80 GB", [1, 2, 4, 8, 16, 32, 64, 128, 256, 51
 const SHAPE = ["layers", "width", "heads", "vocabulary"];
 const OWN = "own";
 
-const LIMIT = 1e6; // of a price
+const LIMIT = 1e6; // the largest price
 
 const grouped = (x) => Math.round(x).toLocaleString("en-US");
 const escaped = (words) => String(words).replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
@@ -55,7 +55,7 @@ function change(c, state, name, value) {
   }
 }
 
-/** What the address holds of a state; null is what the page starts with. */
+/** Values of a state for the address; null if the page starts with the value. */
 function kept(c, state) {
   const start = initial(c), own = state.size === OWN;
   return Object.fromEntries(Object.entries(state).map(([name, value]) =>

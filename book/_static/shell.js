@@ -1,5 +1,5 @@
 /* The frame of a page: boxes that scroll get a name and a stop of the Tab key while they scroll, the
-   menus above a page close like menus, and links into a fold open it. */
+   menus above a page close on Escape and on clicks elsewhere, and links into a fold open it. */
 'use strict';
 
 (() => {

@@ -41,7 +41,7 @@ PROJECT = ("LICENSE", "notebooks/*.ipynb", "pythia_core/**/*", "book/pythia_book
            "book/recorded/*/*/record.json", "book/recorded/*/*/released_*.csv")  # fmt: skip
 """Patterns of the project's files to pack: those that studies read as they run."""
 COMPRESSED = (".whl", ".gz")
-"""Endings of the names of files that xz cannot make smaller."""
+"""Suffixes of files that xz cannot make smaller."""
 DICTIONARY = 1 << 29
 """Bytes of the xz dictionary: large, because texts are packed twice, in full and deduplicated."""
 
@@ -87,8 +87,8 @@ def make_bundle(
         out: path of the archive, *.tar or *.tar.xz. A .tar.xz is smaller, but takes minutes.
         studies: the studies that `run.sh` will run.
         max_size: limit of the archive's size in MB; None: no limit.
-        wheels_for: a version of Python, e.g. "3.12": pack the wheels that run notebooks, which
-            `run.sh` uses if the machine lacks them. "": pack none.
+        wheels_for: a version of Python, e.g. "3.12": pack wheels for running notebooks;
+            `run.sh` installs those that the machine lacks. "": pack none.
 
     Raises:
         ConfigError: an unknown scale or study, a scale that needs released models, a wrong suffix
@@ -149,7 +149,7 @@ def _check_size(size: float, bound: str, parts: Mapping[str, Part], max_size: fl
         return
     kinds = _by_kind({name: _size(part) for name, part in parts.items()}).items()
     raise ConfigError(
-        f"the archive would have {bound}{size / 1e6:.1f} MB, but --max-size allows {max_size:g}. "
+        f"the archive would be {bound}{size / 1e6:.1f} MB, but --max-size allows {max_size:g}. "
         "Before compression, in MB: "
         f"{', '.join(f'{kind} {n_bytes / 1e6:.1f}' for kind, n_bytes in kinds)}. Choose fewer "
         "--studies or a smaller --scale, or name the archive *.tar.xz to compress it"
@@ -170,7 +170,7 @@ def project_files(root: Path) -> dict[str, Part]:
 
 
 def _cache(scale: str, studies: Sequence[str], progress: bool) -> dict[str, Part]:
-    """Prepare or download what studies read from the cache; map archive names to it."""
+    """Prepare or download what studies read from the cache; map archive names to these files."""
     root = cache_dir()
     files: list[Path] = []
     for data in needed_data(scale, studies):
@@ -191,7 +191,7 @@ def _cache(scale: str, studies: Sequence[str], progress: bool) -> dict[str, Part
 
 
 def _definitions(scale: str, progress: bool) -> list[Path]:
-    """Return the paths in the cache of the definitions that the study term_frequency tests."""
+    """Return the cached files with the definitions that the study term_frequency tests."""
     from pythia_book.studies.term_frequency.definitions import definitions_file
 
     return [definitions_file(data, progress) for data in texts_of(scale, ["term_frequency"])]

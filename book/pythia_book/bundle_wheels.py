@@ -22,8 +22,8 @@ PACKAGES = (
     "papermill", "pexpect", "platformdirs", "prompt-toolkit", "ptyprocess", "pure-eval", "pyzmq",
     "referencing", "rpds-py", "six", "stack-data", "tenacity", "tornado", "traitlets", "wcwidth",
 )  # fmt: skip
-"""papermill, ipykernel and what they import when a notebook runs: no completion (jedi), no debugger
-(debugpy)."""
+"""papermill, ipykernel and what they import when a notebook runs: neither completion (jedi) nor the
+debugger (debugpy)."""
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 
@@ -50,7 +50,7 @@ def notebook_wheels(root: Path, python: str) -> list[Path]:
 
 
 def pinned(lock: Path) -> str:
-    """Return the lines of PACKAGES in a lock file, in pip's format, with the hashes.
+    """Return a lock file's lines for PACKAGES, with the hashes, in pip's format.
 
     Raises:
         DataError: the file is missing or lacks a package.

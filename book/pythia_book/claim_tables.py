@@ -23,7 +23,7 @@ Row = dict[str, Any]
 """A claim as a record stores it (pythia_book.verdicts.judge)."""
 
 RULE = "Every verdict from a 95 % interval follows one rule, with Holm's correction."
-"""Said below tables with such a verdict."""
+"""Shown below tables that have such a verdict."""
 RULE_LINK = "How verdicts are given"
 HEADER = ("Claim", "Released models", "Our miniature", "Verdict")
 WHOSE = {"released": "released models", "ours": "our miniature"}

@@ -18,8 +18,8 @@ from pythia_book.stats import Estimate, exact_share, mean_over, t_interval
 def resampled(columns: np.ndarray, text: np.ndarray, draws: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the sums of `columns` [n, k] over all rows, [k], and over each resample, [draws, k].
 
-    Whole texts are resampled; `text` has the text of each row. Texts with equal sums are drawn
-    together, which saves time without changing the distribution.
+    Whole texts are resampled; `text` has the number of each row's text. Texts with equal sums are
+    drawn together, which saves time without changing the distribution.
     """
     _, text = np.unique(text, return_inverse=True)
     n_texts = int(text.max()) + 1 if len(text) else 0

@@ -36,7 +36,7 @@ def conduct(
         released: selects the released tables that the study shows; None: no tables.
         published: the released results; None: the results in `PYTHIA_PUBLISHED_DIR` or, if this is
             not set, the released tables in a record of the study.
-        seed_bands: whether figures draw `style.seed_band`, so that the table
+        seed_bands: whether figures draw `style.seed_band`; if so, the table
             `seed_spread.TABLE` is added to the study's tables.
 
     Raises:

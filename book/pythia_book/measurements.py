@@ -106,8 +106,8 @@ def measure_each(
 ) -> tuple[dict[CheckpointKey, list[Arrays]], list[Gap]]:
     """Apply several measurements to many checkpoints in parallel, reusing cached results.
 
-    Each checkpoint is loaded at most once. Several processes, even on other machines, that share
-    the folder of results share the work; each returns when all is measured. `title` names the
+    Each checkpoint is loaded at most once. Processes that share the folder of results, even from
+    other machines, divide the work; each returns when all is measured. `title` names the
     measurements in the progress bar.
 
     Args:
@@ -158,7 +158,7 @@ def _measure_checkpoint(job: MeasureJob) -> list[Arrays] | str:
     """Measure a checkpoint and cache the arrays; return the error as text if loading fails.
 
     Raises:
-        TakenElsewhere: another process is making one of these; the others are made first.
+        TakenElsewhere: another process is making a measurement; the others are made first.
     """
     run, step, measurements, available = job
     results: list[Arrays] = []

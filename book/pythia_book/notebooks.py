@@ -360,7 +360,7 @@ def machine_traces(text: str) -> list[str]:
 
 
 PATH_PARAMETERS = ("PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH")
-"""The parameters that papermill's options --inject-paths etc. add. They change no result."""
+"""Parameters that papermill adds with options such as --inject-paths. They change no result."""
 
 
 def clean_notebook(notebook: Notebook) -> Notebook:

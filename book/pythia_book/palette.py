@@ -22,7 +22,7 @@ BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#00875f"
 PINK, SKY, GOLD, BROWN = "#b5538c", "#2f8fc9", "#a67c00", "#7a5f2a"
 """Colors for anything but model sizes; color-blind readers can tell them apart."""
 PALE = "#d4d4d4"
-"""Fills an area that is not about data, or the rest of a whole."""
+"""Fills areas that do not show data, or the rest of a whole."""
 DARK_PAGE = "#121212"
 """The background of the site's dark pages."""
 THEME = {

@@ -62,7 +62,7 @@ KERNEL_ARGUMENTS = ["--log-level=CRITICAL", "--InteractiveShell.xmode=Plain"]
 can take ten seconds, which would delay a stop."""
 
 _SHORT = reprlib.Repr()
-"""Shows values in messages: a short YAML text with aliases can name a list of any length."""
+"""Shortens values in messages: with aliases, a short YAML text can mean a list of any length."""
 _SHORT.maxlevel = 2
 
 _INFORMATION = {"-h", "--help", "--help-notebook", "--version"}

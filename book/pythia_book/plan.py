@@ -120,7 +120,7 @@ class Plan:
 
 
 def _rounded(seconds: float) -> str:
-    """Format an estimate; one above five minutes in whole minutes."""
+    """Format an estimate, in whole minutes if it is above five minutes."""
     whole = 60 * round(seconds / 60) if seconds > 300 else seconds
     return duration_text(whole).removesuffix(" 0 s")
 
@@ -172,7 +172,7 @@ def _estimate(
     finished: Finished | None,
     alone: bool,
 ) -> tuple[float | None, str]:
-    """Return the rough seconds of a run (None: unknown), and their source unless it is `record`.
+    """Estimate the seconds of a run (None: unknown); return also the source, "" for `record`.
 
     Args:
         alone: whether the time in `record` includes the training of its models.
@@ -200,7 +200,7 @@ def _estimate(
 
 
 def start_message(study: str, parameters: dict[str, Any]) -> str:
-    """Return the message at the start of a study: what is left to train, and roughly how long.
+    """Return the message at the start of a study: what is left to train, and the estimated time.
 
     Args:
         parameters: the values of all parameters; `scale` among them.
@@ -218,10 +218,10 @@ def start_message(study: str, parameters: dict[str, Any]) -> str:
 
 
 def plans(studies: Sequence[str], scale: str | None, force: bool = False) -> list[Plan]:
-    """Plan several studies with default parameters; a model counts in the first that lacks it.
+    """Plan several studies with default parameters; a model counts for the first that needs it.
 
     Args:
-        scale: None: the default of each study.
+        scale: the scale of all studies; None: each study's default.
         force: whether studies run even if they are up to date.
 
     Raises:

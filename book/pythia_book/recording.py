@@ -128,7 +128,10 @@ def fill_block(path: Path, name: str, content: str) -> None:
     """
     text = path.read_text(encoding="utf-8")
     if not _block(name).search(text):
-        raise DataError(f"{path.name} has no block <!-- {name} --> ... <!-- /{name} -->")
+        raise DataError(
+            f"{path.name} has no block <!-- {name} --> ... <!-- /{name} -->; restore the file "
+            "with git"
+        )
     filled = _block(name).sub(lambda m: f"{m.group(1)}{content.strip()}\n{m.group(2)}", text)
     if filled != text:
         with atomic_file(path) as temporary:
@@ -137,7 +140,7 @@ def fill_block(path: Path, name: str, content: str) -> None:
 
 COSTS_FILE = "book/recorded/costs.csv"
 COSTS_BLOCK = "costs"
-"""The block of the README with the same rows."""
+"""The name of the README's block with the rows of COSTS_FILE."""
 COSTS = (
     "study",
     "scale",
@@ -170,8 +173,8 @@ def costs_of(record: dict[str, Any]) -> tuple[str, ...]:
 def all_costs(root: Path) -> list[tuple[str, ...]]:
     """Return the rows of the cost table: one per study, scale and processor.
 
-    The rows are for the records and, from book/recorded/costs.csv, for earlier records that were
-    made on another processor. The row of a record replaces an earlier row with a different number
+    There is a row for each record, and one for each earlier record in book/recorded/costs.csv that
+    was made on another processor. A record's row replaces an earlier row with a different number
     of threads.
 
     Raises:

@@ -95,8 +95,8 @@ _TYPES: dict[str, Any] = {
     "commit": _COMMIT,
     "redrawn": {"created": str, "commit": _COMMIT},
 }
-"""The types of a record's entries: a list has that of its items, a dict those of its entries, and a
-float may be an int. Any entry may be null, except for those in _REQUIRED."""
+"""The types of a record's entries. A list has the type of its items, and a dict the types of its
+entries. A float may be an int. Any entry may be null, except for those in _REQUIRED."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -107,7 +107,7 @@ def _plain(value: Any) -> Any:
     """Convert a value to JSON types; NaN and infinities become None.
 
     Raises:
-        ConfigError: the value has something other than numbers, text, lists and dicts.
+        ConfigError: the value contains something other than numbers, text, lists and dicts.
     """
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
@@ -135,7 +135,7 @@ def _rounded(value: Any) -> Any:
 
 
 def _wrong_types(value: Any, expected: Any, name: str) -> Iterator[str]:
-    """Yield the names of entries in `value` whose type is not that in `expected`, see _TYPES."""
+    """Yield the names of entries in `value` whose type is not that in `expected` (see _TYPES)."""
     if expected is float:
         if not isinstance(value, (int, float)) or not abs(value) < 1e300:  # it may be NaN
             yield name

@@ -211,7 +211,7 @@ def _cell_changes(old: notebooks.Notebook, new: notebooks.Notebook) -> list[str]
     if len(old.cells) != len(new.cells):
         lines.append(f"number of cells: {len(old.cells)} -> {len(new.cells)}")
     if stamps[0] != stamps[1] and not lines:
-        lines.append("stamp")
+        lines.append("stamp of the notebook changed")
     if not lines and _without_stamp(old) != _without_stamp(new):
         lines.append("metadata of the notebook changed")
     return lines

@@ -52,12 +52,12 @@ def find(scale: str, redrawn: Path | None = None) -> pd.DataFrame:
 
 
 def of_single_runs(spreads: pd.DataFrame) -> pd.DataFrame:
-    """Return, with COLUMNS, how much single runs of both sizes vary if both seeds do.
+    """Return, with COLUMNS, how much single runs of each size vary if both of their seeds vary.
 
     On average, a change of both seeds moves a result at least as far as a change of one. So if the
     runs in which both vary have a smaller spread than all groups pooled, this is chance, and the
-    pooled spread is used. Where the other groups were not measured, it is taken to be larger by
-    the same factor as at the end. `spreads` is the study's table of that name.
+    pooled spread is used. Where the other groups were not measured, it is taken to exceed
+    that of these runs by the same factor as at the end. `spreads`: the study's table of that name.
     """
     import pandas as pd
 
@@ -97,8 +97,8 @@ def spread_at(
 
     Args:
         table: the result of `find`.
-        percent: how much of training is done at each point, in percent. Outside the measured range
-            the result is NaN, but step 0 has the weights of step 1.
+        percent: how much of training is done at each point, in percent. Outside the measured range,
+            the result is NaN; step 0, which has the weights of step 1, also has its value.
     """
     rows = table[table.measure == measure]
     percent = np.asarray(percent, np.float64)
@@ -123,7 +123,7 @@ def spread_at(
 
 
 def source_text(table: pd.DataFrame, measure: str) -> str:
-    """Say which seeds the spread of a measure is from, e.g. "10 of 25k and 3 of 600k"; or ""."""
+    """Say which seeds the spread of a measure is from, e.g. "10 of 25k"; "" if it is unknown."""
     rows = table[table.measure == measure]
     counts = rows.groupby("size").n.max()
     sizes = sorted(counts.index, key=nominal_parameters)

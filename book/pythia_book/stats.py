@@ -182,7 +182,7 @@ def t_interval(value: float, error: float, df: float, n_items: int, n_seeds: int
 
 
 def jackknife(value: float, without: Sequence[float] | np.ndarray) -> Estimate:
-    """Return a value with a t-interval, from the values that leave out each unit in turn (>= 2)."""
+    """Return a value with a t-interval, from values that omit each of two or more units in turn."""
     n = len(without)
     e = mean_over(n * value - (n - 1) * np.asarray(without, np.float64))
     return replace(e, value=value, low=value + e.low - e.value, high=value + e.high - e.value)
@@ -226,8 +226,8 @@ def slope(
     With fewer than three points there is no interval, and the result is None.
 
     Args:
-        errors: the standard errors of `y`, float[n]; each point is weighted by the inverse of the
-            square. They need to be right only up to a common factor, because the scatter about the
+        errors: the standard errors of `y`, float[n]; points are weighted by the inverse of their
+            squares. Errors need to be right only up to a common factor, as the scatter about the
             line is estimated. None: all points weigh the same.
     """
     a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)

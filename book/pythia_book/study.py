@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 LIMITS = {"seed": (0, 2**32 - 1), "bootstrap": (100, 20_000), "limit": (5, 100_000)}
-"""Maps integer fields that most studies have to their smallest and largest accepted values. More
+"""Maps integer fields of most studies to their smallest and largest accepted values. More
 resamples would exceed a laptop's memory, after all the training."""
 
 
@@ -127,7 +127,7 @@ def parse_names(text: str, accepted: Collection[str], kind: str, plural: str) ->
 
 
 MOST_DIGITS = 9
-"""Enough for any count, and below the limit of `int`."""
+"""Enough for any count, and fewer digits than `int` accepts."""
 
 
 def whole_numbers(text: str) -> list[int]:

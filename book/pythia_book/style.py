@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["BLUE", "GREEN", "GRID", "INK", "MUTED", "ORANGE", "WHITE", "shade", "size_color"]
 
 FIGURE_TYPE = "application/vnd.pythia.figure+json"
-"""MIME type of what the site needs to know of a figure, apart from its wide SVG."""
+"""MIME type of what the site needs to know about a figure, apart from its wide SVG."""
 DASH = "\N{EN DASH}"
 """Marks an empty cell of a table."""
 WIDTH, NARROW = 7.4, 3.68
@@ -286,7 +286,7 @@ def one_line(text: str) -> str:
 
 @dataclasses.dataclass
 class _Page:
-    """What `panels` knows of a figure: its small print, its height, and its panels by rows."""
+    """What `panels` knows about a figure: its small print, its height, and its panels by rows."""
 
     note: str = ""
     command: str = ""

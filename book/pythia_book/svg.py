@@ -28,20 +28,20 @@ SVG = "http://www.w3.org/2000/svg"
 LINK = "{http://www.w3.org/1999/xlink}href"
 FONTS = "'DejaVu Sans', Verdana, sans-serif"
 DENSE = 40
-"""A curve with more points than this keeps about this many for hovering, evenly chosen."""
+"""A curve with more points than this keeps only this many for hovering, evenly chosen."""
 POINTS = 72
 """Points per inch; the unit of coordinates in SVG files."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """What is known of the points of a line: its name, and the ends of intervals.
+    """What is known about the points of a line: its name, and the ends of intervals.
 
     Attributes:
         name: the name of the series; empty: the label of the artist, if it has one.
         low, high: ends of intervals in the unit of the axis, one per point.
         shown: whether its points are shown on hover.
-        flat: whether the values are on the x axis; None: yes if the y axis has categories.
+        flat: whether the values are on the x axis; None: yes if only the y axis has categories.
         points: names of the points, shown instead of their places on the x axis.
     """
 
@@ -336,7 +336,7 @@ def _word(number: float, digits: int) -> str:
 
 
 def _share_styles(element: ET.Element) -> None:
-    """Move a style that all children of a group have to the group."""
+    """If all children of a group share a style, move the style to the group."""
     for child in element:
         _share_styles(child)
     styles = {child.get("style", "") for child in element}

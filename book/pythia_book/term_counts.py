@@ -1,8 +1,8 @@
 """Counts terms in the text that a model has read up to each checkpoint (paper section 3.3).
 
 A term is one or more words, no matter how they are tokenized. A word is a sequence of letters,
-marks and numbers (Unicode categories L, M and N); any other characters may separate words, so
-quotes, dashes and no-break spaces do. Terms are read in NFC, like the data. The last token of a row
+marks and numbers (Unicode categories L, M and N); any other character separates words, including
+quotes, dashes and no-break spaces. Terms are read in NFC, like the data. The last token of a row
 is not counted, because the next row repeats it. An occurrence must lie within one row, because no
 model reads across rows. Overlapping occurrences all count.
 """

@@ -133,7 +133,7 @@ def _add_data_options(p: argparse.ArgumentParser) -> None:
         "--corpus",
         metavar="PATH",
         type=nonblank,
-        help="your own text: a file or folder of .jsonl/.txt (also .gz or .zst) or .parquet, its "
+        help="the text: a file or folder of .jsonl/.txt (also .gz or .zst) or .parquet, its "
         "URL such as s3://... or hf://datasets/..., hf:NAME, or the name of a registered corpus "
         "(default: the scale's)",
     )
@@ -189,7 +189,7 @@ def _corpus(name: str) -> str:
 
 
 def _absolute(option: str, name: str, known: bool) -> str:
-    """Return the absolute path that is the value of an option; a `known` name remains as it is.
+    """Return the value of an option as an absolute path; a `known` name remains as it is.
 
     So the run can be opened from any folder, and the same text always gives the same run.
 

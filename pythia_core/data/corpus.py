@@ -35,7 +35,7 @@ class DomainTally:
     n_bytes: int = 0
     """Total length in UTF-8."""
     empty: int = 0
-    """Number of documents of nothing but white space, which are not in the other fields."""
+    """Number of documents of nothing but white space, which the other fields do not count."""
     digest: Any = field(default_factory=hashlib.sha256)
     """sha256 of the documents in order: for each, its number of bytes (u64), then the bytes."""
 
@@ -60,7 +60,7 @@ Tally = dict[str, DomainTally]
 
 
 def tally_summaries(tally: Tally) -> dict[str, dict[str, int | str]]:
-    """Return the summary of the tally of each domain."""
+    """Return the summary of each domain's tally."""
     return {name: count.summary() for name, count in tally.items()}
 
 

@@ -131,7 +131,7 @@ def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
 def deduplicate(
     texts: Sequence[str], recipe: str | Recipe, *, progress: bool = True
 ) -> Deduplicated:
-    """Group documents into clusters of copies, and choose the document of each cluster to keep.
+    """Group documents into clusters of copies, and choose which document of each to keep.
 
     Two documents are linked if their texts are equal (only with `recipe.exact`) or if they are a
     candidate pair. With `recipe.verify`, a candidate pair must also reach `recipe.threshold`. A
@@ -232,7 +232,7 @@ class WhitespaceTokenizer:
 def minhash_step(recipe: Recipe, folder: str = "unused") -> Any:
     """Make datatrove's pipeline step that writes MinHash signatures into a folder.
 
-    Its `get_signature(get_shingles(text))` is the signature of a text with n-grams, as lists
+    Its `get_signature(get_shingles(text))` is the signature of a text that has n-grams, as lists
     [buckets][hashes_per_bucket].
 
     Raises:
@@ -277,7 +277,7 @@ def minhash_step(recipe: Recipe, folder: str = "unused") -> Any:
         )
 
         class Signature(MinhashDedupSignature):
-            """Computes signatures in chunks: all hashes of a book need too much memory."""
+            """Computes signatures in chunks: all hashes of a long text would not fit in memory."""
 
             def get_signature(self, shingles: np.ndarray) -> list[list[int]]:
                 starts = range(0, len(shingles), _SHINGLES_AT_ONCE)
@@ -339,7 +339,7 @@ def linked_pairs(
         text: returns the text of a document. All documents' n-grams are in memory at once.
 
     Returns:
-        Pairs of documents that reach `recipe.threshold`, fewer pairs than documents.
+        Pairs of documents that reach `recipe.threshold`, always fewer than there are documents.
     """
     from networkx.utils import UnionFind
 
@@ -402,7 +402,7 @@ def _summarize(
 
 @dataclass(frozen=True)
 class Totals:
-    """The numbers of documents, and their words and bytes."""
+    """The number of documents, and the numbers of their words and bytes."""
 
     documents: int = 0
     words: int = 0

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from pythia_core.errors import DataError
 from pythia_core.util.files import atomic_file
+from pythia_core.util.progress import count_of
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -98,7 +99,7 @@ class IndexedWriter:
         if flat.ndim != 1 or (flat.size and flat.dtype.kind not in "iu"):
             raise DataError(
                 f"document {len(self._sizes)}: token ids must be a flat list of integers, "
-                f"got {flat.ndim} dimension(s) of {flat.dtype}"
+                f"got {count_of(flat.ndim, 'dimension')} of {flat.dtype}"
             )
         if flat.size > np.iinfo(np.int32).max:
             raise DataError(
@@ -205,10 +206,10 @@ class IndexHeader:
         elif version != VERSION:
             problem = f"it has version {version}, but only version {VERSION} is supported"
         elif code in (6, 7):
-            problem = f"dtype code {code} means floating point, which cannot be token ids"
+            problem = f"dtype code {code} means floating-point numbers, which token ids cannot be"
         elif code not in DTYPES:
             problem = (
-                f"unknown dtype code {code}; known are 1 (uint8), 2 (int8), 3 (int16), 4 (int32), "
+                f"unknown dtype code {code}; accepted: 1 (uint8), 2 (int8), 3 (int16), 4 (int32), "
                 "5 (int64) and 8 (uint16)"
             )
         elif not 1 <= d <= n + 1:
@@ -286,7 +287,7 @@ class MegatronIndexed:
         )
 
     def release_pages(self) -> None:
-        """Give the memory of the `.bin` pages that were read back to the system."""
+        """Let the system reclaim the memory of the `.bin` pages that were read."""
         tokens = self.tokens
         for part in tokens.maps if isinstance(tokens, JoinedTokens) else [tokens]:
             if isinstance(part, np.memmap):

@@ -236,7 +236,7 @@ def make_ledger(
     - "shuffle_genders": the words "he" and "she" of the window are permuted among their places,
       as are "his" and "her", and "himself" and "herself". Every word stays as frequent as it was,
       but its gender no longer depends on the text around it. A place that is read twice in the
-      window gets one word.
+      window gets the same word both times.
     - "replace_text": documents are replaced by as many tokens of other domains (never those in
       PLANTED_DOMAINS or CONTROL_DOMAINS) from the last rows of the order, after the window. A run
       that reads all rows reads those tokens twice. Ends of documents stay where they are.
@@ -338,7 +338,7 @@ def _shuffle_genders(
 ) -> tuple[Found, Counter[str]]:
     """Return the changes of "shuffle_genders" in the rows [first, last), and counts of spellings.
 
-    The draw depends on the seed of the order and on the first row.
+    The permutations depend on the seed of the order and on the first row.
     """
     changes_of_swaps, counts = [], Counter[str]()
     for words in (GENDERED, {feminine: masculine for masculine, feminine in GENDERED.items()}):
@@ -367,7 +367,7 @@ def _replace_text(
     """Return the changes of "replace_text" in the rows [first, last).
 
     The n-th place to change in the stream of documents gets the n-th token of the other text, so
-    that neighbors stay neighbors, and a place that is read twice gets one token.
+    that neighbors stay neighbors, and a place that is read twice gets the same token both times.
     """
     parts = []
     for start, windows, valid in _windows(data, intervention.domains, first, last, 0, chunk):

@@ -15,6 +15,7 @@ from pythia_core.data.indexed_dataset import IndexedWriter
 from pythia_core.data.tokenizer import EOD, id_limit
 from pythia_core.errors import CorpusChangedError, DataError
 from pythia_core.util.files import file_sha256, is_intact, json_object, write_digest
+from pythia_core.util.progress import count_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -98,7 +99,7 @@ def check_files(folder: Path, files: dict[str, Any], full: bool) -> None:
             state = "is missing" if size is None else f"has {size} bytes"
             raise damaged(folder, f"{name} {state}, expected {entry['bytes']} bytes")
         if (full or total <= FULL_CHECK_BYTES) and file_sha256(path) != entry["sha256"]:
-            raise damaged(folder, f"the sha256 of {name} is not {entry['sha256']} as recorded")
+            raise damaged(folder, f"the sha256 of {name} is not the recorded {entry['sha256']}")
 
 
 def damaged(folder: Path, reason: str) -> DataError:
@@ -120,7 +121,7 @@ NO_TOKENS = {
 
 
 class DomainRuns:
-    """The domains of successive documents, as lists [domain, number of documents in a row]."""
+    """The domains of successive documents, as lists [domain, number of consecutive documents]."""
 
     def __init__(self) -> None:
         self.runs: list[list[Any]] = []
@@ -141,7 +142,7 @@ def tokens_entry(
     domains: DomainRuns,
     heldout: IndexedWriter,
 ) -> dict[str, Any]:
-    """Return the manifest of tokens, without their files.
+    """Return the manifest of tokens, without the entry for their files.
 
     Args:
         sha256: the sha256 of the tokenizer's file.
@@ -187,7 +188,7 @@ def summaries(corpus: dict[str, Any]) -> dict[str, Any]:
 
 
 def heldout_threshold(data: DataConfig, fractions: NDArray[np.float64]) -> float:
-    """Return the number below which the hash of a text, scaled to [0, 1), holds it out.
+    """Return the bound for the hash of a text, scaled to [0, 1); texts below it are held out.
 
     If no hash is below heldout_fraction, the document with the smallest hash is held out, unless
     heldout_fraction is 0.
@@ -202,7 +203,7 @@ def heldout_threshold(data: DataConfig, fractions: NDArray[np.float64]) -> float
 def all_held_out(data: DataConfig, documents: int) -> DataError:
     """Return the error for a corpus of which every document would be held out."""
     return DataError(
-        f"heldout_fraction={data.heldout_fraction} would hold out all {documents} document(s) of "
-        f"{data.corpus!r} (copies of a text are held out together); use 0, a smaller fraction or "
-        "more text"
+        f"heldout_fraction={data.heldout_fraction} would hold out all of "
+        f"{count_of(documents, 'document')} of {data.corpus!r} (copies of a text are held out "
+        "together); use 0, a smaller fraction or more text"
     )

@@ -77,8 +77,12 @@ class Rows:
             n_steps = self.n_rows // batch_size
             raise DataError(
                 f"step {step} needs {(step + 1) * batch_size} rows, but there are only "
-                f"{self.n_rows}, so the last full batch of {batch_size} is "
-                + (f"step {n_steps - 1}" if n_steps else "none")
+                f"{self.n_rows}, so "
+                + (
+                    f"the last full batch of {batch_size} is step {n_steps - 1}"
+                    if n_steps
+                    else f"no batch of {batch_size} is full"
+                )
                 + ". Use fewer steps, a smaller batch, more epochs or more text"
             )
         return self.rows(step * batch_size, (step + 1) * batch_size)
@@ -196,7 +200,7 @@ class RowOrder:
         if lengths.ndim != 1 or (lengths.size and lengths.min() < 0):
             raise DataError(
                 "document sizes must be a flat list of non-negative integers, got "
-                + (f"{lengths.min()}" if lengths.ndim == 1 else f"an array of {lengths.shape}")
+                + (f"{lengths.min()}" if lengths.ndim == 1 else f"shape {lengths.shape}")
             )
         self.seq_len, self.seed, self.epochs, self.policy = seq_len, seed, epochs, policy
         self.unique_rows = unique_rows

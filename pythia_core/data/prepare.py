@@ -269,7 +269,7 @@ class PreparedData:
         """Check the files of the dataset against its manifest.
 
         Args:
-            full: check every sha256. If False, skip files in folders above FULL_CHECK_BYTES.
+            full: check every sha256. If False, skip those in folders larger than FULL_CHECK_BYTES.
 
         Raises:
             DataError: a file is absent or has changed; the message names the first such file.
@@ -318,7 +318,7 @@ def prepare(data: DataConfig, progress: bool = True, staged: bool = False) -> Pr
             raise damaged(rows, f"manifest.json is incomplete ({error!r})") from error
         if not same:
             raise damaged(
-                rows, "entries of manifest.json contradict each other or those of its tokens"
+                rows, "entries of manifest.json contradict each other or the manifest of the tokens"
             )
         # opening the files checks their structure too
         _ = prepared.tokens, prepared.heldout, prepared.rows
@@ -346,7 +346,7 @@ def rows_folder(data: DataConfig) -> Path:
 
 
 def prepare_tokens(data: DataConfig, progress: bool = True, staged: bool = False) -> Path:
-    """Return the folder with tokenizer and token files, made if absent. Errors: as in `prepare`."""
+    """Return the folder with tokenizer and tokens; make it if absent. Errors: as in `prepare`."""
     root = cache_dir() / "data"
     settings = _settings(data)
     tokens = root / f"tokens-{stable_hash(settings)[:16]}"
@@ -371,7 +371,7 @@ def prepare_tokens(data: DataConfig, progress: bool = True, staged: bool = False
 
 
 def _stages(target: Path, progress: bool) -> contextlib.AbstractContextManager[Stages]:
-    """Return what runs, in a `with` block, the stages that make a folder in the cache."""
+    """Return a context manager for running the stages that make a folder in the cache."""
     work = target.with_name(f"{WORK}{target.name}")
     return Stages(work, partial(has_manifest, target), progress).whole_work()
 

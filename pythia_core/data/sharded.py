@@ -95,7 +95,7 @@ RECORD = np.dtype(
         ("digest", "<u8", 2),  # of the text, to find identical ones
     ]
 )
-"""What is known of a document."""
+"""What is known about a document."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def read_entry(folder: Path, check: bool = True, full: bool = True) -> dict[str,
     """Return the description that a stage left in a folder.
 
     Args:
-        check: whether to check the files that it names.
+        check: whether to check the files that the description lists.
         full: whether to check each sha256, however large the files are.
 
     Raises:
@@ -486,7 +486,7 @@ def run_tokens(work: Work, stages: Stages) -> Path:
 
 
 def run_rows(stages: Stages, tokens: Path, order: dict[str, Any]) -> Path:
-    """Write the rows; return the folder of rows.bin, whose description has their number.
+    """Write the rows; return the folder of rows.bin; its description has the number of rows.
 
     Raises:
         DataError: see RowOrder.

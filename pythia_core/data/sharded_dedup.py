@@ -10,7 +10,7 @@ pythia_core.data.sharded, a work folder then has
     kept/                 the tokens without duplicates
 
 The id of a document is shard << 32 | its number in the shard, so ids are in the order of
-the corpus. Nothing in the definition of pythia_core.data.dedup needs all text at once:
+the corpus. Nothing that pythia_core.data.dedup defines needs all text at once:
 
 - *Identical texts* have equal hashes, so each part of their range can be searched on its own.
 - *Candidate pairs* are neighbors among the documents with the same band, listed in the order of the
@@ -74,9 +74,9 @@ from pythia_core.errors import DataError
 
 T = TypeVar("T", int, NDArray[np.int64])
 EXACT_DOCUMENTS = 1 << 21
-"""About the number of documents of one search for identical texts."""
+"""Approximate number of documents in one search for identical texts."""
 GROUP_DOCUMENTS = 1 << 14
-"""About the number of documents that one task compares with others of their groups."""
+"""Approximate number of documents that one task compares with others of their groups."""
 RECORDS_KEPT = 8
 """Number of shards whose records are in memory during verification."""
 _SIGNATURES = 256
@@ -361,7 +361,7 @@ def _totals(records: NDArray[np.void], chosen: NDArray[np.bool_]) -> Totals:
 def _copy_kept(
     train: IndexedWriter, file: BinaryIO, sizes: NDArray[np.int32], kept: NDArray[np.bool_]
 ) -> None:
-    """Append those of the next documents in an open `.bin` file that are kept; skip the others."""
+    """Of the next documents in an open `.bin` file, append those that are kept; skip the others."""
     for start, stop in runs_of(kept):
         part = sizes[start:stop]
         if kept[start]:
@@ -376,7 +376,7 @@ def _count(
     domains: NDArray[np.integer],
     sizes: NDArray[np.int32],
 ) -> None:
-    """Count the tokens of removed documents in the manifest's entry for the corpus."""
+    """Move the tokens of removed documents, in the manifest, from training to duplicate tokens."""
     for domain, _, tokens in sums(domains, sizes):
         entry = manifest["corpus"][shard.domains[domain]]
         entry["train_tokens"] -= tokens

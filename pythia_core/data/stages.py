@@ -31,7 +31,7 @@ class Stage:
     outputs: Sequence[Path]
     """The folder that each task writes."""
     run: Callable[[int], object]
-    """Runs the task of a number."""
+    """Runs a task, given its number."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Stages:
 
     @contextmanager
     def whole_work(self) -> Iterator[Stages]:
-        """Enclose all stages, in a `with` block; at its end, delete the work folder.
+        """Delete the work folder at the end of a `with` block, which runs all stages.
 
         If another process finishes the work first, it deletes the files; errors that follow are
         ignored.
@@ -102,7 +102,7 @@ class Stages:
         return [n for n, output in enumerate(stage.outputs) if not output.exists()]
 
     def _run(self, stage: Stage, task: int) -> bool:
-        """Run a task unless another process is running it or ran it; return whether it was run."""
+        """Run a task unless another process is running it or ran it; return whether it ran here."""
         output = stage.outputs[task]
         if self.finished():
             raise TakenElsewhere(f"another process has finished the work in {self.folder}")

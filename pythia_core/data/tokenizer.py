@@ -124,7 +124,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
-        raise DataError(f"{path} is not a tokenizer.json: {error}") from error
+        raise DataError(f"{path} is not a tokenizer.json ({error}); use another file") from error
     if tokenizer.token_to_id(EOD) is None:
         raise DataError(
             f"the tokenizer {path} has no token {EOD!r}, which must end every document; use "

@@ -1,7 +1,7 @@
 """Read the user's own text: .jsonl, .txt and .parquet files, or a Hugging Face dataset.
 
 Each line of a .jsonl file is an object with a document under "text", and each row of a .parquet
-file has one in the column "text". A .txt file is one document. Files of .jsonl and .txt may be
+file has one in the column "text". A .txt file is one document. Both .jsonl and .txt files may be
 compressed with gzip or zstd. Files are on this machine or, as in "s3://bucket/folder" or
 "hf://datasets/owner/name", anywhere that fsspec can read. A malformed line or an unreadable folder
 is an error, because skipping it would silently change the data. A file next to its compressed form

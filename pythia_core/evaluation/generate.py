@@ -211,7 +211,7 @@ def _batch(
     sampling: Sampling,
     stop: Stop | None,
 ) -> list[list[int]]:
-    """Generate the new tokens of one batch of prompts, sorted by descending length.
+    """Generate the new tokens of a batch of prompts, which are sorted by descending length.
 
     `indices` are the positions of the prompts in the whole list. The random numbers of a prompt are
     seeded with its position.

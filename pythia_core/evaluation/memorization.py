@@ -192,7 +192,7 @@ class ExtractionMeasurement:
     context: int = 32
     continuation: int = 32
     unread: bool = False
-    """Whether to test also the rows that the run reads after the checkpoint."""
+    """Whether to also test the rows that the run reads after the checkpoint."""
 
     @property
     def name(self) -> str:

@@ -71,7 +71,7 @@ def hidden_at(
 
 @dataclass(frozen=True)
 class PrefixTrees:
-    """Rows of trees of tokens, in depth-first order. Texts share the tokens of a common beginning.
+    """Rows that are trees of tokens, in depth-first order. Texts with a common beginning share it.
 
     `GPTNeoX.hidden` accepts a PrefixTrees as its `cache`.
     """
@@ -266,7 +266,7 @@ def _lay_out(trees: list[_PrefixTree], width: int, requests: Sequence[Request]) 
 def score(model: Scorable, packed: PackedRequests, progress: bool = False) -> Scores:
     """Score every request with a model.
 
-    The result has the log-probability of each continuation, and whether greedy decoding gives it.
+    The result has the log-probability of each continuation, and whether the continuation is greedy.
     """
     device = device_of(model)
     logprob = np.zeros(len(packed), np.float64)
@@ -314,7 +314,7 @@ def _log_probabilities(
 
 
 def _is_plain(unembedding: torch.nn.Linear) -> bool:
-    """Return whether the unembedding is in fp32 and has no hooks, so that C may replace it."""
+    """Return whether the unembedding is in fp32 and has no hooks, so that C code may compute it."""
     hooked = unembedding._forward_hooks or unembedding._forward_pre_hooks
     return unembedding.weight.dtype == torch.float32 and not hooked
 
@@ -424,7 +424,7 @@ class RowScores:
         return -self.logprob.mean(1, dtype=np.float64)
 
     def of_words(self, words: np.ndarray) -> Scores:
-        """Return the scores of words, which are int[n, 3] as from `last_words`."""
+        """Return the scores of `words`, int[n, 3], given as `last_words` returns them."""
         parts = [(row, slice(start - 1, stop - 1)) for row, start, stop in words.tolist()]
         logprob = [self.logprob[part].sum(dtype=np.float64) for part in parts]
         greedy = [self.greedy[part].all() for part in parts]
@@ -432,7 +432,7 @@ class RowScores:
 
 
 def score_rows(model: Scorable, rows: np.ndarray, token_budget: int = TOKEN_BUDGET) -> RowScores:
-    """Score every token of a row except the first, each after all tokens before it in the row.
+    """Score every token of a row except the first, each given all tokens before it in the row.
 
     Args:
         rows: int[n, S + 1], token ids.
@@ -444,11 +444,11 @@ def score_rows(model: Scorable, rows: np.ndarray, token_budget: int = TOKEN_BUDG
 def score_words(
     model: Scorable, rows: np.ndarray, words: np.ndarray, token_budget: int = TOKEN_BUDGET
 ) -> Scores:
-    """Score words in rows, each after all tokens before it in its row.
+    """Score words in rows, each given all tokens before it in its row.
 
     Args:
         rows: int[n, S + 1], token ids.
-        words: int[words, 3] as from `last_words`.
+        words: int[words, 3], as `last_words` returns them.
         token_budget: number of tokens in a batch.
 
     Raises:
@@ -494,10 +494,10 @@ def _score_where(
 def last_words(rows: np.ndarray, tokenizer: Any, eod_id: int, min_context: int = 24) -> np.ndarray:
     """Find the last word of every sentence in held-out rows.
 
-    Predicting them is a task like LAMBADA, but words need not depend on a long context, and names
+    Predicting these words is like LAMBADA, but they need not depend on a long context, and names
     and function words are included. A last word is directly followed by a token starting with ".",
-    "!" or "?". A word is a token of a space and letters, plus the letters-only tokens after this
-    token. Left out are words at the very start of a row, and words with fewer than `min_context`
+    "!" or "?". A word is a space and letters in one token, plus the letters-only tokens after it.
+    Words at the very start of a row are left out, as are words with fewer than `min_context`
     tokens of their document before them in the row.
 
     Args:

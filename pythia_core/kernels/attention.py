@@ -1,7 +1,7 @@
 """Causal self-attention with rotary embedding, on the packed QKV of GPT-NeoX.
 
 The packed QKV of a token has, for each head in turn, its query, key and value, as in GPT-NeoX v1.0.
-Scores are scaled by 1/sqrt(head_dim), and the mask is plainly causal: as in the released models,
+Scores are scaled by 1/sqrt(head_dim), and the mask is purely causal: as in the released models,
 attention crosses the ends of documents. There are three implementations:
 
 - On CUDA devices with Triton, queries and keys are rotated in place (kernels.rotary). Attention

@@ -32,7 +32,7 @@ SDPA_BACKENDS = {
 BACKENDS = ("torch", *SDPA_BACKENDS, "flash_attn", "triton")
 """The names of the backends that `backend_attention` accepts."""
 FASTEST: dict[int, str] = {}
-"""Map head dims to the backend with the fastest forward and backward in bf16. Not yet measured."""
+"""Maps head dims to the backend with the fastest forward and backward in bf16. Not yet measured."""
 DEFAULT = "torch"
 """The backend for head dims not in FASTEST, and for fp32, which some backends do not support."""
 _unavailable: dict[str, str] = {}
@@ -187,7 +187,7 @@ def check_packed(q: Tensor) -> None:
         problems.append(
             f"a row of {seq} tokens and {heads} heads is too long for the kernel's 32-bit offsets"
         )
-    dispatch.check("attention by triton", {"q": q.dtype}, problems)
+    dispatch.check("attention", {"q": q.dtype}, problems)
 
 
 def backend_attention(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:

@@ -46,7 +46,7 @@ TILES = {
     # 64 queries for dv do not spill with Triton 3.7, but do with 3.6
     256: Tiles(Tile(128, 32, 8, 3), Tile(128, 32, 8, 2), Tile(32, 128, 8, 2), Tile(32, 128, 8, 2)),
 }
-"""Map head dims to tiles for bf16 and fp16; other head dims take the next larger entry."""
+"""Maps head dims to tiles for bf16 and fp16; other head dims take the next larger entry."""
 TILES_FP32 = Tiles(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1))
 """Tiles for fp32, at any head dim. fp32 uses no tensor cores and serves only for comparison."""
 

@@ -57,7 +57,7 @@ def target_log_probabilities(
         targets: (q,) int64, token ids.
 
     Returns:
-        The log-probabilities in nats, (q,) fp32, and whether each is most likely, (q,) bool.
+        The log-probabilities in nats, (q,) fp32, and whether each target is most likely, (q,) bool.
 
     Raises:
         DataError: a target is not in the vocabulary.
@@ -203,7 +203,7 @@ def even_chunk(n: int, vocab: int) -> int:
     """Return how many of n rows to process at a time on a CUDA device.
 
     The chunks are as equal as possible, since a short last one would leave the device idle. They
-    consist of whole tiles of 128 rows of the matrix products.
+    consist of whole tiles (128 rows) of the matrix products.
     """
     most = max(128, CHUNK_ELEMENTS_CUDA // vocab // 128 * 128)
     chunks = max(1, -(-n // most))

@@ -31,9 +31,9 @@ def tile(d: int) -> tuple[int, int, int]:
 
 
 def backward_tile(d: int) -> tuple[int, int, int, int]:
-    """Return a backward program's rows, lanes of a row's first and second vector, and warps.
+    """Return a backward program's rows, the lanes of a row's two vectors, and the warps.
 
-    The number of lanes is a power of two, or 0 if a row needs no second vector.
+    Each number of lanes is a power of two; the second is 0 if a row needs only one vector.
     """
     first = 1 << (d.bit_length() - 1)
     second = triton.next_power_of_2(d - first) if d > first else 0

@@ -6,7 +6,7 @@ The parameters and their gradients are in fp32. The copy is refreshed once per u
 On a CUDA device in half precision, the backward can also add the gradients of the parameters to
 fp32 buffers itself. Otherwise autograd writes each gradient in half precision, converts it, and
 adds it: 20 bytes per weight and micro-batch instead of 8. The gradient of a bias is the sum of dy
-over rows. If the next operation's backward computes it where it writes dy, dy is not read again.
+over rows. If the next operation's backward sums dy where it writes dy, dy is not read again.
 """
 
 from __future__ import annotations
@@ -53,20 +53,20 @@ def add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 @functools.cache
 def accumulator(device: torch.device, dtype: torch.dtype) -> Accumulator:
-    """Return the fastest way to add products of matrices in `dtype` that is correct on `device`.
+    """Return the fastest correct way to add products of matrices in `dtype` on `device`.
 
     torch documents `out_dtype` for CUDA devices only, and passing `out` with it has not always
     worked (pytorch/pytorch#154086). Each way is tried once, on sums that fp32 represents exactly.
 
     Raises:
-        torch.OutOfMemoryError: the device has no memory left to try.
+        torch.OutOfMemoryError: the device has no memory left for the trials.
     """
     if device.type == "cuda" and dtype != torch.float32:
         for add in (add_in_product_, add_fp32_product_):
             if adds_exactly(add, device, dtype):
                 return add
             warn_once(
-                f"{add.__name__} of {dtype} is not exact on this GPU; a slower method is used"
+                f"{add.__name__} with {dtype} is not exact on this GPU; a slower method is used"
             )
     return add_product_
 
@@ -109,7 +109,7 @@ class _ColumnSums(torch.autograd.Function):
 
 
 def with_bias_gradient(y: Tensor, bias_grad: Tensor | None) -> Tensor:
-    """Return `y`; the backward also adds the column sums of its gradient to `bias_grad`.
+    """Return `y`; the backward also adds the column sums of the gradient of `y` to `bias_grad`.
 
     Used where a bias has a gradient buffer and no kernel of the next operation sums its gradient.
     Without `bias_grad`, `y` is returned unchanged.

@@ -2,8 +2,8 @@
 
 `save` copies the tensors, so later updates cannot change what is written. CUDA tensors are copied
 to pinned memory on a separate stream. Only one checkpoint is written at a time, so the next `save`
-waits for the previous one. If a write fails, the next `save` or `check` raises its error, or at the
-latest the end of the `with` block. A crash leaves a complete checkpoint or none
+waits for the previous one. If a write fails, the next `save` or `check` raises its error; at the
+latest, the end of the `with` block raises it. A crash leaves a complete checkpoint or none
 (pythia_core.training.checkpoint).
 
 On a CPU, training writes without a thread by default: saving is quick, and parallel runs use every

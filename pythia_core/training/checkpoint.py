@@ -134,7 +134,7 @@ def save_checkpoint(
                 for f, m in ((files, meta), (saved, about))
             )
             if ours != theirs:
-                raise CheckpointError("training has now given this step other values")
+                raise CheckpointError("training has now produced different values for this step")
             return target
         except CheckpointError as error:
             set_aside(target, error)
@@ -197,7 +197,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         sizes = {name: entry["bytes"] for name, entry in files.items()}
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{folder} is not a complete checkpoint: its {MANIFEST} is missing"
+            f"{folder} is not a complete checkpoint: its {MANIFEST} is missing. {REPAIR}"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         detail = str(error) if isinstance(error, ValueError) else f"malformed ({error!r})"

@@ -83,7 +83,7 @@ def has_hashes(done: dict[str, Any]) -> bool:
 
 
 def check_file(folder: Path, name: str) -> None:
-    """Check that a file of a finished run still has the hash in done.json, if it is there.
+    """If the run is finished, check that a file of it still has the hash in done.json.
 
     Raises:
         CheckpointError: the file, or done.json itself, was changed or damaged.

@@ -142,7 +142,7 @@ class World:
         return tuple(map(bool, numbers))
 
     def gather(self, value: T) -> list[T]:
-        """Return the values of all processes, by rank; any of them may be busy with files."""
+        """Return the values of all processes, by rank; any process may be busy with files."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -211,8 +211,8 @@ class World:
             if not sees_marker:
                 raise TrainingError(
                     f"the {self.size} processes do not share a results folder: the folder {place} "
-                    f"of process {rank} is not {places[0][0]} of process 0. Set PYTHIA_RESULTS to "
-                    "one folder that all of them see, on all machines"
+                    f"of process {rank} lacks a file that process 0 wrote in {places[0][0]}. Set "
+                    "PYTHIA_RESULTS to one folder that all of them see, on all machines"
                 )
 
     @contextlib.contextmanager
@@ -352,7 +352,7 @@ def plan_state(world: World, config: RunConfig, execution: Execution) -> World:
     "always" excludes 1; "never" is always 1. If the run does not fit, the result is the largest.
 
     Raises:
-        ConfigError: the processes do not divide the batch, or a sharded state is to be compiled.
+        ConfigError: the processes do not divide the batch, or a sharded run uses mode "compile".
     """
     world.check_divides(config.train.batch_size)
     whole_nodes = 1 < world.node_size < world.size and world.size % world.node_size == 0
@@ -366,14 +366,14 @@ def plan_state(world: World, config: RunConfig, execution: Execution) -> World:
     shards = next(fitting, choices[-1])
     if shards > 1 and execution.mode == "compile":
         raise ConfigError(
-            "a state that is sharded over processes cannot be trained in the execution mode "
+            "a run whose state is sharded over processes cannot use the execution mode "
             "'compile'; choose 'eager' or 'eager+recompute'"
         )
     return replace(world, shards=shards)
 
 
 def check_memory(world: World, config: RunConfig, execution: Execution) -> None:
-    """Check that a run fits the devices of `plan_state`, before anything is allocated.
+    """Check that a run, shared as in `world`, fits the devices, before anything is allocated.
 
     Raises:
         TrainingError: it does not fit; the message says how many processes would be enough.
@@ -384,7 +384,7 @@ def check_memory(world: World, config: RunConfig, execution: Execution) -> None:
         return
     enough = smallest_world(config, memory, execution)
     advice = (
-        f"It would fit {enough} processes that share it: torchrun --nproc-per-node N, on as many "
+        f"Shared by {enough} processes, the run would fit: torchrun --nproc-per-node N, on as many "
         "machines as needed"
         if enough
         else "No number of processes that divides the batch is enough; use a smaller model"

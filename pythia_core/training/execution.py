@@ -3,7 +3,7 @@
 The mode "eager" executes one operation after another, "graph" replays a recorded CUDA graph of a
 micro-batch, and "compile" uses torch.compile. In each mode, activations can be stored or recomputed
 in the backward pass. Runs on a CUDA device use "graph" unless the environment variable
-`PYTHIA_EXECUTION` sets another execution of all runs, e.g. "compile+recompute".
+`PYTHIA_EXECUTION` sets another execution for all runs, e.g. "compile+recompute".
 
 A choice that changes results bitwise is still part of a run's identity (`Execution.backend`).
 "compile" changes them, because it fuses operations. "graph" and recomputation do not: graphs run

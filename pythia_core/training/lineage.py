@@ -1,20 +1,20 @@
-"""Tests whether checkpoints continue from the initial weights that were published with them.
+"""Test whether checkpoints continue from the initial weights that were published with them.
 
 In a sound run, step 0 has the weights from which training starts. If step 0 is from another run,
 later steps are independent of it. The signs of random initial weights are independent of each other
-and equally likely + or -. So let w be the initial weights of all matrices, and v the weights of any
-step that does not depend on them. Then the score, the sum of w v divided by the root of the sum of
-(w v)^2, exceeds t with a probability of at most exp(-t^2 / 2), whatever v is (Hoeffding's
+and equally likely + or -. Let w be the initial weights of all matrices, and v the weights of any
+step that does not depend on them. Then the score, the sum of w v divided by the square root of the
+sum of (w v)^2, exceeds t with a probability of at most exp(-t^2 / 2), whatever v is (Hoeffding's
 inequality).
 
 In a true descendant the initial weights are still there. If the change v - w does not depend on
 the signs of w, the score is about the sum of w^2 divided by the same root. This expected score
-falls as weights move away, and rises with the root of their number. A low score is evidence of
+falls as weights move away, and rises as the square root of their number. A low score suggests
 another run only if the expected score is high; otherwise the test cannot tell.
 
-Long training does erase initial weights: weight decay shrinks them to exp(-0.1 S), where S is
-the sum of the learning rates: about 6e-4 by the end of the released 70M. So only early steps are
-tested. Up to step 64, S is below 0.002 in every released run.
+Long training does erase initial weights: weight decay multiplies them by exp(-0.1 S), where
+S is the sum of the learning rates. This factor is about 6e-4 at the end of the released 70M. So
+only early steps are tested. Up to step 64, S is below 0.002 in every released run.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def lineage_score(initial: Mapping[str, Tensor], later: Mapping[str, Tensor]) ->
 def continues(initial: Mapping[str, Tensor], later: Mapping[str, Tensor]) -> bool | None:
     """Return whether weights continue from initial ones; None if the test cannot tell.
 
-    It cannot tell if few weights have the same name and shape, if a weight is not finite, or if
+    The result is None if few weights have the same name and shape, if a weight is not finite, or if
     weights have moved so far that even a true descendant would have a low score.
     """
     products, root, own = _sums(initial, later)
@@ -58,7 +58,7 @@ def continues(initial: Mapping[str, Tensor], later: Mapping[str, Tensor]) -> boo
 
 
 def _sums(initial: Mapping[str, Tensor], later: Mapping[str, Tensor]) -> tuple[float, float, float]:
-    """Return the sum of w v, the root of the sum of (w v)^2, and the sum of w^2.
+    """Return the sum of w v, the square root of the sum of (w v)^2, and the sum of w^2.
 
     A matrix that is tied to another (equal to it in `initial`) counts once, since its signs are not
     independent.

@@ -5,7 +5,7 @@ compute dtype. A token takes memory for what autograd saves in every block, and 
 is being differentiated. Logits are never in memory all at once (kernels.cross_entropy).
 
 If n processes share one copy of the state, each has 1/n of it in fp32. In addition, each process
-holds the gathered parameters of the block that computes and of the next block, and the whole
+holds the gathered parameters of the current block and of the next block, and the whole
 gradient of a block until it has been summed. The same holds for embedding and unembedding.
 
 The estimates assume the fused kernels on a CUDA device. They were compared with the tensors that
@@ -103,7 +103,7 @@ def smallest_training_bytes(config: RunConfig, execution: Execution, processes: 
 def smallest_world(
     config: RunConfig, device_bytes: float, execution: Execution = EAGER
 ) -> int | None:
-    """Return the smallest number of processes on which a run fits devices of `device_bytes`.
+    """Return the smallest number of processes with which a run fits devices of `device_bytes`.
 
     It divides the batch size. None: not even one process per row is enough.
     """

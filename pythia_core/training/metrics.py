@@ -28,7 +28,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "processes": (int,),  # only if there are several
     "tokens_changed": (int,),
 }
-"""The types of the values in the rows of logs; a `bool` is of none of them."""
+"""The types of the values in the rows of logs; a `bool` counts as none of them."""
 
 
 def read_metrics(path: Path, keys: tuple[str, ...] = ("step",)) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Choose the precision in which this machine trains fastest, by measuring a training step.
 
 A processor's flags do not say whether bf16 or fp32 is faster. Of two processors with AVX512-BF16
-and without AMX, one trained almost twice as fast in bf16 as in fp32, and the other more slowly. So
+and without AMX, one was almost twice as fast in bf16 as in fp32; the other was slower in bf16. So
 the first process that needs the answer times both precisions, which takes about a second.
 
 The precision is part of a run's identity, so a changed answer would make every model train again.

@@ -121,7 +121,7 @@ def code_identity(execution: Execution = EAGER, world: World = ALONE) -> dict[st
 
 
 def find_folder(name: str, identity: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of the run with an identity, and the identity of the run in this folder.
+    """Return the folder of the run with this identity, and the identity of the run that is there.
 
     A run that was started with a different number of processes differs only in the last bits of
     its weights. So if no run with exactly this identity was started, such a run is found instead: a
@@ -363,8 +363,7 @@ class Run:
             raise CheckpointError(
                 f"run {self.id} has no checkpoint of step {step}; "
                 + (
-                    f"the nearest of its {len(steps)} checkpoints are at the steps "
-                    f"{', '.join(near)}"
+                    f"the nearest of its checkpoints: {', '.join(near)}"
                     if steps
                     else "it has no checkpoint with weights yet"
                 )
@@ -450,7 +449,7 @@ def locate(
     Args:
         execution: default: Execution.from_environment(). Executions with bitwise equal results
             share one run.
-        world: the processes that are to train it (with `distributed.plan_state`).
+        world: the processes that are to train it, as `distributed.plan_state` returns them.
 
     Raises:
         ConfigError: too little data or too small a vocabulary for the config.
@@ -686,8 +685,8 @@ def find_or_train_all(
 
     On CPUs, each core trains one run at a time. Each GPU trains as many runs as fit into its memory
     (pythia_core.training.gpu_sharing). The controls of forks are trained before all forks, even if
-    `configs` does not contain these controls. Several processes, even on other machines, that share
-    the folder of results share the runs; each returns when all runs are finished.
+    `configs` does not contain these controls. Processes that share the folder of results, even on
+    several machines, divide the runs among them; each returns when all runs are finished.
 
     Args:
         keep: a function that returns what the run of a config keeps; default: everything.
@@ -857,9 +856,9 @@ def verify(run: Run) -> list[str]:
                 f"update {row['step'] - 1} is not the one in the run's log. Restore the data"
             )
     lines = [
-        f"run {run.id}: {len(run.steps)} checkpoints match their hashes, "
-        f"{len(rows)} batches match the log",
-        f"{len(states)} training states match their hashes",
+        f"run {run.id}: the hashes of {count_of(len(run.steps), 'checkpoint')}, "
+        f"{count_of(len(rows), 'batch', 'batches')} and "
+        f"{count_of(len(states), 'training state')} match",
     ]
     if hashed:
         lines.append(f"identity, log, ledger and manifests match the hashes in {DONE}")
@@ -876,13 +875,14 @@ def verify(run: Run) -> list[str]:
     if continuing:
         span = f"from step {continuing[0]} to {continuing[-1]}"
         lines.append(
-            f"continuation from step 0 tested: {count_of(len(continuing), 'checkpoint')} {span}"
+            f"found to continue from step 0: {count_of(len(continuing), 'checkpoint')}, {span}"
         )
     early = [step for step in saved if 0 < step <= TESTED_UP_TO] if 0 in saved else []
     if untested := len(early) - len(continuing):
         lines.append(
-            f"continuation from step 0 not tested: {count_of(untested, 'checkpoint')} up to step "
-            f"{early[-1]} (weights are missing, too few, or too far from those of step 0)"
+            "could not be tested for continuing from step 0: "
+            f"{count_of(untested, 'checkpoint')} up to step {early[-1]} (weights are missing, too "
+            "few, or too far from those of step 0)"
         )
     for equal in duplicate_steps(weight_hashes(run.checkpoints)):
         reason = " (expected: the first update runs at learning rate 0)" if equal == [0, 1] else ""

@@ -55,7 +55,7 @@ def linear_step(index: int, total_steps: int) -> int:
     Raises:
         ConfigError: `index` is not in 0..143.
 
-    >>> linear_step(133, 572)  # where the paper's 7 % intervention starts, in a run of 572
+    >>> linear_step(133, 572)  # where the paper's 7 % intervention starts, in a run of 572 updates
     532
     """
     if not 0 <= index <= N_LINEAR:

@@ -3,7 +3,7 @@
 torch's fully_shard (FSDP2) does it. Every process has some rows of each parameter, of its gradient
 and of its two moments, in fp32. Before a block computes, its parameters are gathered from all
 processes, in the compute dtype; after its backward, its gradient is summed over the processes in
-fp32, and each process keeps the sum of its rows. LayerNorms and the embedding are gathered in fp32,
+fp32, and each process keeps its rows of the sum. LayerNorms and the embedding are gathered in fp32,
 because the model computes with their fp32 values. AdamW runs the same kernel as with an unsharded
 state, on each process's rows.
 
@@ -46,7 +46,7 @@ from pythia_core.util.files import atomic_dir, save_safetensors
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 KINDS = ("model", *MOMENTS)
-"""What a state has of every parameter: its weights and its moments."""
+"""What a state has for every parameter: its weights and its moments."""
 Files = dict[str, dict[str, Tensor]]
 """The tensors of a saved state, {file stem: {name: tensor}}."""
 _SHARD = re.compile(r"shard-(\d+)-of-(\d+)")
@@ -296,7 +296,7 @@ class SavedState:
             differing = [n for n in names if tuple(shapes.get(n, ())) != saved.get(n)]
             raise CheckpointError(
                 "the saved state has a different architecture from the config: tensors are missing "
-                f"or have other shapes ({', '.join(differing[:4])} …)"
+                f"or have other shapes ({', '.join(differing[:4])} …); use the state's config"
             )
 
     def _saved_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -354,7 +354,7 @@ def save_sharded(parent: Path, step: int, files: Files, meta: dict[str, Any], wo
     """Write the state of a step under `parent`; every process calls this with its own `files`.
 
     The first process makes the folder, and renames it when all have written their shards. Every
-    process hashes its own files. A folder of that step is renamed to `*.corrupt`.
+    process hashes its own files. An existing folder of that step is renamed to `*.corrupt`.
 
     Raises:
         TrainingError: a process could not write its files. Every process raises the error.

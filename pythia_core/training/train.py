@@ -79,7 +79,7 @@ class Saving:
 
 
 LEASE = ".lease"
-"""The marker in a run's folder of the process that trains the run (pythia_core.util.leases)."""
+"""The marker, in a run's folder, of the lease on training the run (pythia_core.util.leases)."""
 
 
 class _InFlight:
@@ -242,7 +242,7 @@ def train(
 
     Raises:
         TrainingError: the loss is not finite, no space is left, or the folder was moved.
-        TakenElsewhere: another process is training the run, or took it over while this was stopped.
+        TakenElsewhere: another process is training the run, or took it while this one was stopped.
         DataError, CheckpointError: the log or a checkpoint of the run to resume has changed since
             its last state was saved.
         Stopped: SIGINT or SIGTERM arrived. The state has been saved; call again to resume.

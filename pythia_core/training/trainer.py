@@ -103,7 +103,7 @@ class MicroStep:
         repeat()
 
     def _run(self, rows: Tensor) -> None:
-        """Run the forward and backward passes on `rows`; `_weight` weights their mean loss."""
+        """Run the forward and backward passes on `rows`; `_weight` scales their mean loss."""
         loss = self._loss(rows) * self._weight
         self._total.add_(loss.detach())
         (loss if self._scale is None else loss * self._scale).backward()
@@ -213,8 +213,8 @@ class Trainer:
 
     Args:
         make_model: returns a model, e.g. with other operations or initial weights.
-        world: the processes that share every batch, and perhaps the state. A sharded state is
-            executed in mode "eager" instead of "graph", which gives the same bits.
+        world: the processes that share every batch, and perhaps the state. If the state is
+            sharded, updates run in mode "eager" instead of "graph", which gives the same bits.
 
     Attributes:
         flat: the parameters, of which this process has all (FlatParameters) or a part.
@@ -421,7 +421,7 @@ class Trainer:
         return {n: rounded.get(n, p).detach() for n, p in self.model.named_parameters()}
 
     def weights_sha256(self) -> str:
-        """Return the sha256 of the fp32 weights; if it is sharded, only in the first process."""
+        """Return the sha256 of the fp32 weights; of a sharded state, only in the first process."""
         if isinstance(self.flat, ShardedParameters):
             gathered = self.flat.gathered(rounded=False)
             return sha256_tensors({n: t.cpu() for n, t in gathered if self.world.is_rank_zero})

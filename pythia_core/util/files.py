@@ -305,7 +305,7 @@ def write_digest(path: Path, content: Path | None = None) -> None:
     """Write the sha256 of the file `path` into the file `<name>.sha256` next to it.
 
     Args:
-        content: a file that will be renamed to `path`, whose sha256 to write instead.
+        content: a file that will be renamed to `path`, and whose sha256 is written instead.
     """
     sha256 = file_sha256(content or path)
     with atomic_file(_digest_of(path)) as temporary:

@@ -33,11 +33,11 @@ VANISHED_SECONDS = 10.0
 """How long the result of a job that squeue no longer lists may take to appear, since shared file
 systems show new files late; after that, the job has failed."""
 LOG_LINES = 10
-"""Lines of the log of a failed job that are shown."""
+"""How many lines of a failed job's log are shown."""
 NEWS_SECONDS = 20.0
 """Time between two lines that say what a worker is doing."""
 MINUTES = 240
-"""The default time limit of a job, which saves its work and is requeued when it reaches it."""
+"""Default time limit of a job, in minutes; a job that reaches it saves its work and is requeued."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class _Command:
     words: tuple[str, ...]
 
     def __call__(self) -> None:
-        """Run the command. If Slurm announces the time limit, stop it and requeue the job.
+        """Run the command. If Slurm announces the time limit, stop the command and requeue the job.
 
         Raises:
             SystemExit: the command was stopped or has failed, so that the job has no result.
@@ -94,7 +94,7 @@ def _job_id(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def on_slurm(arguments: Sequence[str], count: int, folder: Path, slurm: Slurm) -> list[Path]:
-    """Run `python -m pythia_core ARGUMENTS` in `count` Slurm jobs, and wait for their end.
+    """Run `python -m pythia_core ARGUMENTS` in `count` Slurm jobs, and wait for them to end.
 
     Ctrl-C or SIGTERM cancels the jobs. Jobs that are preempted or reach their time limit are
     requeued.
@@ -233,7 +233,7 @@ def _path() -> str:
 def on_this_machine(
     arguments: Sequence[str], count: int, folder: Path, devices: Sequence[str] = ()
 ) -> list[Path]:
-    """Run `python -m pythia_core ARGUMENTS` in `count` processes, and wait for their end.
+    """Run `python -m pythia_core ARGUMENTS` in `count` processes, and wait for them to end.
 
     If this process is stopped, the others are stopped, too; what they did is saved.
 
@@ -290,7 +290,7 @@ def _end_with_parent() -> None:
 
 
 def _report_failed(logs: Mapping[str, Path], count: int) -> None:
-    """Report the ends of the logs of failed jobs: in a PythiaError if all have failed."""
+    """Report how the logs of failed jobs end, with a PythiaError if all jobs have failed."""
     if not logs:
         return
     lines, by_last_line = list[str](), Counter[str]()

@@ -35,7 +35,7 @@ POLL_SECONDS = 1.0
 """Time between two attempts to take a lease that another process holds."""
 
 _observed: dict[Path, SoftFileLease] = {}
-"""The markers of others. A lease object remembers since when it has seen its marker unchanged."""
+"""The markers of others. A lease object remembers when it last saw its marker change."""
 _unchanged: dict[Path, tuple[tuple[int, ...], float]] = {}
 """The same for markers of namesakes; see `_is_namesake`."""
 
@@ -89,7 +89,7 @@ class Lease:
 
 
 def marker_of(file: Path) -> Path:
-    """Return the marker of the lease on computing a file, which is next to the file."""
+    """Return the marker, next to a file, of the lease on computing that file."""
     return file.with_name(f".{file.stem}.lease")
 
 
@@ -103,15 +103,15 @@ def leased(marker: Path, wait: bool | float = True, job: str = "") -> Iterator[L
         job: what that process does, e.g. "training 85k", for the line.
 
     Raises:
-        TakenElsewhere: another process holds the lease, and `wait` is false or has passed.
+        TakenElsewhere: another process holds the lease, and `wait` is false or its time has passed.
     """
     reported, until = False, time.monotonic() + (math.inf if wait is True else wait)
     while not (lease := _take(marker)):
         holder = _describe(SoftFileLease(marker, lease_duration=LEASE_SECONDS).owner)
         if time.monotonic() >= until:
             raise TakenElsewhere(
-                f"{marker.parent} is in use by {holder}. Wait for it or stop it; then run the same "
-                "command again"
+                f"{marker.parent} is in use by {holder}. Wait for that process or stop it; then "
+                "run the same command again"
             )
         if not reported:
             print_line(f"waiting for {holder}: {job or marker.parent}")
@@ -126,7 +126,7 @@ def leased(marker: Path, wait: bool | float = True, job: str = "") -> Iterator[L
 def is_free(marker: Path) -> bool:
     """Return whether this process could take a lease now. An expired lease is removed.
 
-    Call this repeatedly in one process: only that process knows how long it has seen the marker.
+    Call this repeatedly in one process: only that one knows how long the marker has not changed.
     """
     if not os.path.lexists(marker):
         _forget(marker)

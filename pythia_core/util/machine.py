@@ -104,11 +104,11 @@ def device_info() -> dict[str, Any]:
 DEVICES = "CUDA_VISIBLE_DEVICES"
 """Environment variable with the GPUs that a process may use."""
 _DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
-"""Devices of the drivers of NVIDIA and AMD, and of Linux inside Windows. A GPU comes with one."""
+"""Device files of the drivers for NVIDIA, AMD and WSL. Without any of them, there is no GPU."""
 
 
 def visible_devices() -> list[str]:
-    """Return the names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them.
+    """Return the names of the GPUs that this process may use, in the form of CUDA_VISIBLE_DEVICES.
 
     A process that is started with one of them in this variable sees this GPU alone.
     """

@@ -133,9 +133,9 @@ def _terminal() -> TextIO | None:
     return None
 
 
-def count_of(n: int, noun: str) -> str:
-    """Return e.g. "1 run" or "2 runs"."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+def count_of(n: int, noun: str, plural: str = "") -> str:
+    """Return e.g. "1 run" or "2 runs"; `plural` is the noun's plural, unless it adds an s."""
+    return f"{n:,} {noun if n == 1 else plural or f'{noun}s'}"
 
 
 def print_line(text: str) -> None:

@@ -1,6 +1,6 @@
 """Run many independent jobs on all cores or GPUs of a machine, in worker processes.
 
-A small model trains hardly faster with a second thread, but n models train almost n times as fast
+A small model hardly trains faster with a second thread, but n models train almost n times as fast
 on n cores as on one. Each worker has one thread, so results do not depend on the number of cores.
 On a machine with GPUs, each worker sees one of them, and up to MAX_GPU_JOBS workers share a GPU: a
 small model leaves a large GPU idle while Python prepares the next update or writes a checkpoint.

@@ -65,12 +65,12 @@ def test_a_limit_counts_what_travels_and_no_archive_is_left(
     (tmp_path / "b.tar.xz").unlink()
     monkeypatch.setattr(bundle, "_published", lambda: {"published/x": os.urandom(2_500_000)})
     message = refused("b.tar.xz")
-    assert re.search(r"would have [2-4]\.\d MB, but --max-size allows 2\.", message)
+    assert re.search(r"would be [2-4]\.\d MB, but --max-size allows 2\.", message)
     assert re.search(r"project \d\.\d, published 2\.5.*fewer --studies", message)
     monkeypatch.setattr(bundle, "_write", lambda *a: pytest.fail("packed in vain"))
-    assert "would have at least" in refused("b.tar"), "nothing is compressed"
+    assert "would be at least" in refused("b.tar"), "nothing is compressed"
     monkeypatch.setattr(bundle, "_published", lambda: {"published/x.gz": bytes(2_500_000)})
-    assert "would have at least 2.5 MB" in refused("b.tar.xz"), "xz would not help"
+    assert "would be at least 2.5 MB" in refused("b.tar.xz"), "xz would not help"
 
 
 @pytest.mark.wheels

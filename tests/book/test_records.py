@@ -168,7 +168,7 @@ def test_what_was_measured_and_released_is_read_back(project: Path) -> None:
     assert measured.arrays["loss/7k"].dtype == np.float32 and measured.facts == {"n": 4}
     assert records.read_released(folder)["crows"].value.tolist() == [0.5]
     assert records.read_released(None) == {}
-    with pytest.raises(DataError, match="is of the study tiny"):
+    with pytest.raises(DataError, match="is from the study tiny"):
         records.read_measurements(folder, "tiny", {"scale": "laptop", "seeds": 3})
     (folder / records.MEASURED).write_bytes(b"PK")
     with pytest.raises(DataError, match=r"is not the sha256 in record\.json"):
@@ -259,7 +259,7 @@ def test_not_a_number_becomes_null(project: Path) -> None:
         ),
         (
             {"measured": Measurements({}, {}, files={"../x": b""})},
-            "'../x' of a file must be without",
+            "'../x' of a file must not contain",
         ),
     ],
 )

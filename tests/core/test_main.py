@@ -221,7 +221,7 @@ def test_train_inspect_verify(
     assert "this hash equals the hash in the training log" in shown
     assert "tokens are swapped" in shown
     assert main(["verify", forked]) == 0
-    assert "match their hashes" in capsys.readouterr().out
+    assert "training states match" in capsys.readouterr().out
 
 
 def shell(words: str) -> str:

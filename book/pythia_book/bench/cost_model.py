@@ -46,7 +46,7 @@ ATTENTION_TFLOPS = {
 """Maps each head dim to (TFLOP/s of the forward pass, TFLOP/s of the backward pass) of causal
 attention at 2,048 tokens [estimates of torch's own attention]."""
 BANDWIDTH = 2.4
-"""TB/s of the passes over activations and logits [estimate]. Ours and torch.compile both run Triton
+"""TB/s of the passes over activations and logits [estimate]. Our code and torch.compile run Triton
 kernels, so both are assumed to attain it."""
 VOCAB_EXTRA, VOCAB_CAP = 0.10, 0.88
 """The matrix products with the vocabulary attain EFFICIENCY + VOCAB_EXTRA of MATMUL, but at most
@@ -64,7 +64,7 @@ class Traffic:
     """The memory traffic of one implementation of the training step, counted by hand.
 
     Attributes:
-        passes: for each operation of a layer, how often its forward and backward read or write a
+        passes: for each operation of a layer, how often its two passes read or write a
             bf16 tensor of shape (tokens, width). The fp32 residual stream counts twice.
         ends: the same for the embedding, the last residual sum and the final LayerNorm together.
         loss_bytes: bytes per logit that the loss reads and writes.
@@ -100,7 +100,7 @@ TRAFFIC = {
     ),
 }
 EMBEDDING_BYTES = 20
-"""Bytes per embedding weight and micro-batch to make and add its gradient, ours or compiled."""
+"""Bytes per embedding weight and micro-batch to compute and add its gradient, in both variants."""
 MICRO_TOKENS = 32_768
 """Tokens per micro-batch that the predictions assume by default."""
 
@@ -177,7 +177,7 @@ def ns_per_token(
 def optimizer_seconds(model: ModelConfig) -> float:
     """Predict the seconds that an update takes after its last micro-batch.
 
-    It moves 38 bytes per parameter: AdamW 30, the norm of the gradient 4, zeroing the gradient 4.
+    This moves 38 bytes per parameter: AdamW 30, the norm of the gradient 4, zeroing the gradient 4.
     """
     return 38 * model.n_params / (COPY * 1e12)
 
@@ -194,7 +194,7 @@ PROFILED_PARTS = {
 def predicted_profile(
     model: ModelConfig, implementation: str, micro_tokens: int
 ) -> dict[str, float]:
-    """Predict the milliseconds of an update of one micro-batch, by the parts of a profile."""
+    """Predict the milliseconds of each part of a profile, for an update with one micro-batch."""
     ns = parts(model, implementation, micro_tokens=micro_tokens)
     ms = {
         part: 1e-6 * micro_tokens * sum(ns[n] for n in names)
@@ -228,7 +228,7 @@ def kernel_bytes(kernel: str, model: ModelConfig, implementation: str) -> float 
 
 
 def predicted_ratio(kernel: str, model: ModelConfig) -> float:
-    """Predict how many times as long torch.compile takes for an operation as our kernel.
+    """Predict the time that torch.compile takes for an operation, divided by our kernel's time.
 
     The loss includes its matrix products. AdamW moves the same bytes in both.
     """

@@ -8,7 +8,7 @@ with torch's default, both in deterministic mode. A decision is a row with the c
     rule      the rule in words
     value     the measured number that the rule tests; None if there is none
     outcome   "keep", "delete", "use X" (a library) or NOT_MEASURED
-    note      further numbers in words
+    note      further numbers, as text
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ TRITON_FILES = {
     "bias_gelu_tanh": "gelu_triton",
     "adamw": "adamw_triton",
 }
-"""Maps an operation, with the form of GELU that training uses, to the file of its Triton kernel."""
+"""Maps each operation to the file of its Triton kernel; of GELU, only the form used in training."""
 LOSS = "linear_cross_entropy"
 OURS = "triton"
-"""Our own attention kernel among the attention libraries."""
+"""The name of our own attention kernel among the attention libraries."""
 HEAD_DIMS = tuple(ATTENTION_TFLOPS)
 """The head dims of the official sizes."""
 

@@ -3,7 +3,7 @@
 Both have the same weights, take turns in one process, and continue the same prompts greedily, in
 fp32, by `NEW` tokens. `transformers` needs prompts padded on the left. It is measured with two
 attention implementations, and the faster one counts. The weights are random. The unembedding is
-enlarged, so that the most likely token is clearly ahead and both should write the same text.
+scaled up, so that the most likely token is clearly ahead and both should write the same text.
 """
 
 from __future__ import annotations

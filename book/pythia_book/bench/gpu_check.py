@@ -54,16 +54,16 @@ OVERTIME = 1.5
 """A step is stopped after this multiple of its estimated duration. In a dry run, which may be on a
 slow machine, a step is stopped only at the end of the budget."""
 CLOSING_SECONDS = 15.0
-"""A benchmark starts no measurement in this many seconds before its time limit."""
+"""A benchmark starts no more measurements once only this many seconds of its time are left."""
 PROGRESS_SECONDS = 15.0
 """Seconds between two lines that show the progress of a step."""
 OLDEST_TORCH = (2, 11)
 LARGEST_GPU = 150e9
-"""Bytes of memory of the GPU for which durations are estimated: more rows take more time."""
+"""Assumed GPU memory, in bytes. A larger memory fits more rows, which take more time."""
 SECONDS = {"correctness": 150.0, "attention": 60.0, "train": 15.0, "kernels": 15.0, "study": 30.0}
-"""Guesses of a part's duration on a GPU. Training, kernels and studies take longer (see `plan`)."""
+"""Guessed seconds of each part on a GPU. Training, kernels and studies take longer (see `plan`)."""
 DRY_RUN_SECONDS = dict(zip(SECONDS, (12.0, 8.0, 25.0, 10.0, 90.0), strict=True))
-"""Guesses of a part's duration in a dry run."""
+"""Guessed seconds of each part in a dry run."""
 TEXT_SECONDS, OPERATION_SECONDS = 40.0, 12.0
 """Guesses: seconds to prepare the text, and to compile and time one operation at one size."""
 EXIT_SECONDS = 5.0
@@ -262,7 +262,7 @@ def run_steps(steps: Sequence[Step], deadline: float, out: Path, dry_run: bool) 
         left = deadline - time.monotonic()
         row: Row = {"kind": "step", "name": step.name, "dry_run": dry_run, "seconds": 0.0}
         if left < step.seconds:
-            reason = f"about {step.seconds:.0f} s are needed, but {max(0.0, left):.0f} s were left"
+            reason = f"about {step.seconds:.0f} s are needed, but {max(0.0, left):.0f} s are left"
             row |= {"outcome": "no time", "why": reason}
         else:
             row |= _run(step, left, out, dry_run)
@@ -430,7 +430,7 @@ def table(out: Path) -> list[str]:
         "correctness": counts,
         "attention, TFLOP/s forward and backward (with deterministic kernels)": attention,
         "training": [format_row(row).removeprefix(mark) for row in train],
-        "ms of an update of one micro-batch, by part (predicted for one H100)": [
+        "ms per part of an update with one micro-batch (predicted for one H100)": [
             _profile_text(row) for row in train if row.get("profile")
         ],
         "kernels, ms forward and backward": kernels,

@@ -57,16 +57,16 @@ class Case:
 
     Attributes:
         shape: maps the name of each dimension to its size.
-        inputs: creates the tensors to differentiate or, for an optimizer, to update.
+        inputs: creates the inputs, which get gradients or, for an optimizer, are updated.
         ours: our kernel.
         reference: the same operation in plain PyTorch, in the dtype of `ours`.
         exact: the reference in fp64, to be called with fp64 inputs.
         unit: unit of the rate, "GB/s" or "TFLOP/s".
-        work: (minimal number of bytes or operations, formula of this number as text).
+        work: (minimal number of bytes or operations, formula for this number, as text).
         others: maps names to further implementations.
         differentiated: whether the operation has a backward pass.
-        then: what a training step computes next from the gradients, and what `ours` has computed
-            already; the other implementations are timed together with it.
+        then: further work on the gradients, which a training step needs and `ours` includes; it is
+            added to the timed calls of the other implementations.
     """
 
     kernel: str
@@ -278,7 +278,7 @@ def timing(
         calls: minimum number of calls in each repeat.
 
     Returns:
-        `ms`: the median, over repeats, of the median milliseconds of a call in the repeat
+        `ms`: the median over repeats of the median duration of a call, in milliseconds
         `ms_low`, `ms_high`: the lowest and the highest median of a repeat, in milliseconds
         `calls`: the number of timed calls
     """
@@ -299,7 +299,7 @@ def peak_rates(
 ) -> dict[str, float]:
     """Measure the peak rates of a copy, in GB/s, and of matrix products, in TFLOP/s.
 
-    The names of the rates are "copy" and, for matrix products, the name of the precision. A copied
+    The keys are "copy" and, for matrix products, the names of the precisions. A copied
     byte counts twice: read and written. Each measurement takes at least `seconds`.
     """
     cuda = device.type == "cuda"
@@ -582,7 +582,7 @@ def bench_kernels(
         dry_run: measure tiny CPU tensors instead.
         seconds: minimum seconds of timed calls per measurement.
         only: on a GPU, a subset of KERNELS (default: all).
-        budget: seconds on a GPU after which no measurement starts; each skipped measurement gets
+        budget: on a GPU, seconds after which no measurement starts; each skipped measurement gets
             a row.
         precisions: precisions to measure on a CPU; a GPU is always measured in bf16.
         calls: minimum timed calls per repeat on a CPU; on a GPU, always CALLS.

@@ -1,8 +1,8 @@
 """Reads and writes files of measurements. Every line (row) is a JSON object.
 
 Rows are written as soon as they are measured. If a crash leaves a partial line, readers skip it,
-and the next row starts on a new line. A row with `dry_run` has meaningless numbers; no page uses
-them. If a measurement failed, the column `failed` says why. The kinds of rows are:
+and the next row starts on a new line. If `dry_run` is true, a row has meaningless numbers; no page
+uses them. If a measurement failed, the column `failed` says why. The kinds of rows are:
 
     machine    device, versions, measured rates of copying memory and of matrix products
     train      one implementation of a training step at one size; `partial` until its last round
@@ -165,7 +165,7 @@ def fastest_steps(rows: Sequence[Row]) -> list[Row]:
 def _newest(rows: Sequence[Row], kind: str) -> list[Row]:
     """For every measurement of a kind in KEYS, return the row that counts.
 
-    This is the newest one that has a speed or, without speeds, the newest one. A row that lacks
+    This is the newest row with a speed or, if no row has one, the newest row. A row that lacks
     rounds does not replace a complete one.
     """
     newest: dict[tuple, Row] = {}

@@ -98,7 +98,7 @@ def markdown(result: dict[str, Any]) -> str:
     """Format the result of `bench_terms` as a Markdown table."""
     lines = [
         f"{result['machine']['device']}, one thread; {result['terms']:,} terms in "
-        f"{result['tokens']:,} tokens, median of {result['rounds']}.",
+        f"{result['tokens']:,} tokens, median of {result['rounds']} rounds.",
         "",
         "| implementation | tokens/s |",
         "|---|--:|",

@@ -402,7 +402,7 @@ class Job:
 
     @property
     def micro_batch_counts(self) -> tuple[int, ...]:
-        """The numbers of micro-batches of the updates to time."""
+        """How many micro-batches the timed updates have."""
         return tuple(MIN_UPDATES[self.kind])
 
     def config(self, rows: int) -> RunConfig:
@@ -430,7 +430,7 @@ def most_rows(job: Job) -> int:
 def estimated_rows(implementation: Implementation, job: Job, total_bytes: float) -> int:
     """Return the largest micro-batch, a power of two of rows, estimated to fit `total_bytes`.
 
-    At least one row is returned. A micro-batch that the job fixes is returned as it is.
+    At least one row is returned. If the job sets the micro-batch, that number is returned.
     """
     rows, model = most_rows(job), job.model
     if job.rows or job.device.type != "cuda":
@@ -603,7 +603,7 @@ def part_of(kernel: str) -> str:
 
 
 def profile(step: Step, batch: np.ndarray, device: torch.device) -> dict[str, float]:
-    """Return the milliseconds of an update on `batch`, one micro-batch, by part of the step.
+    """Time an update on `batch`, which is one micro-batch; return the milliseconds of each part.
 
     The parts are those of `part_of`, and "idle", when the device does nothing. On a CPU, operations
     are counted instead of kernels.
@@ -621,7 +621,7 @@ def profile(step: Step, batch: np.ndarray, device: torch.device) -> dict[str, fl
 
 
 def _micro_rows(job: Job, rows: int) -> Row:
-    """Return the column of the rows per micro-batch, on a GPU."""
+    """Return the column with the rows per micro-batch; {} for a CPU."""
     return {"micro_rows": rows} if job.kind == "cuda" else {}
 
 
@@ -632,7 +632,7 @@ def _warm_up_largest(
 
     The micro-batch is doubled, up to `most_rows`, as long as the measured memory leaves room for
     twice as many rows. If the device runs out of memory, and nothing else occupies it, the
-    micro-batch is halved. A micro-batch that the job fixes is not changed.
+    micro-batch is halved. A micro-batch that the job sets is not changed.
 
     Args:
         first: rows of the first micro-batch to try.
@@ -761,7 +761,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _allocated(device: torch.device) -> tuple[int, int]:
-    """Return the bytes that tensors occupy and torch reserves on a GPU; reset the recorded peaks.
+    """Return the bytes in use by tensors and those that torch reserves on a GPU; reset the peaks.
 
     On a CPU, both are 0.
     """
@@ -868,7 +868,7 @@ def text_tokens(progress: bool = True) -> np.ndarray:
     if tokens.dtype != np.uint16 or tokens.ndim != 1 or len(tokens) <= SEQ_LEN:
         raise DataError(
             f"{path} has dtype {tokens.dtype} and shape {tokens.shape}, but must have dtype uint16 "
-            f"and one dimension of more than {SEQ_LEN}; delete the file and run again"
+            f"and one dimension, longer than {SEQ_LEN}; delete the file and run again"
         )
     return tokens
 
@@ -903,7 +903,7 @@ def bench_train(
         compiled: on a CPU, the precisions in which to measure torch.compile too (default: all).
         rounds: rounds per implementation (default: ROUNDS).
         seconds: minimum duration of a round (default: 1 on a GPU, 0 on a CPU).
-        budget: seconds on a GPU by which measurements should end; 0: no limit.
+        budget: on a GPU, seconds after which measurements should have ended; 0: no limit.
         rows: rows of every micro-batch on a GPU (default: as many as fit).
         rates_from: result file that may have the rates of this GPU (see `machine_with_rates`).
 

@@ -166,7 +166,7 @@ def _planned(args: argparse.Namespace) -> dict[str, Any] | None:
     if plan.missing_shards and not args.plan:
         raise DataError(
             f"{args.data} lacks {count_of(len(plan.missing_shards), 'shard')}, listed above; "
-            "put what is missing there"
+            "put the missing files there"
         )
     if args.plan:
         return None

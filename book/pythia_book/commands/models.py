@@ -28,7 +28,7 @@ def add(command: AddCommand) -> None:
     p.add_argument("--revision", default="main", type=nonblank, help=text)
     text = (
         "step to convert, of a run or of a folder of checkpoints (default: the last); for any "
-        "other model, the step to record in DST (default: the one in its name)"
+        "other model, the step to record in DST (default: the one in SRC)"
     )
     p.add_argument("--step", **STEP, help=text)
     dtypes = ("fp32", "fp16", "bf16")

@@ -23,8 +23,8 @@ examples:
   python -m pythia_core study --on local --gpus 4         four of the GPUs here
 """
 WORKER_EXAMPLES = """\
-Start as many workers as you like, on any machines that share the folder of results
-(PYTHIA_RESULTS), one for each GPU. Each run and each measurement is done by one worker. If a
+Start any number of workers, one for each GPU, on machines that share the folder of results
+(PYTHIA_RESULTS). Each run and each measurement is done by one worker. If a
 worker dies, nothing is lost: about a minute later, another one takes over its work. When all
 workers have finished, run `study`: it finds their results and runs the notebooks.
 
@@ -151,7 +151,7 @@ def _work_elsewhere(args: argparse.Namespace) -> bool:
 
 
 def _values(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Return the values of the parameters of the studies that workers share.
+    """Map each study that workers share to the values of its parameters.
 
     Raises:
         ConfigError: see `worker.values_of`.

@@ -1,4 +1,4 @@
-"""Keeps facts about a text in a cache file, so that a machine with it need not read the text."""
+"""Keeps facts about a text in a cache file, with which a machine need not read the text."""
 
 from __future__ import annotations
 

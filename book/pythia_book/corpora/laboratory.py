@@ -67,8 +67,8 @@ def _grammar(n: int, random: np.random.RandomState) -> np.ndarray:
 def _transitions() -> tuple[np.ndarray, np.ndarray]:
     """Return the cumulative probabilities of the next class and of its members.
 
-    The first array, [class, class, class], is given the last two classes; the second, [syllable,
-    class, member], the last syllable and the next class. Syllable i is member i // N_CLASSES of
+    The first array, [class, class, class], depends on the last two classes; the second, [syllable,
+    class, member], on the last syllable and the next class. Syllable i is member i // N_CLASSES of
     the class i % N_CLASSES.
     """
     random = np.random.RandomState(0)

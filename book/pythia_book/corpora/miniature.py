@@ -1,6 +1,6 @@
 """Builds the corpora "miniature" (from a sample of the pocket Pile) and "large" (from more text).
 
-Deduplication removed 38 % of the Pile's tokens, but would remove hardly any of the pocket Pile. So
+Deduplication removed 38 % of the Pile's tokens, but would remove few of the pocket Pile's. So
 copies are planted until the share is about the same. Documents are cut into pieces, of which a
 sample is taken. Some texts are repeated until they occur 2, 4, ... or 128 times; copies at each of
 these levels have about the same number of words in all. Every fourth copy has one word in a hundred
@@ -182,7 +182,7 @@ def document_counts(domains: tuple[str, ...], corpus: str) -> dict[str, int]:
     if share > GENERATED_MAX:
         problems.append(
             f"planted text would be {share:.0%} of the words ({', '.join(names)}), which leaves "
-            f"too little prose; the limit is {GENERATED_MAX:.0%}. Leave one of them out of domains"
+            f"too little prose; the limit is {GENERATED_MAX:.0%}. Leave out one of these domains"
         )
     words = _survey(domains, corpus)[1] if names else 0
     counts = {name: round(shares[name] * words / GENERATED[name].words) for name in names}
@@ -226,9 +226,9 @@ def number_counts(domains: tuple[str, ...], corpus: str) -> dict[int, int]:
 
 
 def survey_file(domains: tuple[str, ...], corpus: str) -> Path:
-    """Return the path in the cache of the survey of a corpus, made if absent.
+    """Return the path of the cached survey of a corpus; make the survey if it is absent.
 
-    Its name depends on the wheels and on the code that reads them. With this file, studies that
+    The file's name depends on the wheels and on the code that reads them. With it, studies that
     count what is planted need no wheels.
     """
     pins = [WHEELS[name].sha256 for name in wheels_needed(domains)]
@@ -251,11 +251,11 @@ def _survey(domains: tuple[str, ...], corpus: str) -> tuple[dict[str, int], int,
 
 
 def _read_all(domains: tuple[str, ...], corpus: str) -> dict[str, Any]:
-    """Read all sampled pieces of a corpus, and return its survey in the form of JSON.
+    """Read all sampled pieces of a corpus, and return its survey in JSON types.
 
-    `copies`: pairs of a text and how often it will occur, as `choose_copied` has them;
+    `copies`: pairs of a text and how often it will occur, in the order of `choose_copied`;
     `words`: number of words in the pieces;
-    `natural`: how often each number in equations.FIRST occurs in the pieces, in this order.
+    `natural`: how often each number in equations.FIRST occurs in the pieces, in FIRST's order.
     """
     words = 0
     natural = dict.fromkeys(equations.FIRST, 0)

@@ -69,7 +69,7 @@ def stimuli() -> Stimuli:
     """Read occupations.toml, and give each invented noun its share of feminine pronouns.
 
     Raises:
-        ConfigError: lists what is wrong with the file (see `problems`).
+        ConfigError: the file has errors; the message lists them (see `problems`).
     """
     text = Path(__file__).with_name("occupations.toml").read_text("utf-8")
     return parse_stimuli(tomllib.loads(text))
@@ -79,7 +79,7 @@ def parse_stimuli(raw: dict[str, Any]) -> Stimuli:
     """Make the stimuli from the content of occupations.toml.
 
     Raises:
-        ConfigError: a part is missing or has the wrong type; else, what is wrong (see `problems`).
+        ConfigError: a part is missing or has the wrong type, or `problems` finds errors.
     """
     try:
         shares = permuted_shares(raw["invented"])

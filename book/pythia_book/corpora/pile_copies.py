@@ -63,7 +63,7 @@ NEAR_WORDS = 300
 
 @cache
 def exact_shares() -> dict[int, float]:
-    """Map a number of occurrences to the share of the Pile's distinct text that occurs so often.
+    """Map a number of occurrences to the share of the Pile's distinct text that occurs that often.
 
     Components are assumed to share no text. Of a component that is read 1.5 times, half of the
     documents occur once and half twice.

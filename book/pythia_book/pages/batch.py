@@ -2,7 +2,7 @@
 
 The figures follow one row from the documents into a batch, in the order of `order.RowOrder`. The
 examples are the training corpus of the scale `smoke`, if cached, and a few sentences. The page's
-script computes the same order in the browser, and tests check that script and library agree.
+script computes the same order in the browser, and tests check that the script and library agree.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def values() -> dict[str, str]:
 
 
 def first_repeat(example: Example, seed: int, epochs: int = 2) -> int:
-    """Return the step of the first batch with a token of a document that was already read."""
+    """Return the step of the first batch that reads some token of a document a second time."""
     order = RowOrder(example.sizes, example.seq_len, seed, epochs)
     seen: set[tuple[int, int]] = set()
     for rank, row in enumerate(order.shuffle.tolist()):
@@ -341,11 +341,12 @@ def _picture(example: Example) -> Drawing:
                   title=f"4  batch {step}: the beginning of each row")  # fmt: skip
         for ax in (top, middle, grid, batch):
             ax.set_axis_off()
-    parts = ", ".join(f"{d}" for d, _, _ in spans(order, example.sizes, row))
+    parts = [str(d) for d, _, _ in spans(order, example.sizes, row)]
+    documents = f"{'document' if len(parts) == 1 else 'documents'} {', '.join(parts)}"
     return Drawing(
         drawn,
         f"Four steps. {n} documents in the order of the file and shuffled; the stream of shuffled "
-        f"documents near row {row}, which has tokens of document(s) {parts}; a grid of the first "
+        f"documents near row {row}, which has tokens of {documents}; a grid of the first "
         f"{n_batches} batches of {example.batch_size} shuffled rows; and the beginning of the text "
         f"of each row in batch {step}.",
     )

@@ -90,7 +90,7 @@ class Layout:
     def micro_batch(self) -> int:
         """The rows per forward and backward pass: a power of two, as many as fit or are useful.
 
-        0: not one row fits.
+        It is 0 if not even one row fits.
         """
         most = min(self.rows, MICRO_TOKENS // self.seq_len, self._largest_micro_batch(self.split))
         return 1 << (most.bit_length() - 1) if most else 0
@@ -204,7 +204,7 @@ def budget_table() -> pd.DataFrame:
 
 
 def disk_table() -> pd.DataFrame:
-    """Return what training each released size once writes, one row per size.
+    """Return how many bytes training writes for each released size, one row per size.
 
     Columns: `size`; `checkpoint`, `checkpoints`: bytes of the bf16 weights of one step and of all;
     `state`: bytes of one training state; `seconds`: time to write a state from one process.

@@ -42,7 +42,7 @@ class Finding:
     height: float = 2.3
 
     def draw(self, run: SelectedRun) -> Drawing:
-        """Draw the figure of a run; without its tables, a panel that says so."""
+        """Draw the figure of a run or, if its tables are missing, a panel that says so."""
         from matplotlib.figure import Figure
 
         with style.style():

@@ -2,7 +2,7 @@
 
 The model's own functions compute all angles, cosines, sines and rotations. Head dimensions are
 those of the official models. The page's script draws the same figures in the browser, and tests
-check that both agree.
+check that the two agree.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ def late_change(result: Result) -> Drawing:
         "LAMBADA, deduplicated": lambada[deduped],
         "seven tasks, both texts": mean,
     }
-    notes = "zero-shot; bands: 95 % intervals of items; gray: the checkpoints that are compared"
+    notes = "zero-shot; bands: 95 % intervals over items; gray: the checkpoints that are compared"
     with style.canvas(result, 3, 2.9, notes) as (figure, axes):
         for ax, (title, rows) in zip(axes, shown.items(), strict=True):
             ax.set_title(title)
@@ -174,7 +174,7 @@ def batch_size(result: Result) -> Drawing:
     batch = _released(result, "batch")
     sizes = _sizes(batch) or list(MODELS[:5])
     mean = _mean_over_tasks(batch)
-    note = "solid: 2M tokens per batch, dashed: fewer; five-shot; bands: 95 % intervals of items"
+    note = "solid: 2M tokens per batch, dashed: fewer; five-shot; bands: 95 % intervals over items"
     rows = len(BATCH_PANELS)
     with style.canvas(result, len(sizes), 4.8, note, "axes differ", rows=rows) as (figure, axes):
         cells = [(task, size) for task in BATCH_PANELS for size in sizes]
@@ -251,7 +251,7 @@ def blimp(result: Result) -> Drawing:
     table = _released(result, "blimp")
     table = table.assign(thousands=table.step / 1000)
     sizes = _sizes(table)
-    note = "first suite (v0), zero-shot, mean of both texts; bands: 95 % intervals of items"
+    note = "first suite (v0), zero-shot, mean of both texts; bands: 95 % intervals over items"
     with style.canvas(result, 4, 5.4, f"{note}; dotted: guessing", rows=3, sharey=True) as (
         figure,
         axes,

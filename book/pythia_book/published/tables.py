@@ -54,7 +54,7 @@ SAME_WHY = (
     f"the margin of {SAME:g} point is less than any step to the next size brings (1.3 points or "
     "more), and was chosen when the released numbers were known"
 )
-"""Use it for zero-shot means over the seven tasks at the end of training. Else use CONVENTION."""
+"""Use it for zero-shot means over the seven tasks at the end of training; elsewhere, CONVENTION."""
 NO_RELEASED = f"no released numbers: set {VARIABLE}"
 """Why a figure or a test shows nothing without released numbers."""
 CHANCE = {"piqa": 50, "winogrande": 50, "wsc": 50, "arc_easy": 25, "arc_challenge": 25, "sciq": 25,
@@ -65,7 +65,7 @@ FORMER_NAMES = {"19m": "70m", "125m": "160m", "350m": "410m", "400m": "410m", "8
                 "1.3b": "1.4b", "2.7b": "2.8b", "6.7b": "6.9b", "13b": "12b"}  # fmt: skip
 """Maps former names of models, found in some released files, to the current names."""
 DOUBLE_BATCH = ("160m", "410m", "1.4b")
-"""Sizes of the first suite (v0) with batches of four million tokens. Their steps count as two."""
+"""Sizes of the first suite (v0) with batches of four million tokens. Each step counts as two."""
 TOKENS_PER_STEP = 1024 * 2048
 BENCHMARKS = ["model", "deduped", "shots", "task", "step", "metric", "value", "stderr"]
 BASELINES = ["family", "model", "n_params", "task", "metric", "value", "stderr"]

@@ -1,7 +1,7 @@
 """Reads the released training maps of PolyPythias: the states of ten 410M runs over training.
 
-PolyPythias (van der Wal et al. 2025) assigns a state to every checkpoint by a hidden Markov model
-of weight statistics. All maps are in EleutherAI/pythia, polypythias/data/training_maps.tsv. The
+PolyPythias (van der Wal et al. 2025) assigns a state to every checkpoint, using a hidden Markov
+model of weight statistics. All are in EleutherAI/pythia, polypythias/data/training_maps.tsv. The
 code next to that file explains `state`, `score` (a standardized accuracy) and `group`: the outlier
 seeds 3 and 4, or the remaining eight seeds.
 

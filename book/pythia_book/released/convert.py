@@ -73,7 +73,7 @@ def _from_run(name: str, step: int | None) -> Source:
 
 
 def read(source: str, revision: str = "main", step: int | None = None, size: str = "") -> Source:
-    """Read a model from any source. The format is recognized.
+    """Read a model from any source. The format is detected.
 
     Args:
         source: a run (folder or id), a converted checkpoint, a transformers folder, a folder of

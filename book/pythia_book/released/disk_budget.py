@@ -1,7 +1,7 @@
 """Limits the disk space of checkpoints that are fetched from the hub to be measured.
 
 While a checkpoint is measured, the next one is fetched. A checkpoint that was fetched for a
-measurement is deleted after it. A mark in the hub's cache, which survives a crash, says that the
+measurement is deleted afterwards. A crash-proof mark in the hub's cache says that the
 checkpoint was not there before. (The mark is in the cache, because machines that share the results
 folder may have caches of their own.) Nothing else is deleted. Processes that share cache and
 results do not delete what another one is reading.
@@ -66,7 +66,7 @@ class DiskBudget:
     ) -> Iterator[None]:
         """Inside the block, fetch checkpoints that are not measured yet, in the order of `steps`.
 
-        At the end, what is left of them is deleted.
+        At the end, checkpoints that were fetched but not measured are deleted.
         """
         if not self._applies(model):
             yield

@@ -55,10 +55,10 @@ SMALL = (*SETTINGS, TOKENIZER)
 TIMEOUT = 10.0
 """Maximum seconds until the hub answers. HF_HUB_DOWNLOAD_TIMEOUT limits waits during a download."""
 _FILE = re.compile(r"\.(?!v\d)[a-z]\w*$", re.IGNORECASE)
-"""The ending of a file's name; that of a version, as in pythia-1.4b, begins with a digit."""
+"""Finds the suffix of a file's name, but not a version such as that in pythia-1.4b."""
 _CHECKPOINT = re.compile(r"(global_)?step-?\d+")
 _FOLDERS = ("runs", "results", "checkpoints")
-"""Names of folders that this library makes, and thus no owners of repositories."""
+"""Names of folders that this library makes; none is read as the owner of a repository."""
 
 
 def is_repository(name: str) -> bool:
@@ -76,7 +76,7 @@ def is_repository(name: str) -> bool:
 
 
 def _why_path(name: str) -> str:
-    """Return why a name of the form x/y is a path and not a repository on the hub; "" if it is not.
+    """Return why a name of the form x/y is read as a path; "" if it can be a repository.
 
     The reason completes a sentence that begins with "this name is read as a path, because".
     """

@@ -27,6 +27,7 @@ from pythia_book.released.remote_rows import ByteFile, JoinedFile, LocalFile
 from pythia_core.data.indexed_dataset import HEADER, IndexHeader, damaged_index, find_shards
 from pythia_core.data.order import Rows
 from pythia_core.errors import DataError
+from pythia_core.util.progress import count_of
 
 PARTS = ("doc_idx", "sample_idx", "shuffle_idx")
 _NAME = re.compile(r"(?P<prefix>.+)_indexmap_\d+ns_(?P<seq_len>\d+)sl_(?P<seed>\d+)s$")
@@ -40,7 +41,7 @@ _UNREADABLE = (
     RecursionError,
     MemoryError,
 )
-"""What numpy raises for the header of a file that is no .npy file."""
+"""What numpy raises for the header of a file that is not a .npy file."""
 
 
 class NpyArray:
@@ -67,7 +68,7 @@ class NpyArray:
         if self.dtype.kind not in "iu" or len(self.shape) != ndim or (fortran and ndim > 1):
             raise DataError(
                 f"{file.name} has an array of {self.dtype} with shape {self.shape}; expected an "
-                f"array of integers with {ndim} dimension(s), in C order"
+                f"array of integers with {count_of(ndim, 'dimension')}, in C order"
             )
         self._start = head.tell()
         self._row = math.prod(self.shape[1:]) * self.dtype.itemsize
@@ -191,7 +192,7 @@ class MappedRows(Rows):
 
 
 def find_maps(folder: Path) -> Path | None:
-    """Return the STEM of the index maps STEM_doc_idx.npy and so on in a folder; None without maps.
+    """Return the STEM of a folder's index maps STEM_doc_idx.npy and so on; None without maps.
 
     Raises a DataError if the folder has several sets of maps, or an incomplete set.
     """

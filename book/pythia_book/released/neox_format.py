@@ -63,7 +63,7 @@ MERGES: dict[str, tuple[Merge, Merge]] = {
 }
 """Maps each part of a layer to the functions that merge its weights and its biases."""
 RENAMED = {"mlp.linear1.": "mlp.dense_h_to_4h.", "mlp.linear2.": "mlp.dense_4h_to_h."}
-"""Maps the beginnings of names that later versions of GPT-NeoX changed to the earlier ones."""
+"""Maps beginnings of names in later versions of GPT-NeoX to those in earlier versions."""
 NATIVE: dict[str, tuple[str, Merge]] = {
     "word_embeddings.weight": ("embed_in.weight", rows),
     **{
@@ -174,7 +174,8 @@ def _check_tensors(state: Any, path: Path) -> dict[str, Tensor]:
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
     ):
         raise CheckpointError(
-            f"{path} is not a file of GPT-NeoX: the content must be a dictionary with only tensors"
+            f"{path} is not a file of GPT-NeoX: the content must be a dictionary with only "
+            "tensors; pass the folder of a GPT-NeoX checkpoint"
         )
     return state
 

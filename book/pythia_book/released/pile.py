@@ -34,6 +34,7 @@ from pythia_core.data.order import (
 )
 from pythia_core.errors import DataError, one_of
 from pythia_core.training.schedule import OFFICIAL_STEPS
+from pythia_core.util.progress import count_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -160,7 +161,7 @@ def open_rows(
 
     A folder may have pre-shuffled rows (one `.bin`, its shards, or some shards of a released set),
     index maps, or one pair of `.bin` and `.idx`. If all items of an `.idx` have seq_len + 1 tokens,
-    the items are pre-shuffled rows. Else they are documents, which are put in GPT-NeoX's order.
+    the items are pre-shuffled rows. Otherwise they are documents, put in GPT-NeoX's order.
     Reading rows of a missing shard raises a DataError.
 
     Args:
@@ -197,12 +198,14 @@ def open_rows(
     if data is None or (data.n_documents and (data.sizes == seq_len + 1).all()):
         rows = PreshuffledRows(shards or [whole], seq_len, data.dtype if data else dtype)
         by_index = " by its index" if data else ""
-        return rows, f"{path}: rows in training order{by_index}, {len(rows.paths)} file(s)"
+        files = count_of(len(rows.paths), "file")
+        return rows, f"{path}: rows in training order{by_index}, {files}"
     if epochs is None:
         epochs = epochs_needed(data.n_tokens, seq_len, samples_requested(steps or 0, batch_size))
     return (
         OrderedRows(data, RowOrder(data.sizes, seq_len, seed, epochs)),
-        f"{path}: {data.n_documents} documents in the order of seed {seed}, {epochs} epoch(s)",
+        f"{path}: {count_of(data.n_documents, 'document')} in the order of seed {seed}, "
+        f"{count_of(epochs, 'epoch')}",
     )
 
 
@@ -235,10 +238,10 @@ class MissingShard:
 
 
 def partial_shards(folder: Path) -> RemoteRows | None:
-    """Open the rows in a folder with some, but not all, shards of a released set, or return None.
+    """Open a folder with some, but not all, shards of a released set; None for any other folder.
 
-    Raises a DataError if a shard has the wrong size. Reading a row of a missing shard raises one,
-    too.
+    Raises a DataError if a shard has the wrong size. Reading a row of a missing shard
+    raises a DataError, too.
     """
     names = {path.name for path in folder.glob("*.bin")}
     preshuffled = [released.shards for released in RELEASED.values() if not released.maps]

@@ -24,14 +24,14 @@ BATCH_TOKENS = BATCH_ROWS * SEQ_LEN
 TOKENS = OFFICIAL_STEPS * BATCH_TOKENS
 
 A100_PEAK = 312e12
-"""Dense FLOP/s of an A100 in fp16 or bf16, from the data sheet. Below: those of an H100 SXM."""
+"""Dense FLOP/s of an A100 in fp16 or bf16, from the data sheet. H100_PEAK: those of an H100 SXM."""
 H100_PEAK = 989e12
 H100_UTILIZATION = 0.40
 """Assumed fraction of the peak in training; not measured. The released 70M to 410M models reached
 22 to 26 % of the peak of their A100s, according to the GPU-hours in the paper.
 """
 A100_WATT = 400
-"""Power limit of an A100 SXM board. Below: the power usage effectiveness of the data center."""
+"""Power limit of an A100 SXM board. PUE: the power usage effectiveness of the data center."""
 PUE = 1.1
 
 

@@ -2,8 +2,8 @@
 
 A batch of the pre-shuffled Pile is 4.2 MB of 600 GB. A response is accepted only if its headers
 announce exactly the requested range of a file of the expected size. So a server that ignores
-`Range` is rejected before it sends a whole shard. Incomplete or late responses and server errors
-are retried a few times; then an error names the URL and the byte range.
+`Range` is rejected before it sends a whole shard. After an incomplete or late response or a server
+error, a request is repeated a few times; then an error names the URL and the byte range.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class LocalFile:
         self.path = Path(path)
         self.name = self.path.name
         if not self.path.is_file():
-            raise DataError(f"{self.path} does not exist or is not a file")
+            raise DataError(f"{self.path} does not exist or is not a file; put the file there")
 
     @property
     def size(self) -> int:

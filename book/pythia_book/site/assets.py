@@ -28,7 +28,7 @@ NEEDED = {
     "explorable.js": r'data-(?:rotary|batch|recipe)="',
     "hover.js": r'class="(?:[\w -]* )?(?:term|bibtex-citation)[" ]',
 }
-"""For scripts that some pages do without: HTML of the pages that need them."""
+"""Maps a script that only some pages need to a regex for HTML of these pages."""
 FIRST = "explorable.js"
 """The script that the scripts of pages use, so it is loaded before them."""
 UNUSED = (
@@ -38,7 +38,7 @@ UNUSED = (
     "locales",
     "webpack-macros.html",
 )
-"""What the theme copies into _static and no page loads."""
+"""What the theme copies into _static, but no page loads."""
 
 _HEAD = "/* What this site uses of: "
 _shared: dict[str, None] = {}

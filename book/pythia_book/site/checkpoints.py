@@ -158,7 +158,7 @@ def stage_scripts(app: Sphinx) -> None:
         if old.name != digest:
             shutil.rmtree(old)
     if problem:
-        instead = "has no checkpoints" if checkpoints is None else "shows those of another run"
+        instead = "has no checkpoints" if checkpoints is None else "shows another run's checkpoints"
         print(f"note: the page {PAGE} {instead}. {problem}", file=sys.stderr)
     if checkpoints is not None and not (parent / digest / "manifest.js").is_file():
         write_scripts(checkpoints, parent / digest)
@@ -259,7 +259,7 @@ def predictions(checkpoints: Checkpoints, names: list[str]) -> list[list[list[tu
 def feminine_shares(checkpoints: Checkpoints) -> dict[str, dict[str, float]]:
     """Return the share of feminine pronouns among pronouns, by preset and checkpoint.
 
-    With them, the page draws the whole course of training before it has loaded every checkpoint.
+    These let the page draw the whole course of training before it has loaded every checkpoint.
     """
     number = _tokenizer(checkpoints).token_to_id
     feminine, masculine = (

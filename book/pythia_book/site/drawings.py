@@ -121,7 +121,7 @@ class Source(SphinxRole):
         problem = ""
         lines: list[str] = []
         if not text:
-            problem = f"{self.text!r} names no line; write path#text of the line"
+            problem = f"{self.text!r} names no line; write path#text, with text that the line has"
         elif not (ROOT / name).is_file():
             problem = f"the repository has no file {name!r}"
         else:

@@ -37,7 +37,7 @@ from pythia_book.site.studies import (
 from pythia_core.util.files import is_writable
 
 UNFINISHED = "unfinished-build"
-"""A file next to Sphinx's environment that exists while a build runs, and after it was stopped."""
+"""A file next to Sphinx's environment that exists while a build runs, and after one was stopped."""
 LOCK = "build.lock"
 """A file next to Sphinx's environment that a running build locks."""
 _LOCKS: dict[Path, FileLock] = {}

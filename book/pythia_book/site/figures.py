@@ -59,14 +59,14 @@ def sanitized(text: str, prefix: str, colors: dict[str, None]) -> ET.Element:
 
     Args:
         prefix: put before each id, so that the ids of a page are unique.
-        colors: gets the colors that the drawing uses, as "#rrggbb", those of text as "t#rrggbb".
+        colors: gets the colors that the drawing uses, as "crrggbb", those of text as "trrggbb".
 
     Raises:
         DataError: the text is not SVG, is too large, or defines entities.
     """
     if len(text) > _LARGEST:
         raise DataError(
-            f"the drawing has {len(text):,} characters, at most {_LARGEST:,} are shown; run the "
+            f"the drawing has {len(text):,} characters; at most {_LARGEST:,} are shown; run the "
             "study again"
         )
     if "<!ENTITY" in text.upper():
@@ -206,7 +206,7 @@ def _values(text: str, colors: dict[str, None]) -> str:
     """Return the values of a panel as the page's script reads them; "" if they are damaged.
 
     The points of a series become columns: left, top, and the rest of `panel_values`. Places are in
-    tenths, each as the step from the place before: both compress better.
+    tenths, each as the step from the place before, because such numbers compress better.
     """
     try:
         panel = json.loads(text)
@@ -225,7 +225,7 @@ def _steps(places: Iterable[float]) -> list[int]:
 
 
 def _share_values(wide: ET.Element, narrow: ET.Element) -> None:
-    """Replace the series of the narrow layout by the way that their points have moved.
+    """Store, instead of the series of the narrow layout, how their points have moved.
 
     Both layouts draw the same values on the same axes. So each panel of the narrow one is a panel
     of the wide one, stretched and shifted: "moved" has the scale and shift of left, then of top. A

@@ -76,7 +76,7 @@ def title_of(study: str) -> str:
 
 
 def in_order(contents: str) -> list[str]:
-    """Return the studies in a table of contents, in its order, given its text."""
+    """Return the studies in the order in which the text of a table of contents lists them."""
     places = {study: contents.find(f"studies/{study}\n") for study in RUNS}
     return sorted((study for study in RUNS if places[study] >= 0), key=places.__getitem__)
 

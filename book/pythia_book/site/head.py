@@ -24,7 +24,7 @@ from pythia_book.site.staging import ROOT
 CARD = "_static/card.png"
 """The image of link previews, relative to the site (pythia_book.site.card)."""
 LONGEST = 160
-"""The most characters of a description that search engines show."""
+"""How many characters of a description search engines show at most."""
 _APART = {"byline", "run-unshown", "pythia-note", "finding-text", "admonition"}
 """CSS classes of containers and paragraphs that say nothing about a page's subject."""
 
@@ -43,7 +43,7 @@ class Head:
 def identify(app: Sphinx, config: Config) -> None:
     """Take the author from CITATION.cff, and the addresses from the environment or _config.yml.
 
-    With a repository in the environment, each page has buttons to its source and to a new issue.
+    If the environment names a repository, each page has buttons to its source and to a new issue.
     """
     config.author = ", ".join(citation(ROOT).authors)
     config.html_baseurl = os.environ.get(SITE) or config.html_baseurl

@@ -1,6 +1,6 @@
 """Makes one PDF of the built site: all pages in the order of the contents, printed by Chromium.
 
-The articles of the pages become one document. It runs no scripts, so interactive parts are shown as
+The articles of the pages become one document. Scripts do not run, so interactive parts are shown as
 the pictures that they replace; figures stay vector graphics, and links between pages lead to pages
 of the PDF. The document is printed twice: the first print gives the page numbers of the contents.
 """
@@ -45,14 +45,14 @@ class Entry:
     """0 for a part of the book, 1 for a page, 2 for a section of a page."""
     title: str
     target: str = ""
-    """The id of what it names in the document of the whole book; "" for a part."""
+    """The id, in the document of the whole book, of what the entry names; "" for a part."""
     page: str = ""
     """For a page of the site: its path without the suffix, e.g. "studies/suite"."""
 
 
 @dataclass(frozen=True)
 class Book:
-    """The document of the whole book, but for the page numbers in its contents."""
+    """The document of the whole book, except for the page numbers in its contents."""
 
     title: str
     address: str
@@ -137,7 +137,7 @@ def _parsed(path: Path) -> BeautifulSoup:
 
 
 def _slug(page: str) -> str:
-    """Return the id of a page in the document, and the beginning of all ids in it."""
+    """Return the id of a page in the document, with which all ids in the page begin."""
     return page.replace("/", "-")
 
 
@@ -294,7 +294,7 @@ def _print(program: str, text: str, target: Path) -> None:
 
 
 def page_numbers(path: Path) -> dict[str, int]:
-    """Return the page of each id that a link of a PDF leads to, counted from 1."""
+    """Return the page number, counted from 1, of each id that a link in a PDF leads to."""
     from pypdf import PdfReader
 
     reader = PdfReader(path)

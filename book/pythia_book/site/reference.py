@@ -21,7 +21,7 @@ from sphinx.util.docutils import SphinxDirective
 from pythia_book.site.staging import ROOT
 
 WIDTH = 76
-"""The most characters in a line of a usage."""
+"""Maximum number of characters in a line of a command's usage."""
 _SECTION = re.compile(r"^(Args|Attributes|Raises|Yields|Returns):$", re.MULTILINE)
 
 
@@ -241,7 +241,7 @@ def markdown(doc: str) -> str:
 
 
 class Api(SphinxDirective):
-    """A directive that describes objects of a module, which its content names."""
+    """A directive that describes those objects of a module that its content names."""
 
     required_arguments = 1
     has_content = True

@@ -32,7 +32,7 @@ class Comparison:
 
     @property
     def distance(self) -> float | None:
-        """|difference| of the values, in units of the half-width of its 95 % interval.
+        """The absolute difference of the values, divided by the half-width of its 95 % interval.
 
         Above 1, the runs differ by more than chance allows. A value of one seed, which has no
         interval, is compared with the interval in which one more seed of the recorded run would

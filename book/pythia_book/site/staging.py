@@ -36,9 +36,9 @@ from pythia_core.util.files import RESULTS, folder_in
 ROOT = Path(__file__).resolve().parents[3]
 _SUBSTITUTION = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 RUNS: dict[str, list[SelectedRun]] = {}
-"""Maps each study to its complete runs, the run to show first; `choose_runs` fills it per build."""
+"""Maps each study to its complete runs, beginning with the one to show; `choose_runs` fills it."""
 TABLES: dict[str, dict[str, Any]] = {}
-"""Maps "<study>/<cell id>" to the content of a `style.Table`; `as_page` fills it per build."""
+"""Maps "<study>/<cell id>" to the content of a `style.Table`; `as_page` fills it."""
 
 
 def choose_runs(app: Sphinx, config: Config) -> None:
@@ -105,7 +105,7 @@ def stage_notebooks(app: Sphinx, config: Config) -> None:
 
 
 def add_placeholders(notebook: notebooks.Notebook) -> None:
-    """Give the figures and tables of an unexecuted notebook outputs, so that references resolve."""
+    """Give outputs to figures and tables of an unexecuted notebook, so that references resolve."""
     import nbformat
 
     for cell in notebook.cells:
@@ -127,7 +127,7 @@ _SHOWN = ("text/", "image/", "application/vnd.pythia.")
 
 
 def sanitize_outputs(cell: Any) -> None:
-    """Reduce the outputs of a code cell that could run code in the page to their plain text."""
+    """Reduce those outputs of a cell that could run code in the page to their plain text."""
     for output in cell.get("outputs", []):
         data = output.get("data", {})
         for kind in [*data]:
@@ -222,7 +222,7 @@ def fill_numbers(app: Sphinx, config: Config) -> None:
 def about_the_book() -> dict[str, str]:
     """Return `book_authors`, `_license`, `_version` and `_repository` (a link or "") for prose.
 
-    They come from CITATION.cff, and the repository from the setting `repository: {url: ...}`.
+    The repository comes from the setting `repository: {url: ...}`, the others from CITATION.cff.
     """
     book, url = citation(ROOT), repository(ROOT).get("url")
     return {

@@ -86,7 +86,7 @@ def definitions(doctree: nodes.document) -> dict[str, tuple[str, list[nodes.Elem
 
 
 def pattern_of(names: list[str]) -> re.Pattern[str]:
-    """Return the pattern that finds all of these terms; the name of its group is `t<place>`."""
+    """Return a pattern that finds all of these terms, the term names[i] as the group `t<i>`."""
     parts = []
     for place, name in enumerate(names):
         words = FORMS.get(name)

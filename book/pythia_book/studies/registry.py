@@ -166,7 +166,7 @@ def train_all(
 def train_together(
     all_params: Sequence[StudyParams], configs: dict[Any, RunConfig], progress: bool = True
 ) -> dict[Any, Run]:
-    """Do what `train_all` does for several studies at once, given the parameters of each."""
+    """Do the same as `train_all`, but for several studies at once, given the parameters of each."""
     from pythia_core.training.runs import find_or_train_all  # needs torch, a redraw does not
 
     _check_memory(configs.values())
@@ -202,5 +202,5 @@ def _check_memory(configs: Iterable[RunConfig]) -> None:
 
 
 def _keep_for(all_params: Sequence[StudyParams], run: RunConfig) -> Keep | None:
-    """Return the result of `keep` for these and for the default parameters of all studies."""
+    """Return the result of `keep` for `all_params` and the default parameters of all studies."""
     return keep(all_params[0].scale, run, *all_params)

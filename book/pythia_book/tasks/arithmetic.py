@@ -44,7 +44,7 @@ def questions() -> list[Question]:
     """Return the sums to ask, in a fixed order.
 
     These are all sums that were never planted in the training text and, for each first operand,
-    equally many planted sums.
+    as many planted sums.
     """
     chosen = []
     for first in equations.FIRST:
@@ -121,7 +121,7 @@ def requests(
 
 
 def margin(scores: dict[str, np.ndarray]) -> np.ndarray:
-    """Return, in nats, the log-probability of each right answer minus the mean of its wrong ones.
+    """Return, in nats, the log-probability of each right answer minus the mean over its wrong ones.
 
     Args:
         scores: what a zero-shot `ArithmeticMeasurement` returns.

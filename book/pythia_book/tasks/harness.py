@@ -1,6 +1,6 @@
 """Runs the evaluation harness (lm-evaluation-harness) on this library's checkpoints and tasks.
 
-`register` adds a model type "pythia" to the harness, which stands for a checkpoint of this library.
+`register` adds to the harness a model type "pythia", which stands for a checkpoint of this library.
 The harness's own command line accepts it, too. Task definitions can contain Python code; only code
 in the harness's own definitions is run, and templates are rendered in a sandbox.
 
@@ -140,7 +140,7 @@ def command_line(arguments: Sequence[str]) -> None:
 def _check_arguments() -> None:
     """Check the arguments of the harness in sys.argv.
 
-    Without this, it would fail with a traceback, or only log, at the end, that nothing was saved.
+    Without it, the harness fails with a traceback, or only logs at the end that nothing was saved.
 
     Raises:
         ConfigError: an argument is not accepted, or an output file cannot be written.
@@ -241,7 +241,7 @@ class CheckpointLM:
     def cache_key(self) -> str:
         """The key of this model's cached responses.
 
-        It has the run and the step, if they are known, and ends with a hash of everything.
+        It has the run and the step, if known; then a hash of weights, tokenizer and length.
         """
         weights = sha256_tensors(self.model.state_dict())
         identity = stable_hash([weights, self.tokenizer_name, self.max_length])

@@ -81,7 +81,7 @@ def steps_of(run: CheckpointSource, text: str) -> list[int]:
 def _steps_due(run: CheckpointSource) -> list[int]:
     """Return the steps at which the run should have weights by now, ascending.
 
-    They are those that exist, and the scheduled ones unless the weights were deleted on purpose.
+    These are all steps with weights, and scheduled steps whose weights were not deleted on purpose.
     """
     if not isinstance(run, Run):  # a published model
         return run.steps

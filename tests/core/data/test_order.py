@@ -279,7 +279,7 @@ def test_materialized_rows_and_batches(tmp_path: Path) -> None:
     assert rows.batch(2, 6).tolist() == expected[12:18].tolist()
     with pytest.raises(DataError, match=r"last full batch of 6 is step 2"):
         rows.batch(3, 6)
-    with pytest.raises(DataError, match=r"last full batch of 21 is none"):
+    with pytest.raises(DataError, match=r"no batch of 21 is full"):
         rows.batch(0, 21)
     with pytest.raises(DataError, match="step must be at least 0"):
         rows.batch(-1, 2)

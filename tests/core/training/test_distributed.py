@@ -105,7 +105,7 @@ def test_a_run_that_fits_no_process_is_refused_before_anything_is_allocated(
     monkeypatch.setattr(distributed, "device_bytes", lambda: 80e9)
     large = official("12b")
     for world in (ALONE, World(0, 2, 2)):
-        with pytest.raises(TrainingError, match=r"would fit 4 processes.*\+recompute"):
+        with pytest.raises(TrainingError, match=r"Shared by 4 processes.*\+recompute"):
             check_memory(plan_state(world, large, EAGER), large, EAGER)
     check_memory(plan_state(World(0, 4, 4), large, EAGER), large, EAGER)
     never = plan_state(World(0, 4, 4, "never"), large, EAGER)

@@ -24,6 +24,7 @@ from pythia_core.training.memory import smallest_world, state_bytes
 from pythia_core.training.metrics import flops_per_token
 from pythia_core.training.retention import checkpoint_bytes, saved_state_bytes
 from pythia_core.training.schedule import checkpoint_steps
+from pythia_core.util.progress import count_of
 
 GPU, GPU_BYTES = "H100", 80e9
 """Assumed device, and its memory."""
@@ -126,7 +127,7 @@ class Plan:
         updates = self.stop - self.start
         lines = [
             f"from {self.source}, step {self.start:,} to {self.stop:,}: {updates:,} updates, "
-            f"{self.tokens:,} tokens per arm, {self.arms} arm(s)"
+            f"{self.tokens:,} tokens per arm, {count_of(self.arms, 'arm')}"
             + (" (the swap and its control)" if self.arms == 2 else ""),
             f"rows: {self.rows}",
         ]

@@ -65,7 +65,7 @@ RULES = ("linear", "none", "constant")
 class Rewarm:
     """The learning rate of a run that starts without an optimizer state.
 
-    - "linear": the scheduled rate times i / `updates` in the first `updates` updates, i from 0.
+    - "linear": the scheduled rate times i / `updates` in update i, as long as i < `updates`.
     - "none": the scheduled rate.
     - "constant": the scheduled rate of the first update, in all updates.
     """
@@ -73,7 +73,7 @@ class Rewarm:
     rule: str = "linear"
     """One of RULES."""
     updates: int = 0
-    """Number of updates of the rise for "linear"; 0 means 1 % of the run, rounded up."""
+    """Number of updates in which "linear" raises the rate; 0 means 1 % of the run, rounded up."""
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
@@ -386,7 +386,7 @@ def _is_its_control(
 
 
 def _continuation(start: Start, steps: int, swap: str, rewarm: Rewarm | None) -> Continuation:
-    """Return a run's settings; raise a ConfigError for `rewarm` despite an optimizer state."""
+    """Return a run's settings; raise a ConfigError for `rewarm` if there is a saved state."""
     stop = start.step + steps
     if start.moments is None:
         rewarm = rewarm or Rewarm()
@@ -416,7 +416,7 @@ def _read_place(folder: Path) -> dict[str, Any]:
     path = folder / "place.json"
     if not is_intact(path):
         raise CheckpointError(
-            f"{path} is missing or damaged; repeat the `continue` command that made this run; it "
+            f"{path} is missing or damaged; repeat the `continue` command of this run, which "
             "rewrites the file"
         )
     return json_object(path.read_bytes())

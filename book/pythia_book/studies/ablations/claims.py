@@ -35,14 +35,14 @@ class SuiteModel:
 SUITE = {"25k": SuiteModel(25_472, 287_616, 5.252), "85k": SuiteModel(84_912, 478_128, 5.090)}
 """The models from which the margin follows, as recorded when it was set."""
 GAIN = 1.1
-"""The margin is worth this factor in parameters without embeddings."""
+"""The margin is worth this factor in the number of non-embedding parameters."""
 
 
 def worth(factor: float, embeddings: bool = False) -> float:
-    """Return what a factor in parameters is worth between the two models of SUITE, in nats.
+    """Return what a factor in the number of parameters is worth by the models of SUITE, in nats.
 
-    The loss is taken to be linear in the logarithm of the parameters, without embeddings, as the
-    paper recommends (Table 1), or with `embeddings`.
+    The loss is taken to be linear in the logarithm of the number of parameters: without
+    embeddings, as the paper recommends (Table 1), or with them if `embeddings`.
     """
     small, large = SUITE.values()
     ratio = large.n_params_non_embedding / small.n_params_non_embedding
@@ -106,7 +106,7 @@ def claims(params: Params, final: dict[tuple[str, str], Estimate | None]) -> lis
         ),
         Claim(
             f"Without rotary embedding, the loss is more than {MARGIN:g} nats higher.",
-            f"{OURS}; a causal decoder can tell positions without",
+            f"{OURS}; a causal decoder can tell positions without it",
             rises(effect("no_rotary"), NATS, units, MARGIN, by_size("no_rotary")),
             kind="hypothesis",
         ),

@@ -18,7 +18,7 @@ SHORTER = 2
 FIRST, N_CHECKPOINTS = 4, 8
 """First step at which the loss is measured, and the number of such steps (at most)."""
 WINDOWS = 4
-"""The arm `window` attends to a row's length divided by this number."""
+"""The window of the arm `window` is a row's length divided by this number."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +94,14 @@ class Params(StudyParams):
         return scale_named(self.scale).data.seq_len // WINDOWS
 
     def config(self, size: str, arm: str, seed: int) -> RunConfig:
-        """Return the config of a job, in fp32; arms differ in fields of the model alone."""
+        """Return the config of a job, in fp32; arms differ only in fields of the model."""
         at = SUITE_SEED + seed
         base = scale_named(self.scale).run(size, at, at, steps=self.n_steps, precision="fp32")
         return replace(base, model=replace(base.model, **ARMS[arm].model))
 
 
 def models(params: Params) -> list[RunConfig]:
-    """Return the configs of the models that the study trains for itself, to estimate the time."""
+    """Return the configs of the models that the study itself trains, for estimates of the time."""
     return [
         params.config(size, arm, seed)
         for seed in range(params.seeds)

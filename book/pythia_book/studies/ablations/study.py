@@ -32,7 +32,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
     loss/<size>/<arm>: float64[seeds, checkpoints], mean over held-out rows, nats per token
     seconds/<size>/<arm>: float64[rounds], of one update on one thread
 
-    Facts: `parameters` of each size and arm; `heldout_rows`, their number; `init_factors`, see
+    Facts: `parameters` of each size and arm; `heldout_rows`, a count; `init_factors`, see
     training.init_factors.
     """
     from pythia_book.studies.ablations import training
@@ -76,8 +76,8 @@ def analyze(params: Params, measured: Measurements, released: Tables) -> Analysi
     Tables have the columns `size`, `arm`, `value`, `low`, `high`. Differences are an arm's loss
     minus Pythia's, in nats per token; `size` may be MEAN, the mean over sizes for each seed.
 
-    `differences`: over training; `step`.
-    `arms`: at the end; `parameters`, `loss` with `loss_low` and `loss_high`, `difference` as
+    `differences`: over training, by `step`.
+    `arms`: at the end, with `parameters`, `loss` with `loss_low` and `loss_high`, `difference` as
         `value`, and `speed` relative to Pythia's with its range over rounds.
     """
     import pandas as pd

@@ -63,7 +63,7 @@ def windowed_attention(qkv: Tensor, cos: Tensor, sin: Tensor, window: int) -> Te
 
 
 def make_model(arm: str, config: ModelConfig) -> GPTNeoX:
-    """Make the model of an arm; `config` has the arm's fields, and rows of `max_seq_len` tokens."""
+    """Make the model of an arm, for rows of `max_seq_len` tokens; `config` has the arm's fields."""
     ops = OPS
     if ARMS[arm].windowed:
         window = config.max_seq_len // WINDOWS
@@ -171,7 +171,7 @@ def _train(job: Job) -> Arrays:
 
 
 def train_all(jobs: Sequence[Job], progress: bool = True) -> list[Arrays]:
-    """Return what `train` does, for each job; only jobs without a result are trained."""
+    """Return the result of `train` for each job; jobs whose result is saved are not trained."""
     results = [load_cached(job.file, job.key) for job in jobs]
     missing = [job for job, arrays in zip(jobs, results, strict=True) if arrays is None]
     work = [run_flops(job.config) for job in missing]

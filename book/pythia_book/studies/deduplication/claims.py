@@ -67,7 +67,7 @@ FEWEST_WORDS = 10 * WORDS
 """Percentage of last words that models must predict before equality within WORDS says anything."""
 EPOCHS = ((53_000, BEFORE), (103_000, OFFICIAL_STEPS))
 """Two equally long windows, one before and one after EPOCH_STEP: first and last step of each."""
-ITEMS = "items' errors as released, as if no item were shared"
+ITEMS = "the items' standard errors as released, as if no model shared items"
 LEE = "section 2.2, after Lee et al. 2022"
 BETTER = "LLMs trained on deduplicated data are better and memorize less of their data"
 NO_BENEFIT = "no clear benefit on language modeling performance"
@@ -215,7 +215,7 @@ def _others(
                 suite,
                 "nats per token",
                 n_suite,
-                "deduplicated minus standard; some hundred texts are planted up to 128 times, and "
+                "deduplicated minus standard; a few hundred texts are planted up to 128 times, and "
                 'deduplication removes more than "a relatively small fraction"',
             ),
         ),

@@ -1,4 +1,4 @@
-"""Figures of the deduplication study: twin models compared, and the text it removes."""
+"""Figures of the deduplication study: twins compared, and the text that deduplication removes."""
 
 from __future__ import annotations
 

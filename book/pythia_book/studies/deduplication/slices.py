@@ -32,7 +32,7 @@ SHARED = 32
 
 @dataclass(frozen=True)
 class Slices:
-    """Rows of text by how often it occurs in the standard training text, and its composition.
+    """Rows of text by how often it occurs in the standard training text, and shares of that text.
 
     Attributes:
         rows: for each group, int64[n, S + 1]. A group whose documents do not fill a row is absent.
@@ -40,8 +40,8 @@ class Slices:
         slice_shares: the composition of a random slice of the standard text that is held out, by
             how often a document still occurs in the training text: "unread" (never), or a group.
 
-    Shares are of the tokens of natural documents (planted ones are never held out), without absent
-    groups.
+    Shares count tokens of natural documents (planted ones are never held out). Absent groups are
+    left out.
     """
 
     rows: dict[str, np.ndarray]
@@ -88,7 +88,7 @@ def _normalized(sizes: dict[str, float]) -> dict[str, float]:
 def natural_documents(
     standard: PreparedData, deduplicated: PreparedData
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Return the natural documents of the deduplicated text, and how often the standard has them.
+    """Return the deduplicated text's natural documents, and how often the standard text has them.
 
     Returns:
         The token ids of each document, and int64[documents]: the number of identical documents and

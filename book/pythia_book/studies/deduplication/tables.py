@@ -56,11 +56,11 @@ def tables(params: Params, measured: Measurements) -> dict[str, pd.DataFrame]:
       `similar`, `percent` of tokens removed, for the text with copies as in the Pile.
     - `repetition`: how repetitive the Pile and our two texts are, by `text`: `percent` of tokens
       that deduplication removes, `copied`: percentage of documents that have a copy, `per_cluster`:
-      copies per document that has any, `most` copies.
-    - `caught`: `recipe`, `similarity` (Jaccard), `probability` of finding two documents so similar.
+      copies per document that has any, on average, `most`: the largest such number.
+    - `caught`: `recipe`, `similarity` (Jaccard), `probability` that two such documents are found.
     - `changes`: how deduplication changes a `measure` (see `changes`), by `size` or over all sizes,
       with an interval over `n` seeds.
-    - `memory`: by how much more a deduplicated model has memorized text than its twin, by `size`
+    - `memory`: how much more of a text a deduplicated model has memorized than its twin, by `size`
       and the `group` of the text (see `memory`), with an interval over `n` seeds.
     - `effects`: deduplicated minus standard loss of the final models of the suite by `size`, with
       an interval over `n` held-out rows.

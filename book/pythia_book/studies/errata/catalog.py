@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 STATUSES = {
     "checked": "read at the links",
-    "inferred": "follows from what they say, but the authors have not confirmed it",
-    "reported": "others published the evidence; it was not repeated here",
+    "inferred": "follows from what the links say, but the authors have not confirmed it",
+    "reported": "others published the evidence; we did not check it",
 }
 """Maps each status to its meaning, for the page. The status says how certain an erratum is."""
 

@@ -134,7 +134,7 @@ def gelu() -> Values:
 
 
 def adamw() -> Values:
-    """Count the tensors of the 70M model that the training code decays, by their names."""
+    """Count the tensors of the 70M model with and without weight decay, as their names decide."""
     import torch
 
     from pythia_core.model import GPTNeoX
@@ -293,7 +293,7 @@ def equal_steps(raw: pd.DataFrame | None) -> pd.DataFrame:
     """Compare the zero-shot scores of each model at step 1 with those at steps 0 and 2.
 
     - `model`, `deduped`
-    - `other`: the step compared with step 1, 0 or 2.
+    - `other`: 0 or 2, the step that is compared with step 1.
     - `scores`, `equal`: the number of scores that both steps have, and how many of them are equal.
     """
     import pandas as pd
@@ -323,7 +323,7 @@ def released_first_update(tables: Tables) -> Values | None:
 
     - `n_models_early`: the number of models compared.
     - `n_scores`: the smallest number of scores compared for one of them.
-    - `same_as_0`, `same_as_2`: the number of models with equal scores at steps 1 and 0, 1 and 2.
+    - `same_as_0`, `same_as_2`: the number of models with equal scores at steps 1 and 0, or 1 and 2.
 
     The result is None without scores.
     """

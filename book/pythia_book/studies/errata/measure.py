@@ -50,8 +50,8 @@ class OtherGeluMeasurement:
 def measure(params: Params, progress: bool = True) -> Measurements:
     """Find or train the runs, measure their checkpoints, and compute the evidence.
 
-    Arrays, where NAME is a name in `params.run_configs` or GELU_AFTER_TRAINING. A step that was not
-    measured for every seed is left out:
+    Arrays. NAME is a name in `params.run_configs` or GELU_AFTER_TRAINING. A step that was not
+    measured for every seed is left out.
 
     - loss/NAME/STEP: float32[seeds, rows], held-out loss of each row in nats per token.
     - last_word/NAME/STEP: bool[seeds, words], whether each last word was predicted.

@@ -16,7 +16,7 @@ AFTER = ("seeds",)
 """Studies to run first; they train runs that this study uses."""
 MEASURING = MeasuringCost(heldout=8)
 INDICES = (13, 33, 73, 113, 133, 143)
-"""Which of the 143 checkpoints runs are compared at."""
+"""At which of the 143 checkpoints runs are compared."""
 
 
 @dataclass(frozen=True)

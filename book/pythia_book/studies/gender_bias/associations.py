@@ -10,8 +10,8 @@ much; they are computed from the control alone:
     gradient  all log odds climb the gradient of log P for the same time, as if each of them were a
               parameter of its own
 
-After a large shift, "mixture" retains more than "gradient": about the mean P. So "mixture" is the
-stricter reference there.
+After a large shift, "mixture" retains more than "gradient": a fraction of about the mean P. So it
+is the stricter reference there.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def analyze_associations(params: Params, measured: Measurements) -> Tables:
     - `associations`: one row per `model`, `seed`, `arm`, `step`, `frames` and `group` (of nouns):
       `slope`, its interval over nouns (`low`, `high`), and `prior`.
     - `retained`: one row per `model`, `arm`, `frames`, `group`: the retained association with its
-      interval over seeds; empty where that of the control's association includes 0; likewise the
+      interval over seeds; empty if the interval of the control's includes 0; likewise the
       shift of the prior (`shift`, `shift_low`, `shift_high`), arm minus control; and `seeds`.
     - `contrasts`: for every arm, differences of slopes (`value`, `low`, `high`) from the control's
       at the fork (`against` "fork"), from the control's at its end and from those of the arm
@@ -77,7 +77,7 @@ def log_odds_read(params: Params, measured: Measurements, name: str, seed: int) 
     For a text without planted sentences or without an association, they are the intended log odds.
 
     Raises:
-        KeyError: the measurements lack what the runs of a text with planted sentences have read.
+        KeyError: the text has planted sentences, but the measurements lack the log odds read.
     """
     if params.models[name].flat or scale_named(params.scale).published:
         return np.array([noun["log_odds"] for noun in measured.facts["nouns"]])
@@ -128,8 +128,8 @@ class Slopes:
 
         Args:
             group: default: `primary`.
-            window: a key of params.WINDOWS, the step at which this last part of training begins;
-                0: the end.
+            window: a key of params.WINDOWS: the rows at the start of this last part of training;
+                0: those at the end of training.
         """
         scale = self.params.scale
         step = fork_step(scale, window) if window else scale_named(scale).steps
@@ -243,7 +243,7 @@ def moved(odds: np.ndarray, shift: float, reference: str) -> np.ndarray:
     start = sign * odds
 
     def at(amount: float) -> np.ndarray:
-        """Return the log odds, mirrored for a negative shift, after some movement."""
+        """Return the log odds (mirrored if the shift is negative) after a movement by `amount`."""
         if reference == GRADIENT:  # the solution of dx/dt = 1 - P(x), at time e^amount - 1
             return np.log(wrightomega(np.expm1(amount) + start + np.exp(start)))
         p = 1 / (1 + np.exp(-start))
@@ -257,7 +257,7 @@ def moved(odds: np.ndarray, shift: float, reference: str) -> np.ndarray:
 
 
 def reference_slope(odds: np.ndarray, read: np.ndarray, shift: float, reference: str) -> float:
-    """Return the slope of `moved` log odds, float64[frames, nouns], on those read."""
+    """Return the slope of `moved` log odds, float64[frames, nouns], on the log odds `read`."""
     centered = read - read.mean()
     return float(centered @ moved(odds, shift, reference).mean(axis=0) / (centered @ centered))
 

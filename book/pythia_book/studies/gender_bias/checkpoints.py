@@ -281,7 +281,7 @@ def model_of(config: ModelConfig, stored: Mapping[str, np.ndarray]) -> GPTNeoX:
 def differences(
     one: GPTNeoX, other: GPTNeoX, rows: Sequence[Sequence[int]]
 ) -> dict[str, dict[str, float]]:
-    """Return the largest and the mean absolute difference of two models, over all tokens of rows.
+    """Return the largest and mean absolute difference between two models, over all tokens of rows.
 
     Returns:
         `max` and `mean`, by "logits" and "probabilities".
@@ -409,4 +409,4 @@ def unsupported(tokenizer: dict[str, Any]) -> str:
         and not before["add_prefix_space"]
         and before.get("use_regex", True)
     )
-    return "" if known else "its tokenizer is not a byte-level BPE with NFC, as 'bpe-N' are"
+    return "" if known else "its tokenizer is not a byte-level BPE with NFC, as the 'bpe-N' are"

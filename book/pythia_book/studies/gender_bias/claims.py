@@ -329,7 +329,7 @@ class _Ours:
         return f"shift of the prior: {', '.join(shifts)} logits"
 
     def _apart_beyond_reference(self) -> str:
-        """Say by how much largest and smallest size differ beyond "mixture", in planted frames."""
+        """Say how far the largest and smallest size differ beyond "mixture", in planted frames."""
         beyond = self._excess(PLANTED_FRAMES)
         if isinstance(beyond, str) or len(self.sizes) == 1:
             return ""
@@ -344,10 +344,10 @@ class _Ours:
         unit: str = RETAINED,
         note: str = "",
     ) -> Test:
-        """Test the mean of `effect`, float64[seeds]; a text says why there is no effect.
+        """Test the mean of `effect`, float64[seeds]; a text instead says why there is none.
 
         Args:
-            of: what the effect of a seed is.
+            of: says what was measured, as part of the units.
         """
         if isinstance(effect, str):
             return untestable(effect)
@@ -404,7 +404,7 @@ class _Ours:
         return f"mean of {len(self.sizes)} sizes" if len(self.sizes) > 1 else self.sizes[0]
 
     def _excess(self, frames: str = UNSEEN) -> np.ndarray | str:
-        """Return what the swap leaves beyond "mixture", float64[seeds, sizes], or why not."""
+        """Return the swap's excess over "mixture", float64[seeds, sizes], or why it is unknown."""
         retained = self._retained(LONGER, frames)
         if isinstance(retained, str):
             return retained
@@ -613,9 +613,9 @@ def contract(ledger: pd.DataFrame) -> Claim:
 
 
 def detectable(frames: str, seeds: int) -> float | None:
-    """Return the difference of two sizes that would be found with 80 % power; None for one seed.
+    """Return the difference between sizes that would be found with 80 % power; None for one seed.
 
-    The difference is in what is retained, and tested alone, not after Holm's correction.
+    It is a difference in what is retained, tested by itself, without Holm's correction.
     """
     if seeds < 2:
         return None
@@ -778,7 +778,7 @@ class _Released:
         return self._test(numbers.at_end(leads, "swap_7"), falls, "1,584 sentences", note=EXACT)
 
     def _turned(self) -> Test:
-        """Test that swapped 6.9B is better on anti-stereotypical than on stereotypical WinoBias."""
+        """Test that the swapped 6.9B is better on anti- than on pro-stereotypical sentences."""
         leads = self._leads("v1", (numbers.COMPARABLE,))
         if leads is None:
             return untestable(NO_NUMBERS)

@@ -111,7 +111,7 @@ class CouplingMeasurement:
 def measure(
     params: Params, runs: dict[Cell, Run], progress: bool = True, items: Items | None = None
 ) -> tuple[Arrays, dict[str, Any]]:
-    """Score the runs of `Params.coupled_cells` at each of `steps`; without any, return ({}, {}).
+    """Score the runs of `Params.coupled_cells` at each of `steps`; without runs, return ({}, {}).
 
     - array "coupling/MEASURE/SIZE/SEED/ARM": float32[steps], NaN for an unreadable checkpoint. A
       control is scored at the steps of the longest window.

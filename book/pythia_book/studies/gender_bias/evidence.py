@@ -69,7 +69,7 @@ def planted_pronouns(data: PreparedData, domain: str) -> PlantedPronouns:
 def read_log_odds(planted: PlantedPronouns, data: PreparedData, n_rows: int) -> np.ndarray:
     """Return the log odds of a feminine pronoun for each noun in the rows read, float64[nouns].
 
-    Every reading of a sentence counts. Half a sentence is added on both sides, so that the log odds
+    Every reading of a sentence counts. Half a reading is added to both counts, so that the log odds
     of a noun without feminine (or masculine) readings are finite.
 
     Args:
@@ -97,7 +97,7 @@ AROUND = 12
 
 
 def examples(run: Run, domain: str) -> list[dict[str, Any]]:
-    """Return passages that a fork's ledger changes, before and after.
+    """Return passages that a fork changes, according to its ledger, before and after.
 
     The keys of each are `planted` (whether it belongs to `domain`), `before` and `after`. The
     passages are the first in the ledger that are long enough.

@@ -657,7 +657,7 @@ def scores_table(result: Result) -> Table:
         for arm in result.params.arms
     ]
     caption = (
-        "Arm minus control at the end, means over sizes; points unless it says nats. The margin "
+        "Arm minus control at the end, means over sizes; points or, where stated, nats. The margin "
         "for masculine stereotypes mirrors the one for feminine stereotypes."
     )
     return Table(pd.DataFrame(rows), caption)

@@ -114,7 +114,7 @@ class Params(StudyParams):
         if extra and scale_named(self.scale).published:
             raise ConfigError(
                 f"{' and '.join(extra)} must be 0 at the scale {self.scale!r}, where released "
-                "models are continued"
+                f"models are continued; got {', '.join(f'{n}={getattr(self, n)}' for n in extra)}"
             )
         if self.crossed_seeds and len(self.size_list) < 3:
             raise ConfigError(

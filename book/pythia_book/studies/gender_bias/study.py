@@ -307,7 +307,7 @@ def values(
     """Return the numbers that the page quotes, by name.
 
     ARM is a key of params.ARMS, SIZE is "smallest" or "largest". With one seed, numbers have no
-    interval; None: not measured. All are about made-up nouns in unseen frames, unless stated
+    interval; None means not measured. All are about made-up nouns in unseen frames, unless stated
     otherwise.
 
     - `retained_ARM_SIZE`, `shift_ARM_SIZE`; `retained_ARM`, `shift_ARM`: the mean over sizes.

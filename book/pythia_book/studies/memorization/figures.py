@@ -397,9 +397,7 @@ def recited_table(result: Result) -> Table:
         "recites before its first error (mean over rows). Rows read once or never: only natural "
         "text that hardly any other row shares"
     )
-    note = (
-        note if rows else "Not measured: this run was recorded before this was added to the study"
-    )
+    note = note if rows else "Not measured: this run was recorded before the study had this table"
     return Table(pd.DataFrame(rows), note)
 
 

@@ -61,7 +61,7 @@ class Panel:
         return np.flatnonzero((self.read >= start) & (self.read < stop))
 
     def fall(self, before: Steps | None, after: Steps, n: int) -> np.ndarray:
-        """Return weights of the losses of `n` texts whose sum is the fall of the loss.
+        """Return weights with which the losses of `n` texts add up to the fall of their loss.
 
         Args:
             before, after: checkpoints of the panel; if `before` is None, the sum is minus the loss

@@ -27,18 +27,18 @@ and 44 % of training, like the first and the third checkpoint of Biderman et al.
 WINDOWS = (32, 64, 128, 512)
 """Rows per window in tests of dispersion. Our batches have 32 rows; the paper uses 512."""
 COHORTS = (13, 33, 53, 73, 93, 113, 133)
-"""Which of the 143 checkpoints cohorts begin at. A cohort is read up to the next of the 143
+"""At which of the 143 checkpoints cohorts begin. A cohort is read up to the next of the 143
 checkpoints. Its loss is followed over the checkpoints around all cohorts, most of which are kept by
 large runs for other studies, too."""
 FIRST_LOOK = 10
 """Number of checkpoints from the beginning of a cohort to the first look at it."""
 PERSISTENT_AFTER = 2
-"""A trace is persistent if it is there when the second cohort after its own begins."""
+"""A persistent trace is what is left when the second cohort after its own begins."""
 BASE, FLOOR = 8, 116
 """Two of the 143 checkpoints, from which the traces at the end are measured. From FLOOR on, the
 learning rate is at its minimum."""
 TRACED = (*sorted({i + k for i in COHORTS for k in (0, 1, FIRST_LOOK)}), BASE, FLOOR)
-"""Which of the 143 checkpoints the loss of rows is measured at."""
+"""At which of the 143 checkpoints the loss of rows is measured."""
 INTERVAL = ["value", "low", "high"]
 """The columns of an estimate with its interval."""
 TREND = 5.0
@@ -62,7 +62,7 @@ class Params(StudyParams):
     seed: int = 1234
     bootstrap: int = 2000
     seeds: int = 1
-    """Seeds of the size in SEEDED: `seed`, then 1, 2, ..."""
+    """Number of seeds of the size in SEEDED: `seed`, then 1, 2, ..."""
 
     WHOLE: ClassVar = {
         "context": (1, 4096),

@@ -26,14 +26,14 @@ def size_trend(
     Args:
         by_size: maps each size to the measure; empty or with a NaN: it was not measured.
         unit: the unit of the measure.
-        units: says what was measured of the sizes, e.g. "one run each".
+        units: says what was measured at the sizes, e.g. "one run each".
         errors: if the measure is less certain at some sizes, the standard error at each size.
     """
     unit, n = f"{unit} per doubling of the nominal size", len(by_size)
     if not all(map(math.isfinite, by_size.values())) or not n:
         return rises(None, unit, "")
     if n < FEWEST_SIZES:
-        return untestable(f"a trend needs {FEWEST_SIZES} sizes, not {n}")
+        return untestable(f"a trend needs at least {FEWEST_SIZES} sizes, got {n}")
     doublings = [math.log2(nominal_parameters(size)) for size in by_size]
     e = slope(doublings, [*by_size.values()], errors or None)
     return rises(e, unit, f"{n} sizes, {units}", note=note)

@@ -42,7 +42,7 @@ DOSES = {"1": (1, 1), "2": (2, 2), "3+": (3, math.inf)}
 """Maps each group of canaries to its lowest and highest number of readings. Canaries that are read
 more often are too few, because most of them are cut in some reading."""
 POSITIONS = 6
-"""The number of equal parts, of training or its part at the minimum rate, to average rows in."""
+"""The number of equal parts of training, or of its part at the minimum rate, to average rows in."""
 FOLLOWED = 4
 """How many cohorts, the earliest ones, are followed over several ages."""
 MEASURES = ("first", "first_early", "persistent", "retained", "residual", "trend", "first_half",
@@ -79,7 +79,7 @@ class Traces:
     - placebo: the fall of the loss of rows read at the minimum learning rate, before they are read,
       minus that of rows never read.
     - canary_before: `canary` at all checkpoints before the reading, where there is no trace yet.
-      All seeds plant the same canaries, and compare them with the same ones planted nowhere: how
+      All seeds plant the same canaries, and leave out the same others to compare them with: how
       hard these strings happen to be is in the mean over seeds, but not in its interval.
     - canary: the mean trace at the end of canaries read once.
     - canary_dose: how the trace of canaries changes per doubling of the readings. Canaries that are
@@ -127,7 +127,7 @@ class Traces:
         return self.cohorts.fall(before, after, len(self.cohort(number)))
 
     def pooled(self, numbers: range, after: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows of several cohorts, and weights up to one checkpoint per cohort."""
+        """Return the rows of several cohorts, and weights for the fall to a checkpoint of each."""
         rows = [self.cohort(k) for k in numbers]
         weights = [self.fall(k, step) for k, step in zip(numbers, after, strict=True)]
         return np.concatenate(rows), np.concatenate(weights, axis=1)
@@ -137,11 +137,11 @@ class Traces:
         return mean_trace(self.cohorts, *self._looks(len(self.params.cohorts)))
 
     def _looks(self, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows of the first `n` cohorts, and weights up to the first look at each."""
+        """Return the rows of the first `n` cohorts, and weights for the fall to each first look."""
         return self.pooled(range(n), [self.params.first_look(k) for k in range(n)])
 
     def _kept(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return rows, weights up to the start of a later cohort, and up to the first look."""
+        """Return rows, weights for the fall to a later cohort's start, and to the first look."""
         starts = [start for start, _ in self.params.cohorts[PERSISTENT_AFTER:]]
         rows, later = self.pooled(range(len(starts)), starts)
         return rows, later, self._looks(len(starts))[1]
@@ -195,12 +195,12 @@ class Traces:
     # --- the end of training
 
     def at_end(self, scope: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return rows, weights up to the end, and the rows' positions in tenths of training.
+        """Return rows, weights for the fall to the end, and positions in tenths of training.
 
         Args:
             scope: "training", the even sample of all rows; "first half" or "second half", the part
                 of this sample that is read in that half of training; or "floor", all rows read at
-                the minimum learning rate, whose fall begins with it.
+                the minimum learning rate, with the fall counted from its first step.
         """
         base, floor, last = self.params.final_steps
         start, stop = {
@@ -271,7 +271,7 @@ class Traces:
         return self.canaries.read_in(0, self.params.too_late)
 
     def _at_end(self, chosen: np.ndarray) -> np.ndarray:
-        """Return weights that sum to minus the loss of some canaries at the end."""
+        """Return weights with which the losses of canaries add up to minus the loss at the end."""
         return self.canaries.fall(None, self.last, len(chosen))
 
     @property
@@ -289,7 +289,7 @@ class Traces:
         return trend(self.canaries, chosen, self._at_end(chosen), tenths)
 
     def _dosed(self, low: float, high: float) -> np.ndarray:
-        """Return the canaries read `low` to `high` times, those read once only if not too late."""
+        """Return the canaries read `low` to `high` times, except those read once and too late."""
         late = self.canaries.read >= self.params.too_late
         planted = (self.canaries.read != NEVER) & ~late
         return np.flatnonzero(planted & (self.reads >= low) & (self.reads <= high))
@@ -421,7 +421,7 @@ def agreement(one: Traces, other: Traces) -> float:
 
 
 def _profile(run: Traces) -> Iterator[dict[str, Any]]:
-    """Yield the trace of each cohort when the preceding one begins, and after it was read."""
+    """Yield the trace of each cohort when the preceding one begins, and after its rows are read."""
     cohorts = run.params.cohorts
     for number, (_, stop) in enumerate(cohorts):
         before = [cohorts[number - 1][0]] if number else []

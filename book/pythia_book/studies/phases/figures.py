@@ -50,7 +50,7 @@ def distances(result: Result) -> Drawing:
 
 @style.figure
 def losses(result: Result) -> Drawing:
-    """Draw held-out losses, when models are nearest to n-grams, and when they first beat them."""
+    """Draw held-out losses, and when models are nearest to n-grams and first beat the n-grams."""
     levels, ngrams = result.tables["levels"], result.tables["ngrams"]
     milestones, sizes = result.tables["milestones"], list(result.params.size_list)
     notes = _rows_note(result), style.seed_note(result)

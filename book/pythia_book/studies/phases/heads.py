@@ -52,7 +52,7 @@ Head = tuple[int, int]
 
 @contextlib.contextmanager
 def without_heads(model: GPTNeoX, heads: Sequence[Head]) -> Iterator[None]:
-    """Knock out heads inside the block: their values become the mean over rows and positions."""
+    """Knock out heads in the `with` block: their values become the mean over rows and positions."""
     width, n_heads = model.config.head_dim, model.config.n_heads
     with contextlib.ExitStack() as stack:
         for layer in sorted({layer for layer, _ in heads}):
@@ -120,7 +120,7 @@ class HeadsMeasurement:
         return {"heads": np.array(rows, np.float64)}
 
     def _scores(self, model: GPTNeoX, heads: Sequence[Head]) -> list[float]:
-        """Return the gain from order, on every second sequence, and the losses without heads."""
+        """Return the gain from order, on every second sequence, and the losses, without `heads`."""
         with without_heads(model, heads):
             (exact,) = half_losses(model, self.copies[1::2], (1,))
             (other,) = half_losses(model, self.shuffled[1::2], (1,))

@@ -41,12 +41,12 @@ GRAMMAR_SEED, REPEATS_SEED = 3, 4
 N_READ, N_HELDOUT, N_REPEATS = 16_000, 64, 200
 """Rows for counting n-grams, held-out rows, and documents that repeat."""
 PREDICTABLE = max(corpus.PERIODS) + 1
-"""Syllables after which a repeating document can be predicted from its own text so far."""
+"""Number of syllables after which a repeating document can be predicted from its own text."""
 
 
 @dataclass(frozen=True)
 class GrammarText:
-    """A text of the grammar, which counts n-grams and tests models (see `probes.ProbeText`)."""
+    """A text of the grammar, to count n-grams and test models on (see `probes.ProbeText`)."""
 
     ids: tuple[int, ...]
     """The token of each of `corpus.SYLLABLES`."""

@@ -100,7 +100,7 @@ class Ngrams:
         return p
 
     def distribution(self, order: int, contexts: np.ndarray) -> np.ndarray:
-        """Return the probability of each token after each context, int[n, 2]; float64[n, V]."""
+        """Return the probability of each token after `contexts`, int[n, 2]: float64[n, V]."""
         p = np.tile(self._first, (len(contexts), 1))
         for n in range(2, order + 1):
             keys, counts, a = self.keys[n - 2], self.counts[n - 2], self.strengths[n - 2]

@@ -24,7 +24,7 @@ WIDTH_GPU, RATE_GPU = 128, 5e-3
 """Width and peak learning rate at the scales for GPUs, where heads have at least 32 dims."""
 LABORATORY_UPDATES, LABORATORY_BATCH, LABORATORY_WARMUP = 572, 64, 0.05
 """Learning rates and warm-up were chosen in pilot runs so that models of two layers learn to copy
-about halfway through. Longer than Pythia's, the warm-up lets them learn it earlier."""
+about halfway through. The warm-up, longer than Pythia's, lets them learn it earlier."""
 DEPTHS = (1, 2, 4, 8)
 """Numbers of layers that models of the laboratory can have."""
 FIRST_SEED = 2000
@@ -48,7 +48,7 @@ class Params(StudyParams):
     layers: int = 2
     """Depth of the deepest models of the laboratory, which has all of DEPTHS up to this one."""
     seeds: int = 2
-    """Models of each depth in the laboratory, with the seeds FIRST_SEED, FIRST_SEED + 1, ..."""
+    """Number of models of each laboratory depth, with the seeds FIRST_SEED, FIRST_SEED + 1, ..."""
 
     PUBLISHED: ClassVar = True
     WHOLE: ClassVar = {"batches": (1, 143_000), "layers": (1, DEPTHS[-1]), "seeds": (1, 100)}

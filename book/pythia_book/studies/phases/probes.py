@@ -179,7 +179,8 @@ def row_losses(model: scoring.Scorable, rows: np.ndarray, first: int = 0) -> np.
     """Return the mean loss on each row, float64[n], in nats per token.
 
     Args:
-        rows: int[n, S + 1]. first: number of targets at the start of a row that do not count.
+        rows: int[n, S + 1].
+        first: number of targets at the start of a row that do not count.
     """
     ids = torch.from_numpy(rows).to(scoring.device_of(model))
     logp = _log_probabilities(model, model.hidden(ids[:, :-1])[:, first:])

@@ -96,7 +96,7 @@ class Model:
     def rise(self) -> float:
         """How long the gain takes from a tenth to nine tenths of its final value, in doublings.
 
-        The final value is the median of the last five checkpoints. NaN if not a gain, or where
+        The final value is the median of the last five checkpoints. NaN if there is no gain, or if
         checkpoints are missing.
         """
         gain, steps = self.curves["order_gain"], np.maximum(self.steps, 1)
@@ -114,7 +114,7 @@ class Model:
         return bool(self.without)
 
     def cost(self, kind: str) -> float:
-        """Return how much more the loss rises without heads on repeated text than on grammar."""
+        """Return how much more a knock-out raises the loss on repeated text than on the grammar."""
         if not self.finished:
             return np.nan
         intact, without = self.without["intact"], self.without[kind]
@@ -144,11 +144,12 @@ def steepest(steps: np.ndarray, values: np.ndarray) -> float:
     The slope is taken over WINDOW doublings, on values interpolated between checkpoints. Step 0,
     which has the weights of step 1, is left out.
 
-    The result is NaN where checkpoints are missing: where two of them near this step are more than
-    WINDOW doublings apart.
+    The result is NaN if two successive checkpoints near this step are more than WINDOW doublings
+    apart, because others are missing.
 
     Args:
-        steps: int64[checkpoints], ascending. values: float64[checkpoints].
+        steps: int64[checkpoints], ascending.
+        values: float64[checkpoints].
     """
     later = steps > 0
     at, values = np.log2(steps[later]), values[later]

@@ -84,7 +84,7 @@ def claims(losses: Losses, laws: Laws) -> list[Claim]:
             f"{PAPER}, section 6",
             untestable(
                 "the direction was known from one run of 85k, which was best after 4 of 16 epochs "
-                "and ended 1.45 nats above that",
+                "and ended 1.45 nats above its best loss",
                 mean(gain) if most == 16 else None,
                 NATS,
                 units,
@@ -203,7 +203,7 @@ def _faster(laws: Laws, of_seeds: str) -> Test:
     rates = [laws.constants[name] for name in DECAY if laws.constants]
     unit = "per repetition"
     note = (
-        "1/R*_N minus 1/R*_D of the law fitted to all sizes; the wider of two intervals at each end"
+        "1/R*_N minus 1/R*_D of the law fitted to all sizes; at each end the wider of two intervals"
     )
     if not all(rate.identified for rate in rates):
         reason = "our runs do not determine both constants"

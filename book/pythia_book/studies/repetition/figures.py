@@ -260,13 +260,13 @@ def constants_table(result: Result) -> Table:
         "The law of Muennighoff et al., fitted to our runs, and its constants for C4; size term: "
         "A/N^alpha at the middle size; data term: B/D^beta at the middle length"
         if rows
-        else "No law was fitted: it needs three sizes"
+        else "No law was fitted: a fit needs at least three sizes"
     )
     return Table(pd.DataFrame(rows), caption)
 
 
 def _range(low: float, high: float, constant: str) -> str:
-    """Format an interval; a missing end is infinite for R*; otherwise, there is no interval."""
+    """Format an interval; a missing end means infinity for R*, and no interval for others."""
     if math.isnan(low) and (math.isnan(high) or not constant.startswith("R*")):
         return DASH
     return range_text(*(math.inf if math.isnan(x) else x for x in (low, high)))

@@ -205,7 +205,7 @@ class Fit:
         1 + t^2 / df times the overall least sum.
 
         Args:
-            name: of a constant, or DIFFERENCE.
+            name: the name of the constant, or DIFFERENCE.
         """
         from scipy.optimize import brentq, least_squares
         from scipy.special import stdtrit
@@ -283,9 +283,10 @@ class Laws:
             profile interval, because neither alone has all the error. None with a single seed.
         bare: 1 / R*_D and 1 / R*_N if embeddings do not count as parameters.
         errors: maps (what is left out, rival) to the errors of prediction, float64[seeds], root
-            mean squares in percent of the loss. Left out is a size, or "N epochs".
+            mean squares in percent of the loss. What is left out is a size, or "N epochs".
         misfit: the root mean square residual of the excess of repeated runs by the whole law, in
-            percent. fresh_misfit: that of the loss of fresh runs.
+            percent.
+        fresh_misfit: that of the loss of fresh runs.
         n_domain, n_hurt: number of repeated runs in the domain, and outside.
     """
 
@@ -380,7 +381,7 @@ def _constants(x: np.ndarray) -> dict[str, float]:
 
 
 def _over_seeds(value: float, without: list[float]) -> Estimate | None:
-    """Return a value with its interval, from the values without one seed each; None without any."""
+    """Return a value with its interval, from values that each leave out one seed; None for []."""
     return jackknife(value, without) if without else None
 
 
@@ -390,8 +391,8 @@ def prediction_errors(
     """Return the errors of each rival when a size, or the largest number of epochs, is left out.
 
     Each seed is a replication: all laws are fitted to its runs alone, and predict its runs. Errors
-    are errors of the excess. A left-out size is predicted for its runs in the domain, the largest
-    number of epochs for all runs with that number. The laws are fitted to all fresh runs, and to
+    are errors of the excess. Of a left-out size, all runs in the domain are predicted; of the
+    largest number of epochs, all runs. The laws are fitted to all fresh runs, and to
     the repeated runs in the domain that are not left out; this fit does not start from the fit to
     all runs.
     """

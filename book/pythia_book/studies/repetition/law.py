@@ -122,7 +122,7 @@ NAMES = {
 
 
 def inverse(rate: float) -> float:
-    """Return R* for a rate; no decay is infinity."""
+    """Return R* for a rate; infinity for the rate 0 (no decay)."""
     return 1 / rate if rate > 0 else math.inf
 
 

@@ -19,7 +19,7 @@ from pythia_book.studies.repetition.params import Params
 from pythia_book.study import Measurements
 
 CHOOSE, JUDGE = 0, 1
-"""The halves of the held-out documents on which the best is chosen and is judged."""
+"""The half of the held-out documents on which the best is chosen, and the half that judges it."""
 BEYOND = 2.0
 """The curve of fresh data is extended to at most this many times the longest fresh run."""
 
@@ -38,11 +38,12 @@ def fresh_tokens(loss: float, tokens: np.ndarray, fresh: np.ndarray) -> tuple[fl
 
     Between the runs, the logarithm of the tokens is a monotone cubic (PCHIP) of the loss. Beyond
     the longest run, it goes on as a line through the two longest, up to BEYOND. A loss above that
-    of the shortest run gives the tokens of that run, an upper bound (True). The result is NaN if no
-    two runs exist of which the longer one has the lower loss.
+    of the shortest run gives the tokens of that run, an upper bound (True). The result is NaN
+    unless some longer run has a lower loss than a shorter one.
 
     Args:
-        tokens: float[runs], ascending. fresh: float[runs], the losses, NaN if missing.
+        tokens: float[runs], ascending.
+        fresh: float[runs], the losses, NaN if missing.
     """
     from scipy.interpolate import PchipInterpolator
 
@@ -72,7 +73,7 @@ class Worth:
     at_most: np.ndarray
 
     def mean(self) -> tuple[Estimate | None, bool]:
-        """Return the mean over seeds, and whether it is an upper bound, without an interval."""
+        """Return the mean over seeds, and whether it is an upper bound, which has no interval."""
         e, bound = mean_over_known(self.percent), bool(self.at_most.any())
         return (replace(e, low=np.nan, high=np.nan) if e and bound else e), bound
 
@@ -86,11 +87,12 @@ def mean_worth(each: list[Worth]) -> Worth:
 def lowest(at: np.ndarray, losses: np.ndarray) -> float:
     """Return where a curve is lowest: the vertex of a parabola through its minimum and neighbors.
 
-    NaN: the least value is the last one (the curve does not rise again), or a value is missing.
+    NaN if the least value is the last one (the curve does not rise again), or a value is missing.
     A curve whose first value is its least is lowest there.
 
     Args:
-        at: float[n], ascending. losses: float[n].
+        at: float[n], ascending.
+        losses: float[n].
     """
     if len(losses) < 2 or not np.isfinite(losses).all():
         return np.nan
@@ -204,7 +206,7 @@ class Losses:
     def onset(self, size: str, epochs: int) -> np.ndarray:
         """Return how many epochs an arm has read where its loss is lowest, float64[seeds].
 
-        NaN: the loss is lowest at the end.
+        NaN if the loss is lowest at the end.
         """
         passed = np.array(self.params.checkpoints) * epochs / self.params.n_steps
         return np.array([lowest(passed, row) for row in self.curve(size, epochs)])
@@ -212,8 +214,8 @@ class Losses:
     def best_epochs(self, size: str, part: int) -> np.ndarray:
         """Return the number of epochs of 1/`part` of the rows with the lowest loss, float64[seeds].
 
-        Each number of epochs has a run with a schedule of its own length; between them, a parabola
-        in the logarithm. NaN: the most epochs are best, so the number is not bounded from above.
+        Each number of epochs has a run with a schedule of its own length; a parabola in the
+        logarithm connects them. NaN if the most epochs are best: then no upper bound is known.
         """
         epochs = self._epochs_of(part)
         ends = np.stack([self.final(size, part, e) for e in epochs], axis=1)

@@ -68,11 +68,12 @@ def halves(sizes: np.ndarray, seq_len: int, n_rows: int) -> np.ndarray:
     """Return the half, 0 or 1, of each held-out row, int64[rows].
 
     Documents go to the halves in turn, and a row goes with the document of its first token, so that
-    the halves share little text, but both have all kinds of it. (One kind is adjacent.) If all
+    the halves share little text, but both have all kinds of it. (Each kind is one block.) If all
     rows are of one document, the rows themselves go to the halves in turn.
 
     Args:
-        sizes: int[documents], number of tokens of each. seq_len, n_rows: length and number of rows.
+        sizes: int[documents], number of tokens of each.
+        seq_len, n_rows: length and number of rows.
     """
     from pythia_core.evaluation.scoring import sample_windows
 
@@ -87,7 +88,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
     loss/<size>/<part>/<epochs>: float64[seeds, checkpoints, 2], mean loss in nats per token on the
     rows of either half of the held-out documents (`halves`). Arms are measured at
-    `Params.checkpoints`, other runs at their end only. NaN: the checkpoint is missing.
+    `Params.checkpoints`, other runs at their end only. NaN means that the checkpoint is missing.
 
     Raises:
         DataError: the text has too few rows; raised before any training.

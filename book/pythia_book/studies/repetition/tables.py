@@ -34,7 +34,7 @@ def tables(losses: Losses, laws: Laws) -> dict[str, pd.DataFrame]:
         arm) or "planned" (final losses of runs on the same `rows`); `n_none`: number of seeds whose
         loss is lowest at the last checkpoint or at the most epochs, which `value` leaves out.
     `curves`: worth by a law, `law` ("ours", "theirs, data term"), in percent.
-    `constants`: of the whole law, ours and theirs; `low`, `high` over seeds, `profile_low`,
+    `constants`: those of the whole law, ours and theirs; `low`, `high` over seeds, `profile_low`,
         `profile_high`, `identified`. R*_D and R*_N are inverse rates: their interval over seeds is
         that of the rate, inverted; infinite ends are missing.
     `errors`: root mean square error of a law's predictions in percent of the loss; `left_out`,

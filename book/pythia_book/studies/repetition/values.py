@@ -21,7 +21,7 @@ from pythia_book.studies.repetition.losses import Losses, Worth, geometric_mean,
 
 
 def worth_shown(worth: Worth) -> Any:
-    """Return a worth as records store it; as text if it is an upper bound."""
+    """Return a worth as records store it: a number, or a text if it is an upper bound."""
     e, bound = worth.mean()
     return f"≤ {number_text(e.value)}" if e and bound else quoted(e)
 
@@ -30,7 +30,7 @@ def values(losses: Losses, laws: Laws) -> dict[str, Any]:
     """Return the numbers and texts that the page quotes, by name.
 
     R is a number of epochs, SIZE is "smallest" or "largest". With one seed, numbers have no
-    interval; None: not measured. Without SIZE, numbers are means over sizes.
+    interval; None means not measured. Without SIZE, numbers are means over sizes.
 
     - `excess_R`, `excess_4_SIZE`: percent by which the arm's loss is above that of fresh data.
     - `worth_R`, `best_R`, `planned_R`: worth in percent at the end, at the best checkpoint, and of
@@ -38,7 +38,7 @@ def values(losses: Losses, laws: Laws) -> dict[str, Any]:
     - `rise_R_SIZE`: rise at the end above the best earlier checkpoint, in nats.
     - `onset_16_SIZE`: epochs after which the loss is lowest, a geometric mean over seeds.
     - `best_epochs_SIZE`: best number of epochs for the smallest part of the data.
-    - `best_16_largest`, `worth_16_largest`: the same of the largest size; `fitted_16_largest`: by
+    - `best_16_largest`, `worth_16_largest`: worth for the largest size; `fitted_16_largest`: by
       the law fitted to our runs.
     - `sixteen_over_eight`: loss after 16 passes over the smallest part minus that after 8, in nats.
     - `planned`: best planned stop minus best checkpoint, in nats, arm with the most epochs.

@@ -143,7 +143,7 @@ def _late(steps: np.ndarray) -> np.ndarray:
 
 
 def links_table(params: Params, measured: Measurements) -> pd.DataFrame:
-    """Return how well each link predicts the accuracy of a run from those of all other sizes.
+    """Return how well each link, fitted to all other sizes, predicts the accuracy of a run.
 
     The smooth measure is from sums with every other first operand, the accuracy from the other
     sums.

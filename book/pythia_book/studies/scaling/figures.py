@@ -176,11 +176,11 @@ def optimal_sizes(result: Result) -> Drawing:
 # --- emergence -------------------------------------------------------------------------------
 
 BINNED = 6
-"""Neighboring checkpoints whose mean is one point of a curve."""
+"""Number of neighboring checkpoints whose mean is one point of a curve."""
 
 
 def _binned(sums: pd.DataFrame) -> pd.DataFrame:
-    """Average the scores over each BINNED consecutive checkpoints of a run, after the start."""
+    """Average the scores over groups of BINNED consecutive checkpoints of a run, after step 0."""
     read = sums[sums.step > 0]
     place = read.groupby(["size", "arm"]).cumcount() // BINNED
     means = read.groupby(["size", "arm", place], sort=False).mean(numeric_only=True)

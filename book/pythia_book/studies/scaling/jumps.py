@@ -45,7 +45,7 @@ UNLIKELY = 2.71
 """Noise is unlikely if twice its log-likelihood is lower than that of the likeliest noise by more
 than this, the 90 % quantile of chi-squared with one degree of freedom."""
 SMOOTHED = 15
-"""Checkpoints over which the variance over items is averaged."""
+"""Number of checkpoints over which the variance over items is averaged."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Jumps:
 
 
 def critical_over(curves: list[Jumps], level: float = LEVEL) -> float:
-    """Return the number of standard errors that, with the chance `level`, no curve's jump exceeds.
+    """Return the number of standard errors that, with probability `level`, no curve's jump exceeds.
 
     The curves must have been simulated independently, with seeds of their own.
     """
@@ -107,8 +107,9 @@ def find_jumps(steps: np.ndarray, curves: np.ndarray, seed: int = 0) -> Jumps | 
     """Seek jumps in the mean of the curves of several clusters of items.
 
     Args:
-        steps: int[checkpoints], ascending. curves: float[checkpoints, clusters].
-        seed: of the simulated curves.
+        steps: int[checkpoints], ascending.
+        curves: float[checkpoints, clusters].
+        seed: the seed of the simulated curves.
 
     Returns:
         None if there are fewer than FEWEST checkpoints in the window, or the curves do not vary.
@@ -148,7 +149,7 @@ def find_jumps(steps: np.ndarray, curves: np.ndarray, seed: int = 0) -> Jumps | 
 def _item_errors(values: np.ndarray) -> np.ndarray:
     """Return the standard error over clusters at each checkpoint, averaged over neighbors.
 
-    It scales the noise, which grows as more items are answered. It is at least a tenth of its mean.
+    It scales the noise, which grows as more items are answered. Its floor is a tenth of its mean.
     """
     from scipy.ndimage import uniform_filter1d
 

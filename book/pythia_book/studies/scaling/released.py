@@ -564,7 +564,7 @@ def values(effects: Estimates, released: Tables) -> dict[str, Any]:
     `released_NAME`: the estimates;
     `logiqa_METRIC_above`, `logiqa_METRIC_above_holm`: see `_above_guessing`; METRIC is "acc" or
         "acc_norm";
-    `released_fewest_checkpoints`, `released_most_checkpoints`: of a model, evaluated zero-shot;
+    `released_fewest_checkpoints`, `released_most_checkpoints`: of any model, scored zero-shot;
     `wsc_constant`: the number of models with the most frequent WSC score, which is that of always
         giving the rarer answer; `wsc_right`, `wsc_items`: items right with this score, and in all;
     `mmlu_untrained`: mean zero-shot accuracy on MMLU of the untrained models, in percent.

@@ -46,7 +46,7 @@ def emergence_claims(
             Claim(
                 f"Over training, no run jumps in {about.name}: no step from one checkpoint to the "
                 f"next accounts for {100 * ABRUPT:.0f} % of the run's rise.",
-                f"{BEFORE}; after {MIRAGE}, abstract, who speak of model size"
+                f"{BEFORE}; after {MIRAGE}, abstract, which is about model size"
                 if smooth
                 else BEFORE,
                 quote=CONTINUOUS if smooth else "",

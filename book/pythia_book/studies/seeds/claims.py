@@ -153,7 +153,7 @@ def _order_and_weights(scores: Scores) -> Test:
 
 
 def distance(scores: Scores, single: pd.DataFrame, neighbor: float | None) -> Estimate | None:
-    """Return how much lower the final loss of the neighboring size is, in sd over seeds.
+    """Return how much lower the final loss of the neighboring size is, in standard deviations.
 
     The standard deviation is that of the bands, in the table `single`. None if fewer than two runs
     were measured, or all seeds give the same loss.
@@ -166,7 +166,7 @@ def distance(scores: Scores, single: pd.DataFrame, neighbor: float | None) -> Es
 
 
 def _decoupled(pairs: pd.DataFrame, bound: float) -> Test:
-    """Check that every sound step is related to its step 0, and every decoupled one unrelated."""
+    """Check that every sound step is related to its step 0, and that no decoupled one is."""
     rows = pairs[(pairs.quantity == "descent") & (pairs.step > 0)].dropna()
     sound, decoupled = (rows[rows.pair == pair].value for pair in ("sound", "decoupled"))
     if sound.empty or decoupled.empty:
@@ -203,5 +203,5 @@ def _same_scores(maps: pd.DataFrame | None) -> Test:
     if known is None or len(known) < 3:
         return untestable(NO_RELEASED)
     r = float(np.corrcoef(known.score.astype(float), known.score_410m.astype(float))[0, 1])
-    note = f"correlation {r:.5f} over {len(known)} checkpoints; at least {SAME_SCORE} counts"
+    note = f"correlation {r:.5f} over {len(known)} checkpoints; the same from {SAME_SCORE} on"
     return passes(r >= SAME_SCORE, note)

@@ -16,6 +16,7 @@ import numpy as np
 
 from pythia_book.stats import LEVEL, Estimate, jackknife
 from pythia_core.errors import DataError
+from pythia_core.util.progress import count_of
 
 LOW, HIGH = (1 - LEVEL) / 2, (1 + LEVEL) / 2
 _QUANTILES = 1000
@@ -25,13 +26,13 @@ def _checked(values: np.ndarray, ndim: int, name: str) -> np.ndarray:
     """Check `values`, and return them minus the first value, as float64.
 
     Raises:
-        DataError: not `ndim` axes, each of length 2 or more, or a value is not finite.
+        DataError: there are not `ndim` axes of length 2 or more, or a value is not finite.
     """
     values = np.asarray(values, np.float64)
     if values.ndim != ndim or min(values.shape, default=0) < 2:
         raise DataError(
-            f"{name}: expected an array with {ndim} dimension(s), each of length 2 or more, got "
-            f"the shape {values.shape}"
+            f"{name}: expected an array with {count_of(ndim, 'dimension')}, each of length 2 or "
+            f"more, got the shape {values.shape}"
         )
     if not np.isfinite(values).all():
         n_bad = (~np.isfinite(values)).sum()
@@ -43,7 +44,7 @@ def _checked(values: np.ndarray, ndim: int, name: str) -> np.ndarray:
 def spread(*groups: np.ndarray) -> Estimate:
     """Return the standard deviation of a group, float[seeds], with its chi-square interval.
 
-    Of several groups, it is pooled: the root of the mean variance, weighted by degrees of freedom.
+    Of several groups, it is pooled: sqrt(mean variance), weighted by degrees of freedom.
     """
     checked = [_checked(values, 1, "values over seeds") for values in groups]
     df = sum(len(values) - 1 for values in checked)
@@ -52,7 +53,7 @@ def spread(*groups: np.ndarray) -> Estimate:
 
 
 def _root(mean_square: float, df: int, n: int, divisor: int = 1) -> Estimate:
-    """Return the root of `mean_square / divisor`, with its chi-square interval.
+    """Return the square root of `mean_square / divisor`, with its chi-square interval.
 
     The mean square has `df` degrees of freedom, and `n` is the number of runs.
     """
@@ -98,7 +99,7 @@ def added_ratio(both: np.ndarray, order: np.ndarray, weights: np.ndarray) -> Est
 
     If order and weights contributed independently of each other, the variance with both seeds
     varied would be the sum of the variances with one varied, and the ratio 1. The ratio is
-    the root of 1/2 if changing either seed alone has the full effect of changing both. The
+    the square root of 1/2 if changing either seed alone has the full effect of changing both. The
     F interval has Satterthwaite's degrees of freedom for the sum. Arguments: float[seeds] each.
     """
     groups = [_checked(each, 1, "values over seeds") for each in (both, order, weights)]
@@ -109,9 +110,9 @@ def added_ratio(both: np.ndarray, order: np.ndarray, weights: np.ndarray) -> Est
 
 
 def largest_difference(sd: float, df: int) -> float:
-    """Return what two further runs with different seeds differ by at most, in 95 % of cases.
+    """Return the most by which two new runs with different seeds differ, in 95 % of cases.
 
-    The difference of two runs, divided by the root of 2 and a standard deviation `sd` with `df`
+    The difference of two runs, divided by sqrt(2) and a standard deviation `sd` with `df`
     degrees of freedom, has Student's t distribution.
     """
     from scipy.stats import t

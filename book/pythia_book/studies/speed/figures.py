@@ -115,7 +115,7 @@ def operations(result: Result) -> Table:
         )
     caption = (
         "Measured on the same CPU, forward and backward together. Ceiling: the rate of a large "
-        "copy or, of loss and attention, of a matrix product in the same run and precision; for "
+        "copy or, for loss and attention, of a matrix product in the same run and precision; for "
         "attention always in fp32, since our code multiplies in fp32 there. Error: against fp64. "
         "Last columns: the time of the formula written out in torch, and of torch's own operation, "
         "over ours; median and range of the repeats."
@@ -205,8 +205,8 @@ def gpu_sizes(result: Result) -> Table:
     ]
     caption = (
         "Thousands of tokens per second on one GPU. Columns 2 to 5: predicted, not measured, for "
-        "one H100 of 80 GB; the paper's: from its GPU-hours, on clusters of A100s. MFU: causal "
-        "attention. "
+        "one H100 of 80 GB; the paper's: from its GPU-hours, on clusters of A100s. MFU counts "
+        "causal attention. "
         f"{_measured(result)}"
     )
     return Table(_shown(rows, result, GPU_MEASURED), caption)

@@ -152,7 +152,7 @@ def operations_table(rows: list[Row]) -> pd.DataFrame:
 
     The columns are OPERATIONS and TIMES (see `_compared`). The first of `rows` describes the
     machine. On a CPU, our attention multiplies in fp32 whatever the precision of its input (see
-    native.c), so its `share` is that of the rate of fp32 products.
+    native.c), so its `share` is relative to the rate of fp32 products.
     """
     table = _compared(rows[1:], ("size", "kernel", "dtype"), OPERATIONS)
     fp32 = rows[0]["matmul_tflop_per_s"].get("fp32") if rows else None  # only known of CPUs
@@ -209,7 +209,7 @@ def gpu_sizes_table(measured: pd.DataFrame) -> pd.DataFrame:
     `compiled`, `ours`: tokens/s of torch.compile and of our code;
     `mfu`: utilization by our code, as a fraction of peak FLOP/s;
     `predicted_ratio`: `ours` divided by `compiled`;
-    `micro_rows`, `compiled_micro_rows`: the rows per micro-batch that should fit, of both;
+    `micro_rows`, `compiled_micro_rows`: rows per micro-batch that should fit, ours and compiled;
     PARTS: nanoseconds per token of the parts of our step.
 
     Computed:
@@ -313,7 +313,7 @@ KERNEL_SIZES = ("160m", "2.8b")
 
 
 def gpu_kernels_table() -> pd.DataFrame:
-    """Predict what our kernels save against torch.compile, per token, in all layers.
+    """Predict what our kernels save over those of torch.compile, per token, in all layers.
 
     `size`, `kernel`;
     `compiled_bytes`, `ours_bytes`: memory traffic;
@@ -454,7 +454,7 @@ def values(machine: Row, gpu: list[Row], tables: dict[str, pd.DataFrame]) -> dic
 
     `ratio_PRECISION` is the time of the fastest step of `transformers` relative to ours, and
     `products_PRECISION` the percentage of our step that its matrix products take, both as text,
-    by size. `own_faster` lists torch's own operations that take less time than ours, and how much.
+    by size. `own_faster` lists torch's own operations that are faster than ours, with their times.
     `vocabulary_SIZE` is the predicted percentage of our step on a GPU that goes into the products
     with the vocabulary and the loss. `machine` describes the CPU; the first row of `gpu`, if there
     is one, the GPU.

@@ -53,7 +53,7 @@ class WritingMeasurement:
         return stable_hash([self.prompts, self.eod_id, NEW_TOKENS])
 
     def __call__(self, model: GPTNeoX, step: int) -> dict[str, np.ndarray]:
-        """Continue each prompt until the document or NEW_TOKENS ends. The step is not used."""
+        """Continue each prompt by NEW_TOKENS, or until the document ends. The step is not used."""
         new = generate(model, self.prompts, NEW_TOKENS, stop=lambda ids: ids[-1] == self.eod_id)
         tokens = np.full((len(self.prompts), NEW_TOKENS), self.eod_id, np.int32)
         for row, ids in zip(tokens, new, strict=True):

@@ -216,7 +216,7 @@ def writing_table(result: Result) -> Table:
 
 
 def _continuation(text: str) -> str:
-    """Return a continuation on one line, to be put behind its prompt."""
+    """Return a continuation on one line, to follow its prompt."""
     line = style.one_line(text)
     return f" / {line}" if text.startswith("\n") else f" {line}" if text[:1].isspace() else line
 

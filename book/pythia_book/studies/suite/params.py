@@ -14,7 +14,7 @@ STUDY = "suite"
 FLAT_SIZES = ("7k", "25k")
 MEASURING = MeasuringCost()
 EARLY_STEPS = (0, 8, 64, 512)
-"""Steps at which models write, besides the last one; a run has those that are below its last."""
+"""Steps at which models write, besides the last one, in runs that are longer than that."""
 
 
 @dataclass(frozen=True)

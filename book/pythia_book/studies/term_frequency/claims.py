@@ -152,7 +152,7 @@ def _larger_improve_more(operands: pd.DataFrame, n_tests: int) -> Test:
     note = (
         "addition after 16 examples, from step 13,000 to step 143,000: "
         + ", ".join(f"{model} {signed(change)}" for model, change in changes.items())
-        + '; the sentence is about questions of fact, as "similar patterns" to those of sums'
+        + '; the sentence is about questions of fact; sums are said to show "similar patterns"'
     )
     test = rises(effect, "points", f"{len(large)} and {len(small)} models", note=note)
     if effect is None or not effect.low < effect.high or smallest_seen(effect, n_tests) <= 100:

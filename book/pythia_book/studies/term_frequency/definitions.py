@@ -76,7 +76,7 @@ PLANTED_AT_MOST = 0.1
 
 
 def chosen_definitions(data: DataConfig, progress: bool = True) -> list[Definition]:
-    """Return the definitions to test the models of a text on, from the cache.
+    """Return the definitions, from the cache, on which the models of a text are tested.
 
     There are none if the corpus has no dictionary or too small a one.
     """
@@ -85,7 +85,7 @@ def chosen_definitions(data: DataConfig, progress: bool = True) -> list[Definiti
 
 
 def definitions_file(data: DataConfig, progress: bool = True) -> Path:
-    """Return the path in the cache of the JSON that `chosen_definitions` reads, made if absent.
+    """Return the path of the cached JSON that `chosen_definitions` reads; make it if it is absent.
 
     Making it takes a minute and needs all wheels of the corpus, so a bundle has this file.
     """

@@ -262,9 +262,7 @@ def answers_table(result: Result) -> Table:
         f"{result.params.shot_list[-1]} solved examples. Right if shuffled: how many would be "
         "right, on average, if the same answers were given to the sums in random order"
     )
-    note = (
-        note if rows else "Not measured: this run was recorded before this was added to the study"
-    )
+    note = note if rows else "Not measured: this run was recorded before the study had this table"
     return Table(pd.DataFrame(rows), note)
 
 

@@ -177,7 +177,7 @@ class NumberScores:
         return welch(top, bottom) if len(top) and len(bottom) else None
 
     def boosted_in_tenths(self) -> tuple[int, int]:
-        """Count the operands that the coin made frequent in the final two groups of `tenths`."""
+        """Count the boosted operands in each of the two groups of `tenths` at the last step."""
         boosted = {chosen for chosen, _ in equations.pairs(self.natural())}
         top, bottom = (len(boosted & {*group}) for group in tenths(self.in_sums(self.steps[-1])))
         return top, bottom

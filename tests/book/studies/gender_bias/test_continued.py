@@ -92,7 +92,7 @@ def arguments(published: Published, *more: str) -> list[str]:
 def test_from_the_command_line(published: Published, capsys: pytest.CaptureFixture) -> None:
     assert main(arguments(published, "--plan")) == 0
     plan = capsys.readouterr().out
-    assert f"{6 * BATCH * SEQ:,} tokens per arm, 2 arm(s)" in plan and "sha256" not in plan
+    assert f"{6 * BATCH * SEQ:,} tokens per arm, 2 arms" in plan and "sha256" not in plan
     assert main(arguments(published)) == 0
     said = capsys.readouterr().out
     assert said.startswith(plan) and "re-warmed from 0 in 1 updates" in said
@@ -102,7 +102,7 @@ def test_from_the_command_line(published: Published, capsys: pytest.CaptureFixtu
     for command in (["verify", name], ["inspect", name, "--step", "41", "--rows", "1"]):
         assert main(command) == 0
     seen = capsys.readouterr().out
-    assert "7 checkpoints match their hashes, 6 batches match the log" in seen
+    assert "the hashes of 7 checkpoints, 6 batches and " in seen
     assert "this hash equals the hash in the training log" in seen and "[ his> her]" in seen
     assert main(["continue", run.id, "--step", "46", "--steps", "2", "--state", "weights"]) == 0
     assert "only the weights of step 46" in capsys.readouterr().out

@@ -67,7 +67,7 @@ def cohort(panel: Panel, start: int) -> np.ndarray:
 
 
 def pooled(panel: Panel, ahead: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of the first two cohorts, and weights up to `ahead` checkpoints after the start."""
+    """The rows of the first two cohorts, and weights for the fall to `ahead` checkpoints on."""
     rows = [cohort(panel, start) for start in COHORTS[:2]]
     weights = [
         panel.fall(start, start + 10 * ahead, len(r))
