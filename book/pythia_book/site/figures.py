@@ -49,6 +49,7 @@ _LOCAL = re.compile(r"url\(#([\w.-]+)\)")
 _HEX = re.compile(r"#[0-9a-f]{6}")
 _SAFE = re.compile(r"[\w\s.,:;#%()+*/=-]*")
 _LARGEST = 8_000_000
+_FAR = 1_000_000
 
 
 # --- SVG -------------------------------------------------------------------------------------
@@ -187,19 +188,17 @@ def _join_marks(root: ET.Element, prefix: str) -> None:
             continue
         if len({mark.get("href") for mark in marks}) > 1:
             continue
-        places = [[float(mark.get(axis, "0")) for axis in "xy"] for mark in marks]
+        try:
+            steps = [_steps(float(mark.get(axis, "")) for mark in marks) for axis in "xy"]
+        except (ValueError, OverflowError):
+            continue
         name = f"{prefix}{number}"
         marker = ET.Element("marker", id=name, overflow="visible", markerUnits="userSpaceOnUse")
         for key in sorted({*group.attrib} - {"clip-path", "opacity"}):
             marker.set(key, group.attrib.pop(key))
         ET.SubElement(marker, "use", href=marks[0].get("href", ""))
-        line = ET.Element("path", d=_line(places), style=f"marker:url(#{name})", fill="none")
-        group[:] = [marker, line]
-
-
-def _line(places: list[list[float]]) -> str:
-    steps = np.diff(np.rint(np.multiply(places, 10)), axis=0, prepend=0) / 10
-    return "M" + "l".join(" ".join(f"{step:g}" for step in pair) for pair in steps)
+        line = "M" + "l".join(f"{x / 10:g} {y / 10:g}" for x, y in zip(*steps, strict=True))
+        group[:] = [marker, ET.Element("path", d=line, style=f"marker:url(#{name})", fill="none")]
 
 
 def _values(text: str, colors: dict[str, None]) -> str:
@@ -211,8 +210,9 @@ def _values(text: str, colors: dict[str, None]) -> str:
     try:
         panel = json.loads(text)
         for series in panel["series"]:
-            series[1] = _color(str(series[1]).lower(), colors)
-            left, top, along, value, *ends = zip_longest(*series[3])
+            _name, color, _flat, points = series
+            left, top, along, value, *ends = zip_longest(*points)
+            series[1] = _color(str(color).lower(), colors)
             series[3] = [_steps(left), _steps(top), along, value, *ends]
     except (ValueError, TypeError, LookupError, OverflowError):
         return ""
@@ -221,6 +221,8 @@ def _values(text: str, colors: dict[str, None]) -> str:
 
 def _steps(places: Iterable[float]) -> list[int]:
     tenths = [round(10 * place) for place in places]
+    if any(abs(tenth) > _FAR for tenth in tenths):
+        raise ValueError("a place is far outside the drawing")
     return [after - before for before, after in pairwise([0, *tenths])]
 
 
@@ -237,7 +239,7 @@ def _share_values(wide: ET.Element, narrow: ET.Element) -> None:
             before, after = (json.loads(each.get("data-values", "")) for each in (whole, part))
         except ValueError:
             continue
-        if [_without_places(each) for each in before["series"]] != [
+        if not before["series"] or [_without_places(each) for each in before["series"]] != [
             _without_places(each) for each in after["series"]
         ]:
             continue

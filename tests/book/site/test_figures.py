@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ET
 from functools import partial
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import quoteattr
 
 import browser
 import nbformat
@@ -305,8 +306,41 @@ def test_a_panel_that_differs_between_layouts_keeps_its_values() -> None:
 
 
 @pytest.mark.parametrize(
-    "points", ["[]", "[[1, 2]]", "[[Infinity, 2, 3, 4]]", '[["<b>", 2, 3, 4]]', "[1]", "null"]
-)
-def test_damaged_values_are_left_out(points: str) -> None:
-    values = json.dumps({"series": [["a", "#0072b2", 0, None]]}).replace("null", points)
-    assert figures._values(values, {}) == ""
+    "series",
+    [
+        *(f'["a", "#0072b2", 0, {points}]'
+          for points in ("[]", "[[1, 2]]", "[[Infinity, 2, 3, 4]]", '[["<b>", 2, 3, 4]]', "[1]",
+                         "null", "[[1e300, 2, 3, 4]]", "[[NaN, 2, 3, 4]]")),
+        '["a", "#0072b2", 0]', '["a", "#0072b2", 0, [[1, 2, 3, 4]], 5]', "7",
+    ],
+)  # fmt: skip
+def test_damaged_values_are_left_out(series: str) -> None:
+    panels = "".join(
+        f"<g class='panel' data-values={quoteattr(values)}/>"
+        for values in (f'{{"series":[{series}]}}', '{"series":[]}')
+    )
+    drawing = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9">{panels}</svg>'
+    more = {style.FIGURE_TYPE: {"narrow": drawing}}
+    shown = figures.inline_figure({"image/svg+xml": drawing, **more}, "p")
+    assert [g.get("data-values") for g in ET.fromstring(shown).iter("g")] == [
+        "",
+        '{"series":[]}',
+    ] * 2
+
+
+def test_marks_become_markers_at_the_same_places() -> None:
+    def shown(*places: str) -> ET.Element:
+        uses = "".join(f'<use href="#m" x="{x}" y="2.04"/>' for x in places)
+        group = f'<g fill="#0072b2" clip-path="url(#c)">{uses}</g>'
+        drawing = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9">{group}</svg>'
+        return ET.fromstring(figures.inline_figure({"image/svg+xml": drawing}, "p"))
+
+    page = shown("1", "2.5", "1.96")
+    (group,) = page.iter("g")
+    marker, line = group
+    assert set(group.attrib) == {"clip-path"} and "0072b2" in marker.get("fill", "")
+    assert line.get("d") == "M1 2l1.5 0l-0.5 0"
+    assert line.get("style") == f"marker:url(#{marker.get('id')})"
+    assert [use.get("href") for use in page.iter("use")] == ["#p-w-m"]
+    for places in (("1", "2"), ("1", "2", "abc"), ("1", "2", "nan"), ("1", "2", "1e999")):
+        assert len(list(shown(*places).iter("use"))) == len(places), places
