@@ -7,7 +7,7 @@ the call has no output path, adds results/<study>/<scale>/notebook.ipynb.
 The kernel writes the record to a temporary folder (`PYTHIA_RECORD_TO`), and the engine adds the
 cleaned and stamped notebook. The folder then replaces results/<study>/<scale>/ as a whole. A
 notebook that failed or was only prepared, not executed, goes to
-results/<study>/<scale>-unfinished.ipynb. With any other output path, no record is written.
+results/<study>/<scale>-unfinished.ipynb. If the call names a path elsewhere, no record is written.
 """
 
 from __future__ import annotations

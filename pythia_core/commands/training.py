@@ -57,7 +57,7 @@ def add(command: AddCommand) -> None:
     _add_data_options(p)
     text = (
         "prepare in stages of many tasks, with bounded memory; all processes started with the "
-        "same options, on any machines with a common cache, divide the tasks among them"
+        "same options, on any machines that share a cache, divide the tasks among themselves"
     )
     p.add_argument("--stages", action="store_true", help=text)
     add_worker_options(
@@ -68,10 +68,10 @@ def add(command: AddCommand) -> None:
         "train",
         _train,
         "train a model, or reuse the run if it exists",
-        epilog="Several GPUs, even on nodes that share a results folder, split each batch among "
-        "them if torchrun starts one process per GPU: torchrun --nproc-per-node 8 -m pythia_core "
-        "train SIZE ... A run started with a different number of processes is found, and resumed "
-        "if unfinished.",
+        epilog="Several GPUs, even across nodes that share a results folder, split each batch if "
+        "torchrun starts one process per GPU: torchrun --nproc-per-node 8 -m pythia_core train "
+        "SIZE ... A run started with a different number of processes is reused or, if unfinished, "
+        "resumed.",
     )
     p.set_defaults(resume_note="training so far is saved")
     share_under_torchrun(p)
@@ -133,9 +133,9 @@ def _add_data_options(p: argparse.ArgumentParser) -> None:
         "--corpus",
         metavar="PATH",
         type=nonblank,
-        help="the text: a file or folder of .jsonl/.txt (also .gz or .zst) or .parquet, its "
-        "URL such as s3://... or hf://datasets/..., hf:NAME, or the name of a registered corpus "
-        "(default: the scale's)",
+        help="the text: a file or folder of .jsonl/.txt (also .gz or .zst) or .parquet, or a URL "
+        "of one (s3://..., hf://datasets/...); a dataset of the hub, hf:NAME; or the name of a "
+        "registered corpus (default: the scale's)",
     )
     p.add_argument(
         "--tokenizer",

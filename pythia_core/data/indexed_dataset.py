@@ -394,7 +394,7 @@ def check_shard_names(paths: Sequence[Path | str]) -> None:
         return
     missing = sorted(set(range(last)) - set(numbers))
     raise DataError(
-        f"{Path(paths[0]).name} and {len(paths) - 1} more must be all shards of one set, each "
+        f"{Path(paths[0]).name} and {len(paths) - 1} more must be the complete set of shards, each "
         f"once and in order, but "
         + (f"shard {missing[0]} is missing" if missing else f"the shards are {numbers}")
     )

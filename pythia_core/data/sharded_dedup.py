@@ -89,7 +89,7 @@ def _ids(shard: int, documents: NDArray[np.integer]) -> NDArray[np.int64]:
 
 
 def _shard_and_document(ids: T) -> tuple[T, T]:
-    """Return the shard, and the number in it, of a document or of an array of documents."""
+    """Return a document's shard and its number within that shard; `ids` may be an array."""
     return ids >> 32, ids & 0xFFFFFFFF
 
 

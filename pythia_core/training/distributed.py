@@ -405,7 +405,7 @@ def check_memory(world: World, config: RunConfig, execution: Execution) -> None:
 def _device_memory(world: World) -> float:
     """Return the bytes of this process's GPU; without one, its share of the machine's memory.
 
-    All estimates include the RESERVE, which only a GPU needs, so a share gets the RESERVE on top.
+    All estimates include the RESERVE. Only a GPU needs it, so a share of memory is increased by it.
     """
     device = device_bytes()
     return memory_bytes() / world.node_size + RESERVE if device is None else device

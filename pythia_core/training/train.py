@@ -147,8 +147,8 @@ def _resume(
         trainer.load_state(step, state)
         if meta.get("machine") != machine:
             warnings.warn(
-                f"training resumes from step {step}, which was saved on another machine, with a "
-                "different number of processes or with other versions; the result may differ in "
+                f"training resumes from step {step}, which was saved on another machine or with a "
+                "different number of processes or other library versions; the result may differ in "
                 "the last bits",
                 stacklevel=3,
             )

@@ -56,8 +56,8 @@ def add(command: AddCommand) -> None:
     text = "read items from FOLDER/TASK.jsonl"
     p.add_argument("--items", metavar="FOLDER", type=nonblank, help=text)
     text = (
-        "how many checkpoints to download ahead (default: 1); each is deleted once measured. `all` "
-        "keeps every download. Checkpoints already in the cache are never deleted"
+        "how many downloads may wait to be measured (default: 1); each is deleted once measured. "
+        "`all` keeps every download. Checkpoints already in the cache are never deleted"
     )
     p.add_argument("--keep", type=number_or_all, default=1, metavar="N", help=text)
     text = "also write the table to FILE (.csv or .parquet)"

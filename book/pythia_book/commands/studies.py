@@ -24,9 +24,9 @@ examples:
 """
 WORKER_EXAMPLES = """\
 Start any number of workers, one for each GPU, on machines that share the folder of results
-(PYTHIA_RESULTS). Each run and each measurement is done by one worker. If a
-worker dies, nothing is lost: about a minute later, another one takes over its work. When all
-workers have finished, run `study`: it finds their results and runs the notebooks.
+(PYTHIA_RESULTS). Each run and each measurement is done by one worker. If a worker dies, nothing is
+lost: about a minute later, another one takes over its work. When all workers have finished, run
+`study`: it finds their results and runs the notebooks.
 
 examples:
   srun -N4 --ntasks-per-node=8 --gpus-per-task=1 python -m pythia_core worker suite --scale gpu
@@ -52,8 +52,7 @@ def add(command: AddCommand) -> None:
     p = command(
         "worker",
         _worker,
-        "train and measure what studies need, sharing the work with other workers; do not run the "
-        "notebooks",
+        "train and measure what studies need, without running notebooks; workers share the work",
         epilog=WORKER_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -69,7 +68,7 @@ def add(command: AddCommand) -> None:
     p.add_argument("studies", nargs="*", metavar="STUDY", help="names of notebooks (default: all)")
     p.add_argument("--scale", help="redraw only runs at this scale (default: all)")
 
-    p = command("pdf", _pdf, "print the built site to one PDF, to which its pages then link")
+    p = command("pdf", _pdf, "print the built site to one PDF; without --out, the pages link to it")
     p.add_argument(
         "site", nargs="?", metavar="SITE", help="folder of the site (default: _build/html)"
     )
@@ -102,7 +101,7 @@ def _add_selection(p: argparse.ArgumentParser) -> None:
         type=utf8_text,
         default=[],
         metavar="NAME=VALUE",
-        help="set a parameter of the notebook, for one study only; repeatable",
+        help="set a parameter of the notebook (if only one STUDY is named); repeatable",
     )
 
 

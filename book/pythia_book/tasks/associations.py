@@ -111,6 +111,6 @@ def require_equal_tokens(tokenizer: Tokenizer, names: Sequence[str]) -> None:
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name} {n}" for name, n in sorted(lengths.items(), key=lambda i: i[1]))
         raise DataError(
-            f"the nouns of one comparison must have equally many tokens, but have: {listed}; use "
-            "other nouns, or more text for the tokenizer"
+            f"the nouns of one comparison need the same number of tokens, but have: {listed}; use "
+            "other nouns, or train the tokenizer on more text"
         )

@@ -4,7 +4,7 @@
                  its stereotype (Zhao et al. 2018)
     CrowS-Pairs  pairs of sentences that differ in one word, one of them more stereotypical
                  (Nangia et al. 2020)
-    StereoSet    such pairs about gender that differ in a word or phrase (Nadeem et al. 2021)
+    StereoSet    similar pairs, about gender, that differ in a word or phrase (Nadeem et al. 2021)
 
 No package has the complete sets: we have 761 of 3,160 WinoBias sentences, and 127 of 320
 CrowS-Pairs about gender. So scores cannot be compared with the literature. Models are never trained

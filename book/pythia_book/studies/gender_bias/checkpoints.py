@@ -82,8 +82,8 @@ def size_to_export(params: Params, measured: Measurements) -> tuple[str, bool]:
 def spread(steps: Sequence[int], count: int, origin: int = 0) -> list[int]:
     """Choose `count` of several steps, evenly spaced in log(1 + step - origin).
 
-    The first two steps and the last are chosen; then, again and again, the step that is farthest
-    from all those chosen. If there are fewer steps, all are chosen.
+    The first two steps and the last are chosen first, then repeatedly the step whose nearest
+    chosen step is farthest away. If there are at most `count` steps, all are chosen.
     """
     place = {step: math.log1p(step - origin) for step in sorted(steps)}
     chosen = {*list(place)[:2], max(place)}

@@ -198,7 +198,7 @@ def _decline(extracted: Extracted, prediction: pd.DataFrame, released: pd.DataFr
     recall = prediction[prediction.experiment == "smaller model"].set_index("size").recall.dropna()
     theirs = released[(released.experiment == "smaller model") & (released.step == OFFICIAL_STEPS)]
     theirs = theirs[theirs.model != MODELS[-1]]
-    correlation = "recall, where the sentence is about correlation"
+    correlation = "recall, although the quoted sentence is about correlation"
     return Claim(
         "The smaller a model, the fewer it memorizes of the rows that the largest memorizes.",
         DECLINE,

@@ -347,7 +347,7 @@ def runs_of(params: Params, measured: Measurements) -> dict[tuple[str, int], Tra
 
 
 def tables(params: Params, runs: dict[tuple[str, int], Traces]) -> dict[str, Lines]:
-    """Return all tables of COLUMNS. Tables of single runs have the runs with the seed `seed`."""
+    """Return all tables of COLUMNS. All but "traces" and "seeds" cover only `params.seed`."""
     suite = {size: run for (size, seed), run in runs.items() if seed == params.seed}
     return {
         "profiles": [line for run in suite.values() for line in _profile(run)],

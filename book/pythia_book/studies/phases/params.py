@@ -88,7 +88,7 @@ class Params(StudyParams):
         if not self.released and self.batches != type(self).batches:
             raise ConfigError(
                 f"batches applies only to --scale paper; with --scale {self.scale}, n-grams are "
-                f"counted on all text, so leave it at {type(self).batches}, got {self.batches}"
+                f"counted on all text, so leave it out (got batches={self.batches})"
             )
         saved = checkpoint_steps(scale_named(self.scale).steps)
         listed = [step.strip() for step in self.steps.split(",")]

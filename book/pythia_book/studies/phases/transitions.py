@@ -87,7 +87,7 @@ class Model:
     """What is left without each of KNOCKED_OUT; empty if the last checkpoint was not measured."""
 
     def step_of(self, event: str) -> float:
-        """Return the step of a transition (a key of EVENTS) or the step nearest to n-grams (KL)."""
+        """Return the step of a transition (a key of EVENTS), or where a divergence in KL is lowest."""
         if event in KL.values():
             return float(max(1, self.steps[self.curves[event].argmin()]))
         return steepest(self.steps, self.curves[EVENTS[event]])
@@ -144,8 +144,8 @@ def steepest(steps: np.ndarray, values: np.ndarray) -> float:
     The slope is taken over WINDOW doublings, on values interpolated between checkpoints. Step 0,
     which has the weights of step 1, is left out.
 
-    The result is NaN if two successive checkpoints near this step are more than WINDOW doublings
-    apart, because others are missing.
+    The result is NaN if checkpoints near this step are too sparse: two successive ones are more
+    than WINDOW doublings apart.
 
     Args:
         steps: int64[checkpoints], ascending.

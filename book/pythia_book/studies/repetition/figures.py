@@ -201,7 +201,7 @@ def errors(result: Result) -> Drawing:
 
 
 def _decades(frame: pd.DataFrame) -> tuple[float, float]:
-    """Return powers of ten that enclose the values, so that a logarithmic axis has two ticks."""
+    """Return axis limits just outside two powers of ten around the values, which get ticks."""
     logs = np.log10(frame.value[frame.value > 0])
     if logs.empty:
         return 0.1, 10.0

@@ -7,7 +7,7 @@ half, six checkpoints had already been seen, and so had the result that 26 to 37
 are right.
 
 - Over training: `jumps` seeks a jump in choice, exact answers, log-probability and margin of every
-  run. A jump is *abrupt* if it makes half (ABRUPT) of the run's own rise over the part of training
+  run. A jump is *abrupt* if it is at least half (ABRUPT) of the run's rise in the part of training
   where jumps are sought. A run is informative if a jump of half its rise would be detected with
   80 % power. (At first, the rise was measured over four doublings, most of which lie before the
   part of training where jumps are sought.)

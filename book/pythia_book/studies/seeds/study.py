@@ -185,7 +185,7 @@ def _measurements(run: Run) -> list[tuple[Measurement, dict[str, str]]]:
 
 
 def _score(measure: str, array: np.ndarray) -> float:
-    """Return a run's score from the array of a measurement: its mean, or for nouns, the slope."""
+    """Return a run's score: the mean of `array`, or for "association", a slope over nouns."""
     if measure != "association":
         return float(array.mean(dtype=np.float64))
     from pythia_book.corpora import occupations

@@ -215,9 +215,9 @@ def losses_table(measured: Measurements) -> pd.DataFrame:
 
 
 def _pile_shares(reads: list[dict[str, Any]]) -> list[float]:
-    """Return, for each row of `reads`, the fraction of the Pile that Pythia read that often.
+    """Return, for each row of `reads`, the fraction of the Pile that Pythia read `times` times.
 
-    The number of times is in the row's column `times`.
+    `times` is a column of the row.
     """
     times = {"3 or more": 3}
     return [

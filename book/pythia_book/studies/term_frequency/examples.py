@@ -127,7 +127,7 @@ def answers_table(scores: NumberScores, size: str, shots: int) -> pd.DataFrame:
 def _groups(
     scores: NumberScores, size: str, shots: int, whole: bool = False
 ) -> dict[str, pd.DataFrame]:
-    """Return the final answers by group, with `whole` also all of them; {} without answers."""
+    """Map each group to its final answers; `whole` adds "all". If none were recorded, return {}."""
     import pandas as pd
 
     step, arrays = scores.steps[-1], scores.measured.arrays

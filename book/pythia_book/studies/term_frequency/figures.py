@@ -241,7 +241,7 @@ def examples_table(result: Result) -> Table:
 
 
 def answers_table(result: Result) -> Table:
-    """Return how the largest model's answers to sums are right and wrong."""
+    """Return a table describing the largest model's answers to sums, right and wrong, by group."""
     import pandas as pd
 
     rows = [
