@@ -87,7 +87,7 @@ class Model:
     """What is left without each of KNOCKED_OUT; empty if the last checkpoint was not measured."""
 
     def step_of(self, event: str) -> float:
-        """Return the step of a transition (a key of EVENTS), or where a divergence in KL is lowest."""
+        """Return the step of a transition (a key of EVENTS), or of the least divergence in KL."""
         if event in KL.values():
             return float(max(1, self.steps[self.curves[event].argmin()]))
         return steepest(self.steps, self.curves[EVENTS[event]])
