@@ -309,7 +309,9 @@ def _why_open(test: Test, e: Estimate, n_tests: int) -> str:
         margin = _amount(smallest_margin(e, n_tests), test.unit)
         needed = f"{power}, equivalence could be shown only within ±{margin}"
     else:
-        distance = test.unit.replace("%", "points", 1) if test.unit.startswith("%") else test.unit
+        relative = test.unit.startswith("% of") and not test.bound  # a share of that quantity
+        percent = test.unit.startswith("%") and not relative
+        distance = test.unit.replace("%", "points", 1) if percent else test.unit
         effect = smallest_seen(e, n_tests)
         away = f" away from {_amount(test.bound, '', 4)}" if test.bound else ""
         needed = f"an effect of {_amount(effect, distance)}{away} would be detected {power}"

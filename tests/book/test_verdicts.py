@@ -102,6 +102,8 @@ def test_open_intervals_say_what_would_have_been_seen():
         "the interval includes 91 %; an effect of 2.9 points away from 91 would be detected with "
         "80 % power"
     )
+    row = judge([claim(rises(e(0.5, 1.0), "% of the loss", "seeds"))])[0]["ours"]
+    assert "an effect of 1.4 % of the loss would be detected" in row["reason"]
     row = judge([claim(rises(e(0.5, 3), "points", "items", -1))])[0]["ours"]
     assert row["reason"].startswith("the interval includes \N{MINUS SIGN}1 point; an effect of")
     scaled = judge([claim(rises(e(0.005, 0.03).times(100), "points", "items", -1))])[0]["ours"]

@@ -54,7 +54,8 @@ def markdown(result: dict[str, Any]) -> str:
     rates = sorted({row["lr_max"] for row in result["rows"]})
     losses = {(row["size"], row["lr_max"]): row["loss"] for row in result["rows"]}
     lines = [
-        f"{result['device']}, {result['precision']}; held-out loss in nats per token.",
+        f"{result['device']}, {result['precision']}; held-out loss in nats per token, "
+        "by peak learning rate.",
         "",
         "| size | " + " | ".join(f"{rate:g}" for rate in rates) + " |",
         "|---|" + "--:|" * len(rates),

@@ -154,20 +154,41 @@ def add_definitions(
     }
     if not used:
         return
-    parts = []
+    names: dict[str, list[str]] = {}
+    texts = {}
     for name, (anchor, paragraphs) in definitions(app.env.get_doctree(GLOSSARY)).items():
         if anchor in used:
-            used.discard(anchor)
-            text = " ".join(_partial(app, paragraph) for paragraph in paragraphs)
-            parts.append(f'<div data-term="{anchor}"><b>{html.escape(name)}</b> {text}</div>')
+            names.setdefault(anchor, []).append(name)
+            texts[anchor] = paragraphs
+    parts = []
+    for anchor, paragraphs in texts.items():
+        text = " ".join(_partial(app, paragraph) for paragraph in paragraphs)
+        name = html.escape(", ".join(names[anchor]))
+        parts.append(f'<div data-term="{anchor}"><b>{name}</b> {text}</div>')
     context["body"] += f'<template id="definitions">{"".join(parts)}</template>'
 
 
 def _partial(app: Sphinx, paragraph: nodes.Element) -> str:
-    """Return a paragraph as HTML, with the words of its links instead of the links."""
+    """Return a paragraph as HTML, with the words of its links instead of the links.
+
+    Citations are left out, with the space before them.
+    """
     inside = paragraph.deepcopy()
     links = (nodes.reference, addnodes.pending_xref, nodes.target)
     for link in list(inside.findall(lambda node: isinstance(node, links))):
-        link.parent.replace(link, nodes.Text(link.astext()))
+        before = link.parent.children[: link.parent.index(link)]
+        if link.get("refdomain") == "cite" and before and isinstance(before[-1], nodes.Text):
+            link.parent.replace(before[-1], nodes.Text(before[-1].rstrip()))
+        link.parent.replace(link, nodes.Text(_words(app, link)))
     line = nodes.inline("", "", *inside.children)
     return str(app.builder.render_partial(line)["fragment"])
+
+
+def _words(app: Sphinx, link: nodes.Element) -> str:
+    """Return the words of a link: its own, or the title of the section that it leads to."""
+    if link.get("refdomain") == "cite":
+        return ""
+    if link.get("reftype") == "ref" and not link.get("refexplicit"):
+        *_, title = app.env.domaindata["std"]["labels"][link["reftarget"]]
+        return str(title)
+    return link.astext()

@@ -114,7 +114,7 @@ def test_the_table_has_a_cell_for_each_rate_that_a_size_was_trained_at() -> None
     rows = [{"size": s, "lr_max": rate, "loss": loss} for (s, rate), loss in losses.items()]
     shown = markdown({"device": "a CPU", "precision": "bf16", "rows": rows})
     assert shown.splitlines() == [
-        "a CPU, bf16; held-out loss in nats per token.",
+        "a CPU, bf16; held-out loss in nats per token, by peak learning rate.",
         "",
         "| size | 0.002 | 0.004 | 0.008 |",
         "|---|--:|--:|--:|",

@@ -11,6 +11,7 @@ from places import ROOT
 nodes = pytest.importorskip("docutils.nodes", reason="the extra `book` is not installed")
 
 from pythia_book.site import terms  # noqa: E402
+from sphinx import addnodes  # noqa: E402
 
 ENTRIES = re.findall(r"^(\S.*)\n  \S", (ROOT / "book/glossary.md").read_text("utf-8"), re.MULTILINE)
 NAMES = [name for entry in ENTRIES for name in entry.split(", ")]
@@ -98,3 +99,31 @@ def test_the_first_use_in_a_section_becomes_a_link() -> None:
         "nats\n\nOne fork, two forks.",
         "nats\n\nA fork costs nats.",
     ]
+
+
+def test_a_definition_has_all_its_names_and_the_words_of_its_links() -> None:
+    def link(words: str, **to: object) -> nodes.Element:
+        return addnodes.pending_xref("", nodes.inline("", words), **to)
+
+    document = nodes.document(None, None)
+    paragraph = nodes.paragraph("", "Two halves ")
+    paragraph += link("smith2020", refdomain="cite", reftype="p")
+    paragraph += nodes.Text(". See ")
+    paragraph += link("rule", refdomain="std", reftype="ref", reftarget="rule", refexplicit=False)
+    paragraph += nodes.Text(" and ")
+    paragraph += link("that", refdomain="std", reftype="ref", reftarget="rule", refexplicit=True)
+    term = nodes.term("", "deduplicated, standard", ids=["term-both"])
+    item = nodes.definition_list_item("", term, nodes.definition("", paragraph))
+    document += nodes.definition_list("", item)
+    labels = {"rule": ("method", "rule", "How verdicts are given")}
+    env = SimpleNamespace(get_doctree=lambda name: document, domaindata={"std": {"labels": labels}})
+    builder = SimpleNamespace(render_partial=lambda node: {"fragment": node.astext()})
+    page = nodes.document(None, None)
+    page += nodes.reference("", "", refuri="glossary.html#term-both", classes=[terms.CLASS])
+    context = {"body": "<p></p>"}
+    terms.add_definitions(SimpleNamespace(env=env, builder=builder), "one", "", context, page)
+    assert context["body"] == (
+        '<p></p><template id="definitions"><div data-term="term-both">'
+        "<b>deduplicated, standard</b> "
+        "Two halves. See How verdicts are given and that</div></template>"
+    )

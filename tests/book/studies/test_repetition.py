@@ -374,7 +374,7 @@ def test_claims_can_hold_and_fail() -> None:
     assert found[5:7] == ["holds"] * 2, "the penalty, and the larger size first"
     assert found[8:] == ["holds"] * 3
     for row, tokens in zip(rows, ("262,144", "131,072", "32,768"), strict=False):
-        words = f"tested at up to 674,000 parameters, on {tokens} different tokens"
+        words = f"tested at up to 674,000 parameters, on {tokens} distinct tokens"
         assert words in row["ours"]["note"]
     found = verdicts(judged(AS_FRESH))
     assert found[:4] == ["not testable here"] * 4, "the law does not decay"

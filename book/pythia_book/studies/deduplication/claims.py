@@ -160,8 +160,8 @@ def _others(
                 changes(params, measured, HELDOUT),
                 "nats per token",
                 MARGIN,
-                "the margin was set when the standard deviation over seeds of 25k on the text of "
-                f"the suite, {KNOWN_SD:g}, was known",
+                "the margin was set when the standard deviation of this change over seeds of 25k "
+                f"on the text of the suite, {KNOWN_SD:g}, was known",
             ),
         ),
         Claim(

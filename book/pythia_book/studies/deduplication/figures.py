@@ -261,7 +261,11 @@ def repetition_table(result: Result) -> Table:
     """Return a table that compares how repetitive the Pile and our two texts are."""
     frame = result.tables["repetition"].copy()
     frame.columns = ["Text", "% of tokens removed", "% of documents with a copy",
-                     "Such a document occurs", "Most occurrences"]  # fmt: skip
+                     "Times such a document occurs", "Most occurrences"]  # fmt: skip
     for name, digits in zip(frame.columns[1:], (0, 0, 2, 0), strict=True):
         frame[name] = ["" if v is None or v != v else f"{v:.{digits}f}" for v in frame[name]]
-    return Table(frame, "Copies in the Pile and in our two standard texts")
+    caption = (
+        "Copies in the Pile and in our two standard texts. A document has a copy if another is "
+        "identical (the Pile) or a near-duplicate (ours)"
+    )
+    return Table(frame, caption)

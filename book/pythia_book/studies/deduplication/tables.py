@@ -114,19 +114,31 @@ def _repetition(measured: Measurements, recipes: pd.DataFrame) -> pd.DataFrame:
         ("copies as in the Pile", recipes, measured.facts["clusters"]),
         ("heavily repeated", suite, measured.facts["suite_clusters"]),
     ):
-        sizes = {copies: count for recipe, copies, count in counts if recipe == DEDUP}
-        several = {copies: count for copies, count in sizes.items() if copies > 1}
-        n = sum(copies * count for copies, count in several.items())
+        sizes = _clusters(counts, DEDUP)
+        copied, per_cluster = _copies(sizes)
         rows.append(
             {
                 "text": text,
                 "percent": float(frame.percent[frame.recipe == DEDUP].iloc[0]),
-                "copied": 100 * n / max(1, sum(c * count for c, count in sizes.items())),
-                "per_cluster": n / max(1, sum(several.values())),
+                "copied": copied,
+                "per_cluster": per_cluster,
                 "most": max(sizes, default=1),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _clusters(counts: list[list[Any]], recipe: str) -> dict[int, int]:
+    """Return how many documents occur how often by a recipe; see `study.measure` for `counts`."""
+    return {copies: count for name, copies, count in counts if name == recipe}
+
+
+def _copies(clusters: dict[int, int]) -> tuple[float, float]:
+    """Return the percentage of documents with a copy, and how often such a document occurs."""
+    several = {copies: count for copies, count in clusters.items() if copies > 1}
+    n = sum(copies * count for copies, count in several.items())
+    documents = sum(copies * count for copies, count in clusters.items())
+    return 100 * n / max(1, documents), n / max(1, sum(several.values()))
 
 
 def _caught() -> pd.DataFrame:
@@ -298,6 +310,8 @@ def values(
     effects = frames["effects"].set_index("size").value
     facts, unshared = measured.facts, measured.arrays["unshared"]
     heavy = pooled(params, measured)
+    identical = _clusters(facts["clusters"], "exact")
+    copied, per_cluster = _copies(identical) if identical else (None, None)
     numbers: dict[str, Any] = {
         "sizes": ", ".join(params.size_list),
         "smallest": smallest,
@@ -328,6 +342,8 @@ def values(
         "heavy_most": float(repetition.most["heavily repeated"]),
         "copied_percent_pile": float(repetition.copied["the Pile"]),
         "per_cluster_pile": float(repetition.per_cluster["the Pile"]),
+        "copied_percent_identical": copied,
+        "per_cluster_identical": per_cluster,
         "unshared_percent": 100 * float(unshared.mean()),
         "gaps": facts["gaps"],
         **{f"epochs_{arm}": times for arm, times in facts["epochs"].items()},

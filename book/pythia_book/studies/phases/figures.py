@@ -289,7 +289,7 @@ def ngrams_table(result: Result) -> Table:
     rows = [
         {
             "Model": NAMES.get(row.order, row.order),
-            "Different n-grams": number_text(int(row.different)),
+            "Distinct n-grams": number_text(int(row.different)),
             "Strength of backing off": DASH if pd.isna(row.strength) else f"{row.strength:g}",
             "Held-out loss [95 %]": interval(row.value, row.low, row.high),
             f"{largest} nearest at step": step("nearest", row.order),
@@ -298,7 +298,7 @@ def ngrams_table(result: Result) -> Table:
         for row in result.tables["ngrams"].itertuples()
     ]
     tokens = number_text(result.values["tokens_read"])
-    return Table(pd.DataFrame(rows), f"Counted on {tokens} tokens that the models read")
+    return Table(pd.DataFrame(rows), f"N-grams counted on the {tokens} tokens that the models read")
 
 
 def _rows_note(result: Result) -> str:

@@ -195,7 +195,7 @@ def _earlier(losses: Losses, of_seeds: str) -> Test:
 def _tested_at(losses: Losses, epochs: int) -> str:
     """Say how large our largest model and the data of an arm are, next to the source's models."""
     count, tokens = losses.parameters(losses.params.size_list[-1]), losses.tokens(epochs)
-    return f"tested at up to {count:,} parameters, on {tokens:,} different tokens, while {THEIRS}"
+    return f"tested at up to {count:,} parameters, on {tokens:,} distinct tokens, while {THEIRS}"
 
 
 def _faster(laws: Laws, of_seeds: str) -> Test:

@@ -221,7 +221,7 @@ def arms_table(result: Result) -> Table:
             row: dict[str, Any] = {
                 "Size": size,
                 "Epochs": r,
-                "Different rows": number_text(params.rows(r)),
+                "Distinct rows": number_text(params.rows(r)),
                 "Held-out loss": _cell(last, **cell),
                 "% above fresh data": _cell(result.tables["excess"], **cell) if r > 1 else DASH,
             }
@@ -229,7 +229,8 @@ def arms_table(result: Result) -> Table:
                 row[f"Worth in %, {name}"] = _cell(table, at=at, **cell) if r > 1 else DASH
             rows.append(row)
     caption = (
-        f"Arms after {number_text(params.n_steps)} updates; worth in % of as much fresh data; "
+        f"Arms after {number_text(params.n_steps)} updates; worth in % of as much fresh data, "
+        "at the end over all held-out rows, else over the half on which nothing was chosen; "
         f"{_intervals(result)}"
     )
     return Table(pd.DataFrame(rows), caption)

@@ -61,7 +61,7 @@ class Points:
 
     Attributes:
         size, epochs: str[runs] and int[runs].
-        n, d, u: float64[runs], parameters, tokens read and different tokens.
+        n, d, u: float64[runs], parameters, tokens read and distinct tokens.
         loss, fresh: float64[runs, seeds], nats per token, of the run and of the fresh run of the
             same size and length.
         domain: bool[runs], whether repeating has not hurt yet.

@@ -173,7 +173,7 @@ def _decoupled(pairs: pd.DataFrame, bound: float) -> Test:
         return untestable("not measured")
     separate = sound.min() > bound and decoupled.abs().max() < bound
     note = (
-        f"scores of {len(sound)} sound steps are at least {sound.min():.0f}, those of "
+        f"scores of {len(sound)} sound steps are at least {sound.min():.1f}, those of "
         f"{len(decoupled)} decoupled ones within \N{PLUS-MINUS SIGN}{decoupled.abs().max():.1f}; "
         f"the bound is {bound:g}"
     )
@@ -203,5 +203,8 @@ def _same_scores(maps: pd.DataFrame | None) -> Test:
     if known is None or len(known) < 3:
         return untestable(NO_RELEASED)
     r = float(np.corrcoef(known.score.astype(float), known.score_410m.astype(float))[0, 1])
-    note = f"correlation {r:.5f} over {len(known)} checkpoints; the same from {SAME_SCORE} on"
+    note = (
+        f"correlation {r:.5f} over {len(known)} checkpoints; runs count as the same from "
+        f"{SAME_SCORE} on"
+    )
     return passes(r >= SAME_SCORE, note)

@@ -36,6 +36,7 @@ NO_COUNTS = "how often each number occurs in the Pile was never released"
 IN_SUMS = (
     "frequency is that within the planted sums, not in the text; the paper counts the whole corpus"
 )
+COIN_NAMES = {"boost": "made frequent", "placebo": "placebo"}
 ADDED = "added after the result was known"
 ONE_RUN = "each size was trained once; how much this differs between seeds was not measured"
 """Why comparisons of frequent with rare terms get no verdict. Those of the coins do: each coin is
@@ -269,7 +270,7 @@ def _on_coins(params: Params, scores: NumberScores) -> list[Claim]:
         effects = scores.coins(sizes, shots, measure)
         scaled = {coin: e.times(factor) for coin, e in effects.items()}
         boost, placebo = (scaled.get(coin) for coin in ("boost", "placebo"))
-        each = ", ".join(f"{coin} {signed(e.value, 2)}" for coin, e in scaled.items())
+        each = ", ".join(f"{COIN_NAMES[coin]} {signed(e.value, 2)}" for coin, e in scaled.items())
         note = f"tested on sums, {shots}-shot, mean over {', '.join(sizes)}"
         note += f": {each}" if each else "; no coin was measured"
         pairs = f"{boost.n_items if boost else 0} {units}"

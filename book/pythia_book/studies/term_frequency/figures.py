@@ -34,15 +34,15 @@ def by_frequency(result: Result) -> Drawing:
     accuracy = style.rows_where(result.tables["curves"], step=step)
     shots = result.params.shot_list[-1]
     note = "held-out pairs; band: 95 % interval over numbers, largest size"
+    keys = {"made 16 times as frequent": ORANGE, "left as it was": BLUE}
     with style.canvas(result, 3, 2.9, note) as (figure, (planted, choice, exact)):
-        for boosted, color, label in ((True, ORANGE, "made 16 times"), (False, BLUE, "as it is")):
+        for boosted, (label, color) in zip((True, False), keys.items(), strict=True):
             dots = style.rows_where(last, boosted=boosted)
             planted.scatter(dots.natural + 1, dots.in_sums + 1, s=9, color=color, linewidth=0,
                             alpha=0.8, label=label)  # fmt: skip
         planted.set(xscale="log", yscale="log", xlabel="times in the text, plus 1",
                     ylabel="times read in sums, plus 1", title="100 first operands")  # fmt: skip
         dot = {"marker": "o", "markersize": 3, "linestyle": ""}
-        keys = {"made 16 times": ORANGE, "as it is": BLUE}
         style.legend(figure, {name: {**dot, "color": color} for name, color in keys.items()})
         for ax, measure, k in ((choice, "choice", 0), (exact, "exact", shots)):
             _curves(ax, style.rows_where(accuracy, measure=measure, shots=k), "count", result)

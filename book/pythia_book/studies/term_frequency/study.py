@@ -94,6 +94,10 @@ def analyze(params: Params, measured: Measurements, published: Tables) -> Analys
     large = arithmetic[arithmetic.model.isin(c.LARGE)].groupby("shots").value.mean()
     for shots in (0, 2):
         numbers[f"released_large_{shots}"] = 100 * float(large[shots]) if shots in large else None
+    products = selected(tables["arithmetic"], operation="multiplication", step=143_000)
+    products = products[(products.shots == RELEASED_SHOTS) & products.model.isin(c.LARGE)].value
+    whole = len(products) == len(c.LARGE)
+    numbers["released_products"] = 100 * float(products.mean()) if whole else None
     return tables, numbers, c.claims(params, scores, tables, operands)
 
 

@@ -366,6 +366,8 @@ def test_twins_are_compared_on_the_same_rows(tmp_path, monkeypatch) -> None:
     repetition = result.tables["repetition"].set_index("text")
     assert repetition.most["heavily repeated"] == 128
     assert repetition.per_cluster["copies as in the Pile"] < 2.5
+    copied = repetition.copied["copies as in the Pile"]
+    assert 0 < result.values["copied_percent_identical"] <= copied, "near-duplicates add to them"
     n = {(row.measure, row.size): row.n for row in result.tables["changes"].itertuples()}
     assert n[HELDOUT, "all"] == n[HELDOUT_STANDARD, "25k"] == params.seeds
     assert sum(result.measured.facts["slice_shares"].values()) == pytest.approx(1)

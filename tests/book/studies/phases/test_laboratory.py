@@ -271,7 +271,9 @@ def test_a_note_says_where_the_control_has_fewer_heads() -> None:
     few = replace(found[0].without[control], heads=1)
     found[0] = replace(found[0], without=found[0].without | {control: few})
     note = transitions.claims(found, 4)[4].ours.note
-    assert note == f"in 1 of {len(found)} models, there are fewer others"
+    assert note == (
+        f"in 1 of {len(found)} models, there are fewer other heads, and all are knocked out"
+    )
 
 
 def test_nothing_is_claimed_of_models_that_are_missing() -> None:
