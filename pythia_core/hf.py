@@ -308,7 +308,9 @@ def load(
         revision: e.g. "step3000".
         locate: finds the folder, given (source, revision); default: `locate_folder`.
         dtype: dtype of the parameters; None: as stored. The forward pass needs fp32.
-        gelu, rotary: see the docstring of pythia_core.hf.
+        gelu: "as_trained" (official sizes have the tanh form) or "as_declared" (all have the form
+            in config.json).
+        rotary: "fp32", or "as_trained", which rounds rotary phases as training in fp16 did.
 
     Raises:
         ConfigError: an unknown value of `gelu` or `rotary`.

@@ -27,6 +27,12 @@ TOP = {
     *("LOG.md", "CHANGELOG.md", "requirements.lock", "requirements-gpu.txt"),
 }
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SIDES = re.compile(
+    r"\b(?:left|right) panel|\b(?:Left|Right):|from left to right|\bon the (?:left|right)\b"
+    r"|\((?:left|right)\)|numref\}`[^`]*`,? (?:left|right)\b",
+    re.IGNORECASE,
+)
+"""Words that say where a panel of a figure is."""
 OUTPUTS = {"results", "_build", "__pycache__", "pythia_book.egg-info"}
 
 
@@ -231,3 +237,18 @@ def test_unsafe_loading_is_nowhere() -> None:
                 for word in node.keywords:
                     unsafe = word.arg == "allow_pickle" and getattr(word.value, "value", 1)
                     assert not unsafe, f"{path}: allow_pickle"
+
+
+@pytest.mark.parametrize(
+    "path", sorted([*NOTEBOOKS, *(ROOT / "book").rglob("*.md")]), ids=lambda p: p.name
+)
+def test_text_numbers_panels_and_does_not_place_them(path: Path) -> None:
+    """Panels are side by side on a wide screen and stacked on a phone."""
+    assert SIDES.findall(text_of(path)) == []
+
+
+def test_labels_of_certainty_are_explained_where_they_are_used() -> None:
+    for path in (ROOT / "book").rglob("*.md"):
+        labels = set(re.findall(r"\]\{\.sure \.(\w+)\}", text_of(path)))
+        explained = text_of(path).partition("**How sure we are.**")[2].partition("\n\n")[0]
+        assert all(f"{{.sure .{label}}}" in explained for label in labels), path

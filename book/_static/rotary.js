@@ -101,7 +101,7 @@ function turning(width) {
       `<div class="plane"><div style="flex:0 0 ${side}px">${big}</div>${curve(beside)}</div>` +
       '<p class="legend">Solid hand: query. Dashed: key. Shaded: the angle between them. Thin curve: the chosen pair alone.</p>',
     says: `m = ${m}, n = ${n}: distance ${fixed(m - n, 0)}, score ${fixed(score(m - n, headDim, learned), 3)}` +
-      (m < n ? "; the model masks this one, its key comes later. " : ". ") +
+      (m < n ? "; the model masks this one, because its key comes later. " : ". ") +
       `Pair ${pair}: ${fixed(between, 0)}\u00b0 between the hands, share ` +
       `${fixed(share(m - n, frequencies[pair], learnedOf(pair)), 2)}.`,
   };

@@ -259,7 +259,8 @@ class RowOrder:
         Args:
             data: the token file that this order was made for.
             rows: int[n], positions of the rows in training order.
-            before, after: number of tokens of context, from the stream of shuffled documents.
+            before: number of tokens before each row, from the stream of shuffled documents.
+            after: number of tokens after it, from the same stream.
 
         Returns:
             The tokens, [n, before + seq_len + 1 + after] in the file's dtype, and a mask of the

@@ -177,7 +177,8 @@ def attention(qkv: Tensor, cos: Tensor, sin: Tensor, bias_grad: Tensor | None = 
 
     Args:
         qkv: (batch, seq, heads, 3, head_dim), with queries and keys that are not yet rotated.
-        cos, sin: cosines and sines of the rotary angles, each (seq, rotary_dims / 2), fp32.
+        cos: cosines of the rotary angles, (seq, rotary_dims / 2), fp32.
+        sin: their sines, in the same shape.
         bias_grad: an fp32 buffer to which the backward adds the gradient of qkv's bias (see
             kernels.linear), (heads * 3 * head_dim,); or None.
 

@@ -242,7 +242,8 @@ def train(
 
     Raises:
         TrainingError: the loss is not finite, no space is left, or the folder was moved.
-        TakenElsewhere: another process is training the run, or took it while this one was stopped.
+        TakenElsewhere: another process is training the run, or took it while this process was
+            stopped.
         DataError, CheckpointError: the log or a checkpoint of the run to resume has changed since
             its last state was saved.
         Stopped: SIGINT or SIGTERM arrived. The state has been saved; call again to resume.

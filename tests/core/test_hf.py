@@ -257,7 +257,7 @@ def test_rotary_as_trained_rounds_phases(tmp_path: Path) -> None:
         ({"hidden_act": ["gelu"]}, "unknown hidden_act .'gelu'.;"),
         ({"use_parallel_residual": "no"}, "use_parallel_residual must be true or false, got 'no'"),
         ({"num_hidden_layers": 10**9}, "declares 1000000000 layers, but there are 28 tensors"),
-        ({"hidden_size": 10**12, "intermediate_size": 4 * 10**12}, "has an impossible size"),
+        ({"hidden_size": 10**12, "intermediate_size": 4 * 10**12}, "declares impossible sizes"),
         ({"vocab_size": 10**12}, r"embed_in.weight has shape \(97, 64\), but the config needs"),
     ],
 )
@@ -413,7 +413,7 @@ def test_unknown_and_repeated_keys(saved: Path) -> None:
     )
     with pytest.raises(CheckpointError, match="2 problems") as caught:
         hf.load(saved)
-    assert "has the tensor transformer.wte" in str(caught.value)
+    assert "has a tensor transformer.wte" in str(caught.value)
     assert "lm_head.weight is in model.safetensors and again" in str(caught.value)
 
 

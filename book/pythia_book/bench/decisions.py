@@ -145,7 +145,7 @@ def _attention(attention: Sequence[Row]) -> Iterator[Row]:
         library = best if value >= THRESHOLD else DEFAULT
         yield _decision(subject, rule, value, f"use {library}", note)
     rule = (
-        f"keep if, at one head dim, it is at least {THRESHOLD:g} times as fast as every other "
+        f"keep if, at some head dim, it is at least {THRESHOLD:g} times as fast as every other "
         "deterministic library"
     )
     outcome, value = NOT_MEASURED, max(gains, default=None)

@@ -48,7 +48,7 @@ def add(command: AddCommand) -> None:
     p = command("terms", _terms, "count words in the training data of a run up to each checkpoint")
     p.add_argument("run", metavar="RUN", type=nonblank, help=RUN)
     text = (
-        'one or more words, e.g. "Parliament" "New York"; a word is a sequence of letters, marks '
+        'one or more words, e.g. `Parliament "New York"`; a word is a sequence of letters, marks '
         "and numbers"
     )
     p.add_argument("terms", nargs="+", type=utf8_text, metavar="TERM", help=text)

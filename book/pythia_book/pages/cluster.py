@@ -273,7 +273,8 @@ def time() -> Table:
     total, hours = frame[list(GPUS)].sum().to_dict(), estimates().h100_hours.sum()
     assumed = {gpus: hours / gpus / 24 for gpus in GPUS}
     frame.loc[len(frame)] = {"size": "All ten", **total}
-    frame.loc[len(frame)] = {"size": f"All ten, at {H100_UTILIZATION:.0%} of the peak", **assumed}
+    share = f"{100 * H100_UTILIZATION:.0f}\N{NO-BREAK SPACE}%"
+    frame.loc[len(frame)] = {"size": f"All ten, at {share} of the peak", **assumed}
     columns = {"size": ("Size", str)} | {n: (f"{n} GPUs", _days) for n in GPUS}
     caption = "Predicted days of training, one size after another, for one half of the suite"
     return Table(formatted(frame, columns), caption)

@@ -300,8 +300,9 @@ def commands() -> Table:
     caption = (
         f"For pythia-{_SHOWN}, computed from its parameters. Assumed: downloads at "
         f"{DOWNLOAD / 1e6:.0f} MB/s, a CPU of {CPU_FLOPS / 1e9:.0f} GFLOP/s, "
-        f"{H100_UTILIZATION:.0%} of an H100's peak. Memory for training excludes activations; "
-        "downloads stay on disk, except rows and, in a sweep, checkpoints"
+        f"{100 * H100_UTILIZATION:.0f}\N{NO-BREAK SPACE}% of an H100's peak. "
+        "Memory for training excludes activations; downloads stay on disk, except rows and, in a "
+        "sweep, checkpoints"
     )
     return Table(formatted(frame, columns), caption, code=("python -m pythia_core",))
 
@@ -319,6 +320,6 @@ def forks() -> Table:
     }
     caption = (
         "10,000 updates from step 133,000, a swap and its control, in bf16, without activations; "
-        f"time at an assumed {H100_UTILIZATION:.0%} of the peak"
+        f"time at an assumed {100 * H100_UTILIZATION:.0f}\N{NO-BREAK SPACE}% of the peak"
     )
     return Table(formatted(forks_table(), columns), caption)

@@ -49,13 +49,13 @@ if TYPE_CHECKING:
 def schedule() -> Drawing:
     """Draw the learning rate during training, and the peak rate of each size.
 
-    The left panel has the schedule that was used and the schedule that is usually described. The
-    right panel has the peak rates of Pythia and of GPT-3.
+    The first panel has the schedule that was used and the schedule that is usually described. The
+    second panel has the peak rates of Pythia and of GPT-3.
     """
     frame, floor = recipe.schedules()
     rates = recipe.gpt3_table()
     with style():
-        note = "Left: training.schedule. Right: the released configs, and GPT-3's paper."
+        note = "First panel: training.schedule. Second: the released configs, and GPT-3's paper."
         drawn, (ax, peaks) = panels(2, 2.9, note, ratios=(1.2, 1))
         forms = {
             "as used: cosine to 0, cut off at 10 %": (frame.neox, BLUE, {"linewidth": 2}),

@@ -46,11 +46,16 @@ def commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParse
 
 def plain(text: str) -> str:
     """Escape text for Markdown, except between backticks; options become code."""
-    parts = re.sub(r"(?<![\w`-])(--[\w-]+)(?!`)", r"`\1`", text).split("`")
-    return "`".join(
-        part if place % 2 else re.sub(r"([\\*_\[\]<>{}$#|~&])", r"\\\1", part)
-        for place, part in enumerate(parts)
-    )
+
+    def prose(part: str) -> str:
+        pieces = re.split(r"(?<![\w-])(--[\w-]+)", part)  # every second piece is an option
+        return "".join(
+            f"`{piece}`" if place % 2 else re.sub(r"([\\*_\[\]<>{}$#|~&])", r"\\\1", piece)
+            for place, piece in enumerate(pieces)
+        )
+
+    parts = text.split("`")
+    return "`".join(part if place % 2 else prose(part) for place, part in enumerate(parts))
 
 
 def command_text(parser: argparse.ArgumentParser, name: str) -> str:
@@ -63,7 +68,8 @@ def command_text(parser: argparse.ArgumentParser, name: str) -> str:
     shape.add_usage(parser.usage, parser._actions, parser._mutually_exclusive_groups)
     usage = shape.format_help().removeprefix("usage: ").strip()
     about = (parser.description or "").strip()
-    lines = [plain(about[:1].upper() + about[1:]).rstrip(".") + ".", ""]
+    sentence = plain(about[:1].upper() + about[1:]).rstrip(".")
+    lines = [sentence if sentence.endswith("?") else f"{sentence}.", ""]
     lines += ["```text", usage, "```", f":::{{program}} {name}", ":::"]
     for action in parser._actions:
         if isinstance(action, argparse._HelpAction | argparse._SubParsersAction):

@@ -134,7 +134,10 @@ class RunBanner(_StudyDirective):
         notebook, training = (
             records.duration_text(record.get(key) or 0) for key in ("duration_s", "training_s")
         )
-        text = f"The notebook took {notebook}, and training {training} on one thread."
+        text = f"The notebook took {notebook}"
+        if record.get("training_s"):
+            text += f", and training {training} on one thread"
+        text += "."
         if redrawn := record.get("redrawn"):
             text += f" Verdicts and figures were redrawn from its data on {redrawn['created']}."
         if run.kind == "recorded":

@@ -55,7 +55,7 @@ def test_official_sizes_are_known_by_their_shapes(tmp_path: Path) -> None:
     write_native(random_model(CONFIG), tmp_path / "native", 1)
     with pytest.raises(
         CheckpointError,
-        match="2 layers, width 64 and a vocabulary of 128, which is no official size",
+        match="2 layers, width 64 and a vocabulary of 128, which is not an official size",
     ):
         neox_format.load(tmp_path / "native")
 
@@ -168,7 +168,7 @@ def test_missing_damaged_and_foreign_files(tmp_path: Path) -> None:
     torch.save({"input_layernorm.weight": torch.ones(64), "attention.alibi": torch.ones(1)}, file)
     with pytest.raises(CheckpointError, match="unknown name attention"):
         neox_format.load(folder, CONFIG)
-    with pytest.raises(CheckpointError, match=r"has neither layer files .layer_XX.* nor files of"):
+    with pytest.raises(CheckpointError, match=r"neither layer files .layer_XX.* nor rank files"):
         neox_format.load(tmp_path, CONFIG)
 
 

@@ -32,6 +32,13 @@ def test_a_command_has_its_usage_arguments_and_examples() -> None:
 
 def test_plain_text_stays_text_and_options_are_code() -> None:
     assert reference.plain("a_b [c] need --on and `--off`") == r"a\_b \[c\] need `--on` and `--off`"
+    assert reference.plain("what `inspect --data` takes") == "what `inspect --data` takes"
+    assert reference.plain("--data, not `a --b c`") == "`--data`, not `a --b c`"
+
+
+def test_a_command_that_asks_a_question_gets_no_period() -> None:
+    asking = argparse.ArgumentParser(prog="p check", description="is all well?")
+    assert reference.command_text(asking, "check").startswith("Is all well?\n")
 
 
 def test_a_docstring_becomes_markdown_with_fields() -> None:

@@ -106,7 +106,7 @@ def claims(params: Params, final: dict[tuple[str, str], Estimate | None]) -> lis
         ),
         Claim(
             f"Without rotary embedding, the loss is more than {MARGIN:g} nats higher.",
-            f"{OURS}; a causal decoder can tell positions without it",
+            f"{OURS}; a causal decoder can infer positions without it",
             rises(effect("no_rotary"), NATS, units, MARGIN, by_size("no_rotary")),
             kind="hypothesis",
         ),

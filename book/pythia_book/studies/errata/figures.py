@@ -157,8 +157,8 @@ def effects_table(result: Result) -> Table:
 
     measures = {
         "loss": "Held-out loss, nats per token",
-        "last_word": "Last words, points",
-        "memorized": "Rows memorized, points",
+        "last_word": "Last words predicted, percentage points",
+        "memorized": "Rows memorized, percentage points",
     }
     rows = []
     for name, label in LABELS.items():

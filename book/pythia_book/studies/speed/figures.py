@@ -25,9 +25,9 @@ OURS, BASELINE, TRANSFORMERS = BLUE, ORANGE, GREEN
 TICKS = (0.2, 0.5, 1, 2, 5, 10, 20, 50)
 PART_NAMES = {
     "products of layers": ("gemm",),
-    "products with the vocabulary": ("logits",),
+    "products with the vocabulary, and the loss": ("logits", "loss"),
     "attention": ("attention",),
-    "passes over activations": ("elementwise", "loss"),
+    "passes over activations": ("elementwise",),
     "gradients and optimizer": ("gradients", "optimizer"),
 }
 """Maps the labels of a figure to parts of a training step (study.PARTS)."""

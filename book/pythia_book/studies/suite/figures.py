@@ -58,8 +58,8 @@ def loss_curves(result: Result) -> Drawing:
 def reading(result: Result) -> Drawing:
     """Draw how often the tokens of each text are read, and when tokens are read again.
 
-    The left panel has the percentage of each text's tokens that are read never, once, twice and
-    more often, with the same percentages for the Pile as paler bars. The right panel has, for each
+    The first panel has the percentage of each text's tokens that are read never, once, twice and
+    more often, with the same percentages for the Pile as paler bars. The second panel has, for each
     interval of training, the percentage of the interval's tokens that had been read before.
     """
     from matplotlib.colors import to_rgba
@@ -114,8 +114,8 @@ because their shares of feminine pronouns (near 2 % and 98 %) would stretch the 
 def associations(result: Result) -> Drawing:
     """Draw the associations of nouns with pronouns that models learned, in unseen sentence frames.
 
-    The left panel is about the largest model on the standard text. A point is a noun: x is the log
-    odds of a feminine pronoun in the text, and y the log odds by the model. The right panel has,
+    The first panel is about the largest model on the standard text. A point is a noun: x is the log
+    odds of a feminine pronoun in the text, and y the log odds by the model. The second panel has,
     for each size and text, the slope of such points for the made-up nouns.
     """
     nouns, table = result.tables["nouns"], result.tables["associations"]
