@@ -276,7 +276,7 @@ def test_claims_that_this_run_cannot_test():
     rng = np.random.default_rng(7)
     single = Params(sizes="25k", seeds=5)
     tests = verdicts(measurements(single, rng), single)
-    for words in ("Under the swap in", "has less of the", "removes a larger part"):
+    for words in ("Under the swap in", "has less of the", "leaves a smaller part"):
         assert "single size" in the(tests, words)["reason"], words
     params = Params(sizes=SIZES, seeds=5)
     tests = verdicts(measurements(params, rng, association=0), params)
