@@ -19,7 +19,10 @@ class Params:
     """The least that a study has as parameters."""
 
     scale: str = "laptop"
-    size_list: tuple[str, ...] = ("7k", "25k", "150k", "600k")
+
+    @property
+    def size_list(self) -> tuple[str, ...]:
+        return ("7k", "25k", "150k", "600k")
 
 
 def spreads(sizes: dict[str, float], measure: str = "loss") -> pd.DataFrame:

@@ -750,8 +750,10 @@ class _Released:
             "narrows the lead of stereotypical over anti-stereotypical sentences": self._lead(
                 "v0", numbers.PROMPTS
             ),
-            "After the swap, the released 6.9B model answers anti-stereotypical sentences better "
-            f'than stereotypical ones (WinoBias prompt "{numbers.COMPARABLE}")': self._turned(),
+            "After the swap, the lead of stereotypical over anti-stereotypical sentences is below "
+            f'zero in the released 6.9B model (WinoBias prompt "{numbers.COMPARABLE}")': (
+                self._turned()
+            ),
             "The CrowS-Pairs gender bias grows with size over all eight deduplicated models": (
                 self._all_sizes()
             ),

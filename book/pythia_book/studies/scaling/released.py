@@ -491,8 +491,8 @@ def claims(effects: Estimates, pairs: pd.DataFrame) -> list[Claim]:
             released=test(rises, "mmlu_large", "57 subjects, averaged over these two models"),
         ),
         Claim(
-            "The released models score higher on agreement than on NPI licensing and island "
-            "effects.",
+            "The released models score higher on agreement than on negative polarity items and "
+            "island effects.",
             "Warstadt et al. 2020, abstract (arXiv:1912.00582)",
             quote="identify morphological contrasts related to agreement reliably, but they "
             "struggle with some subtle semantic and syntactic phenomena, such as negative polarity "

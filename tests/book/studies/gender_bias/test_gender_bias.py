@@ -524,7 +524,7 @@ def test_the_released_models(monkeypatch):
     assert "6.9b 16.6 to 16.5" in lead["note"] and "3 models" in lead["units"]
     first = the(tests, "first suite")
     assert "4 models" in first["units"] and abs(first["value"]) < 0.5
-    assert the(tests, "6.9B model answers")["verdict"] == "does not hold"
+    assert the(tests, "zero in the released 6.9B model")["verdict"] == "does not hold"
     ends = numbers.at_end(tables["crows_biases"], "swap_7", ("bias",))
     assert set(ends.groupby("size").bias.nunique()) == {9}
     # the jump of one prompt, for both sides, at the first swapped checkpoint
