@@ -227,7 +227,7 @@ def test_planted_effects_get_the_right_verdicts():
     assert weakest == "0.04 (seed 1; the others: 0.30 to 0.51)"
     turned = the(tests, "turns the largest")
     assert turned["verdict"] == "not testable here" and turned["low"] > 0
-    assert the(tests, "batches, and only in its window")["verdict"] == "holds"
+    assert the(tests, "which lie in its window")["verdict"] == "holds"
     for window in ("last 7 %", "last 21 %"):
         cost = the(tests, window, "costs little")
         assert cost["verdict"] == "not testable here" and cost["low"] < cost["high"]
