@@ -282,7 +282,7 @@ SCALES = {
         replace(  # the same text and updates, so tokens and models are those of `gpu`
             _GPU,
             name="gpu-short",
-            machine="one large GPU: a quarter of an hour for all studies (predicted)",
+            machine="one large GPU: a quarter of an hour for the studies of its models (predicted)",
             sizes=("1.2m", "4.7m", "11m", "19m"),  # as many as fit; `budget` predicts the time
             based_on="gpu",
         ),

@@ -8,6 +8,7 @@ interpolate to their sizes and steps (`spread_at`).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,9 +123,22 @@ def spread_at(
     return np.where((low > 0) & (high > 0), bent, straight)
 
 
-def source_text(table: pd.DataFrame, measure: str) -> str:
-    """Say which seeds the spread of a measure is from, e.g. "10 of 25k"; "" if it is unknown."""
+def source_text(table: pd.DataFrame, measure: str, sizes: Iterable[str] = ()) -> str:
+    """Say which seeds the spread of a measure is from, e.g. "10 of 25k"; "" if it is unknown.
+
+    Args:
+        sizes: sizes drawn with this spread. Those that are smaller or larger than the measured ones
+            are named, with the size whose spread they have (see `spread_at`).
+    """
     rows = table[table.measure == measure]
     counts = rows.groupby("size").n.max()
-    sizes = sorted(counts.index, key=nominal_parameters)
-    return " and ".join(f"{int(counts[size])} of {size}" for size in sizes)
+    measured = sorted(counts.index, key=nominal_parameters)
+    if not measured:
+        return ""
+    texts = [" and ".join(f"{int(counts[size])} of {size}" for size in measured)]
+    for size in sorted(set(sizes), key=nominal_parameters):
+        if nominal_parameters(size) < nominal_parameters(measured[0]):
+            texts.append(f"{size} has the spread of {measured[0]}")
+        elif nominal_parameters(size) > nominal_parameters(measured[-1]):
+            texts.append(f"{size} has the spread of {measured[-1]}")
+    return "; ".join(texts)

@@ -606,7 +606,10 @@ def seed_band(
 def seed_note(result: Result, measure: str = "loss") -> str:
     """Return the note for the footer of a figure with `seed_band`; "" if the spread is unknown."""
     table = result.tables.get(seed_spread.TABLE)
-    seeds = "" if table is None else seed_spread.source_text(table, measure)
+    if table is None:
+        return ""
+    sizes = result.params.size_list
+    seeds = seed_spread.source_text(table, measure, (sizes[0], sizes[-1]))
     if not seeds:
         return ""
     return (

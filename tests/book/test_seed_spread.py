@@ -20,6 +20,10 @@ class Params:
 
     scale: str = "laptop"
 
+    @property
+    def size_list(self) -> tuple[str, ...]:
+        return ("7k", "25k", "150k", "600k")
+
 
 def spreads(sizes: dict[str, float], measure: str = "loss") -> pd.DataFrame:
     """A table whose spread halves from the first to the last checkpoint, at each size."""
@@ -95,6 +99,11 @@ def test_a_small_spread_of_both_seeds_gives_way_to_the_pooled_one_and_a_large_on
     assert found["loss", "600k"] == pytest.approx([0.0075, 0.005])
     assert seed_spread.source_text(table, "loss") == "28 of 25k and 3 of 600k"
     assert seed_spread.source_text(table, "last_word") == "10 of 25k and 3 of 600k"
+    within = seed_spread.source_text(table, "loss", ["600k", "85k", "25k"])
+    assert within == "28 of 25k and 3 of 600k"
+    outside = seed_spread.source_text(table, "loss", ["600k", "7k", "1.2m"])
+    assert outside.endswith("; 7k has the spread of 25k; 1.2m has the spread of 600k")
+    assert seed_spread.source_text(table, "unknown", ["7k"]) == ""
 
 
 @pytest.fixture
@@ -171,7 +180,7 @@ def test_the_band_is_two_standard_deviations_either_way() -> None:
     assert np.ptp(large[large[:, 0] == 572][:, 1]) == pytest.approx(0.02)
     assert note == (
         "pale bands, smallest and largest size: \N{PLUS-MINUS SIGN} 2 sd over seeds, from runs on "
-        "the standard text (10 of 25k and 3 of 600k)"
+        "the standard text (10 of 25k and 3 of 600k; 7k has the spread of 25k)"
     )
 
 

@@ -184,8 +184,8 @@ def _paper_claims(ours: _Ours, theirs: _Released) -> list[Claim]:
             quote=QUOTES["winobias_by_size"],
         ),
         Claim(
-            "The swap in the last 21 % of training removes a larger part of the association from "
-            "the largest model than from the smallest (a hypothesis of the paper, on larger "
+            "The swap in the last 21 % of training leaves a smaller part of the association in "
+            "the largest model than in the smallest (a hypothesis of the paper, on larger "
             "models).",
             "section 3.1",
             ours.effect_by_size(),
@@ -581,7 +581,7 @@ class _Ours:
                 test = self._test(
                     worst,
                     partial(within, margin=FLAT_MARGIN),
-                    f"the one furthest from 0 of {len(slopes)} arms and groups of nouns",
+                    f"the one furthest from 0 of {len(slopes)} pairs of arm and group of nouns",
                     SLOPE,
                 )
                 text = (
@@ -750,8 +750,10 @@ class _Released:
             "narrows the lead of stereotypical over anti-stereotypical sentences": self._lead(
                 "v0", numbers.PROMPTS
             ),
-            "After the swap, the released 6.9B model answers anti-stereotypical sentences better "
-            f'than stereotypical ones (WinoBias prompt "{numbers.COMPARABLE}")': self._turned(),
+            "After the swap, the lead of stereotypical over anti-stereotypical sentences is below "
+            f'zero in the released 6.9B model (WinoBias prompt "{numbers.COMPARABLE}")': (
+                self._turned()
+            ),
             "The CrowS-Pairs gender bias grows with size over all eight deduplicated models": (
                 self._all_sizes()
             ),

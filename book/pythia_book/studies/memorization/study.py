@@ -346,6 +346,7 @@ def values(extracted: Extracted, tables: dict[str, pd.DataFrame]) -> dict[str, A
     for name, predictor in [*predictors, ("tenth", ("smaller model", params.tenth, end))]:
         if predictor in lines.index:
             numbers |= _predicted(lines.loc[predictor], name)
+            numbers["recall_texts"] = int(lines.loc[predictor].recall_units)
     return numbers | tables_of.equal_compute(tables["released"])
 
 
@@ -357,7 +358,8 @@ def _recited(extracted: Extracted) -> dict[str, Any]:
       many of these are memorized.
     - `beginning_once_memorized_standard`: memorized rows whose context and continuation together
       were read once; `beginning_once_read_more_standard`: how many of them have a continuation that
-      was read more than once.
+      was read more than once; `beginning_once_repeated_standard`: the same in words, "12 of these"
+      or "all of these".
     - `planted_rows`, `planted_texts`: memorized rows whose continuation is in a planted text, and
       the number of these texts; `planted_copies`: how often these were planted, e.g. "3 planted
       128 times".
@@ -377,13 +379,17 @@ def _recited(extracted: Extracted) -> dict[str, Any]:
     planted = rows.planted[memorized]
     texts = np.unique(planted[planted >= 0])
     levels, counts = np.unique(extracted.measured.arrays["copies"][texts], return_counts=True)
+    repeated = int((seeming & ~once).sum())
     by_level = [f"{n} planted {k} times" for k, n in zip(levels, counts, strict=True)][::-1]
     if memorized.any():
         numbers["fewest_readings"] = int(rows.times[memorized].min())
     return numbers | {
         "once_memorized_standard": int((memorized & once).sum()),
         "beginning_once_memorized_standard": int(seeming.sum()),
-        "beginning_once_read_more_standard": int((seeming & ~once).sum()),
+        "beginning_once_read_more_standard": repeated,
+        "beginning_once_repeated_standard": (
+            "all of these" if repeated == seeming.sum() else f"{repeated:,} of these"
+        ),
         "planted_rows": int((planted >= 0).sum()),
         "planted_texts": len(texts),
         "planted_copies": ", ".join(by_level) or "none",

@@ -253,8 +253,11 @@ def product(params: Params, measured: Measurements) -> Test:
 
 
 def alike(span: float) -> str:
-    """Return why accuracies that differ by at most `span` points cannot test a link."""
-    return f"all accuracies lie within {span:.2g} points, so that any constant would predict them"
+    """Return why accuracies cannot test a link if the means of runs span only `span` points."""
+    return (
+        f"averaged over the second half of training, the runs lie within {span:.2g} points of each "
+        "other, so that a constant would predict them, too"
+    )
 
 
 # --- over size -------------------------------------------------------------------------------

@@ -236,7 +236,10 @@ def batch_table(result: Result) -> Table:
                 "Begins with": style.one_line(part.text),
             }
         )
-    caption = "The first rows of a training batch, and the document that each part comes from."
+    caption = (
+        "The first rows of a training batch, and the document that each part comes from. A row has "
+        "one token more than the model reads: the last is only predicted."
+    )
     return Table(pd.DataFrame(rows), caption)
 
 

@@ -234,6 +234,7 @@ def values(params: Params, facts: dict[str, Any], tables: Tables) -> dict[str, A
     sizes, reads, proofs = params.size_list, tables["reads"], tables["proofs"]
     shape = facts["models"][sizes[-1]]
     tokens = shape["steps"] * shape["batch_tokens"]
+    years = tables["suites"].year.astype(int)
     numbers: dict[str, Any] = {
         "n_models": len(sizes) * len(DATA_ARMS),
         "sizes": ", ".join(sizes),
@@ -246,6 +247,8 @@ def values(params: Params, facts: dict[str, Any], tables: Tables) -> dict[str, A
         "n_failures": int(proofs.failures.sum()),
         **{f"heldout_{name}": value for name, value in facts["heldout"].items()},
         "n_suites": len(tables["suites"]),
+        "suites_first": str(min(years)),
+        "suites_last": str(max(years)),
         "suites_read": READ,
         **{
             f"batch_{name}": value

@@ -227,7 +227,7 @@ def test_planted_effects_get_the_right_verdicts():
     assert weakest == "0.04 (seed 1; the others: 0.30 to 0.51)"
     turned = the(tests, "turns the largest")
     assert turned["verdict"] == "not testable here" and turned["low"] > 0
-    assert the(tests, "batches, and only in its window")["verdict"] == "holds"
+    assert the(tests, "which lie in its window")["verdict"] == "holds"
     for window in ("last 7 %", "last 21 %"):
         cost = the(tests, window, "costs little")
         assert cost["verdict"] == "not testable here" and cost["low"] < cost["high"]
@@ -276,7 +276,7 @@ def test_claims_that_this_run_cannot_test():
     rng = np.random.default_rng(7)
     single = Params(sizes="25k", seeds=5)
     tests = verdicts(measurements(single, rng), single)
-    for words in ("Under the swap in", "has less of the", "removes a larger part"):
+    for words in ("Under the swap in", "has less of the", "leaves a smaller part"):
         assert "single size" in the(tests, words)["reason"], words
     params = Params(sizes=SIZES, seeds=5)
     tests = verdicts(measurements(params, rng, association=0), params)
@@ -524,7 +524,7 @@ def test_the_released_models(monkeypatch):
     assert "6.9b 16.6 to 16.5" in lead["note"] and "3 models" in lead["units"]
     first = the(tests, "first suite")
     assert "4 models" in first["units"] and abs(first["value"]) < 0.5
-    assert the(tests, "6.9B model answers")["verdict"] == "does not hold"
+    assert the(tests, "zero in the released 6.9B model")["verdict"] == "does not hold"
     ends = numbers.at_end(tables["crows_biases"], "swap_7", ("bias",))
     assert set(ends.groupby("size").bias.nunique()) == {9}
     # the jump of one prompt, for both sides, at the first swapped checkpoint

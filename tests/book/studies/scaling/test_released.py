@@ -144,7 +144,7 @@ def pick(rows: dict[str, dict], words: str) -> dict:
          "confirmed on released numbers", {"bloom": -0.05}),
         ("In the first half", {}, "holds", {"early": -0.05}),
         ("At the end of training, runs", {}, "holds", {"late": -0.05}),
-        ("The gap between", {"batch": -0.05}, "confirmed on released numbers", {"batch": 0.05}),
+        ("The larger the", {"batch": -0.05}, "confirmed on released numbers", {"batch": 0.05}),
         ("at chance on MMLU", {}, "holds", {"mmlu_small": 0.05}),
         ("above chance on MMLU", {"mmlu": 0.05}, "holds", {"mmlu": -0.05}),
         ("higher on agreement", {"agreement": 0.2}, "confirmed on released numbers",
@@ -161,7 +161,7 @@ def test_a_planted_effect_decides(
 
 def test_without_effects_nothing_is_claimed() -> None:
     rows = judged(made())
-    for words in ("fewer than 1,000", "at least 1,000", "The gap between", "higher on agreement",
+    for words in ("fewer than 1,000", "at least 1,000", "The larger the", "higher on agreement",
                   "BLOOM is worse than Pythia on LAMBADA", "above chance"):  # fmt: skip
         assert pick(rows, words)["verdict"] == "not resolved"
     assert pick(rows, "Parallel attention")["verdict"] == "not testable here"
@@ -221,7 +221,7 @@ def test_incomplete_tables_are_no_crash() -> None:
     tables["batch"] = batch[batch.task != "piqa"]
     tables["paradigms"] = paradigms[paradigms.phenomenon.isin(released.SUBTLE)]
     rows = judged(tables)
-    for words in ("In the first half", "The gap between", "higher on agreement"):
+    for words in ("In the first half", "The larger the", "higher on agreement"):
         assert pick(rows, words)["verdict"] == "not testable here"
     assert pick(rows, "similarly to Pythia.")["units"] == "5 pairs of models"
 
