@@ -153,7 +153,7 @@ def _larger_improve_more(operands: pd.DataFrame, n_tests: int) -> Test:
     note = (
         "addition after 16 examples, from step 13,000 to step 143,000: "
         + ", ".join(f"{model} {signed(change)}" for model, change in changes.items())
-        + '; the sentence is about questions of fact; sums are said to show "similar patterns"'
+        + '; the sentence is about questions of fact, which it says show "similar patterns" to sums'
     )
     test = rises(effect, "points", f"{len(large)} and {len(small)} models", note=note)
     if effect is None or not effect.low < effect.high or smallest_seen(effect, n_tests) <= 100:
