@@ -68,3 +68,8 @@ def one_of(value: object, accepted: list | tuple | dict, kind: str) -> str:
     near = difflib.get_close_matches(str(value), names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"unknown {kind} {value!r}; accepted: {', '.join(names)}.{hint}"
+
+
+def count_of(n: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun, e.g. "1 run"; `plural` is needed unless it is the noun + s."""
+    return f"{n:,} {noun if n == 1 else plural or f'{noun}s'}"

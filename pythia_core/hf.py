@@ -283,7 +283,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json_object(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(
+            f"{path} cannot be read: {error}; copy the file again from its source"
+        ) from error
 
 
 def tokenizer_path(folder: Path) -> Path:

@@ -28,9 +28,8 @@ TOP = {
 }
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SIDES = re.compile(
-    r"\b(?:left|right) panel|\b(?:Left|Right):|from left to right|\bon the (?:left|right)\b"
-    r"|\((?:left|right)\)|numref\}`[^`]*`,? (?:left|right)\b",
-    re.IGNORECASE,
+    r"\b[Ll]eft panel|\b[Rr]ight panel|\b(?:Left|Right):|[Ff]rom left to right"
+    r"|\b[Oo]n the (?:left|right)\b|\((?:left|right)\)|numref\}`[^`]*`,? (?:left|right)\b"
 )
 """Words that say where a panel of a figure is."""
 OUTPUTS = {"results", "_build", "__pycache__", "pythia_book.egg-info"}

@@ -311,7 +311,7 @@ function figureOf(name, data) {
   const figure = { name, data, state };
   figure.steps = () => {
     const { order } = chosen(figure), all = Math.floor(order.rows.length / data.batchSize);
-    return data.documents.length ? all : data.steps; // only these have their text on the page
+    return data.documents.length ? all : data.steps; // without documents, the page has text for these only
   };
   figure.most = {
     step: () => figure.steps() - 1, row: () => data.batchSize - 1, token: () => data.seqLen,
@@ -380,7 +380,7 @@ function draw(host, figure) {
   host.querySelector(".path").innerHTML = `<h3>${title}</h3><ol>${path(figure).map((each) => `<li>${escaped(each)}</li>`).join("")}</ol>`;
 }
 
-/** Values of a figure's state for the address; null if the page starts with the value. */
+/** Returns the state for the address; what is as at the start is null, which explorable.store removes. */
 function kept(figure) {
   const { state, data, name } = figure;
   const start = { seed: data.seed, epochs: data.epochs, step: data.first[0], row: data.first[1], token: 0 };

@@ -198,10 +198,10 @@ const pythiaView = (() => {
     return element;
   }
 
-  /** The share of feminine pronouns over training: for suggested prompts all of it, else what is loaded. */
+  /** Draws the share of feminine pronouns over training: all of it for suggested prompts, otherwise what is loaded. */
   function trace(page, prompt, noun) {
     const { timeline, manifest } = page, box = page.parts.trace, width = box.clientWidth;
-    const known = (manifest.shares || {})[prompt.text] || {}; // for suggested prompts
+    const known = (manifest.shares || {})[prompt.text] || {};
     if (!width) return;
     const x = (index) => 8 + (width - 16) * index / (timeline.length - 1), y = (share) => 62 - 56 * share;
     const svg = drawn("svg", { viewBox: `0 0 ${width} 68`, width, height: 68, "aria-hidden": "true" });

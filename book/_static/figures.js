@@ -101,7 +101,7 @@ function readPanels(svg) {
     try {
       return JSON.parse(element.getAttribute("data-values"));
     } catch {
-      return { series: [] };
+      return { series: [] }; // keeps its place: panels of the two layouts belong together by number
     }
   }));
 }
@@ -122,7 +122,8 @@ function setUp(figure) {
 
   function layout() {
     const shown = layouts.find(({ svg }) => svg.getClientRects().length) || layouts[0];
-    shown.points ||= pointsOf(readPanels(shown.svg), readPanels(layouts[0].svg));
+    for (const each of [shown, layouts[0]]) each.panels ||= readPanels(each.svg);
+    shown.points ||= pointsOf(shown.panels, layouts[0].panels);
     return shown;
   }
   function hide() {

@@ -55,7 +55,7 @@ function change(c, state, name, value) {
   }
 }
 
-/** Values of a state for the address; null if the page starts with the value. */
+/** Returns the state for the address; what is as at the start is null, which explorable.store removes. */
 function kept(c, state) {
   const start = initial(c), own = state.size === OWN;
   return Object.fromEntries(Object.entries(state).map(([name, value]) =>

@@ -241,7 +241,7 @@ function moveApart(distance) {
   state.m += state.n - n;
 }
 
-/** Values of the state for the address; null if the page starts with the value. */
+/** Returns the state for the address; what is as at the start is null, which explorable.store removes. */
 function kept() {
   const learned = Object.entries(state.learned).map(([i, [phi, length]]) => `${i}.${phi}.${length}`);
   const values = { dims: state.headDim, m: state.m, n: state.n, pair: state.pair, position: state.position };

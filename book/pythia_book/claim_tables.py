@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pythia_book.records import measured_text
 from pythia_book.verdicts import SIDES
+from pythia_core.errors import count_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +53,7 @@ def counted(rows: Sequence[Row]) -> str:
     kinds = {kind: n for kind, n in kinds.items() if n}
     both = kinds.keys() & {"premise", "check"}
     texts = [
-        f"{n} {kind if n == 1 else PLURALS[kind]}"
+        count_of(n, kind, PLURALS[kind])
         for kind, n in kinds.items()
         if len(both) < 2 or kind not in both
     ]

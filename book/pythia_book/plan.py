@@ -19,11 +19,10 @@ from pythia_book import notebooks, records
 from pythia_book.records import device_text, duration_text
 from pythia_book.studies import registry
 from pythia_core.config import RunConfig, config_dict, run_config_from_dict, stable_hash
-from pythia_core.errors import ConfigError, DataError, PythiaError, raise_all
+from pythia_core.errors import ConfigError, DataError, PythiaError, count_of, raise_all
 from pythia_core.suite import scale_named
 from pythia_core.util.files import project_root, results_dir
 from pythia_core.util.machine import visible_devices
-from pythia_core.util.progress import count_of
 from pythia_core.util.workers import n_workers
 
 SAMPLE = 30

@@ -51,11 +51,10 @@ from pythia_book.study import Measurements
 from pythia_book.verdicts import KINDS, SIDES, TEST_KEYS, VERDICTS
 from pythia_core import __version__
 from pythia_core.config import stable_hash
-from pythia_core.errors import ConfigError, DataError, one_of, raise_all
+from pythia_core.errors import ConfigError, DataError, count_of, one_of, raise_all
 from pythia_core.suite import SCALES, size_name
 from pythia_core.util.files import atomic_file, checkout, file_sha256, fsync_dir, project_root
 from pythia_core.util.machine import cpu_name
-from pythia_core.util.progress import count_of
 from pythia_core.util.workers import workers_peak_mb
 
 if TYPE_CHECKING:

@@ -16,10 +16,9 @@ from typing import Any
 from pythia_book import notebooks, records
 from pythia_book.recording import refresh_costs
 from pythia_book.verdicts import SIDES
-from pythia_core.errors import ConfigError, DataError, PythiaError, one_of, raise_all
+from pythia_core.errors import ConfigError, DataError, PythiaError, count_of, one_of, raise_all
 from pythia_core.suite import SCALES
 from pythia_core.util.files import project_root, results_dir
-from pythia_core.util.progress import count_of
 from pythia_core.util.workers import parallel_map
 
 UNCHANGED_BY = ("library_hash", "published_numbers", "record", "cells")

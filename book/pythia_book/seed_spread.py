@@ -138,7 +138,7 @@ def source_text(table: pd.DataFrame, measure: str, sizes: Iterable[str] = ()) ->
     texts = [" and ".join(f"{int(counts[size])} of {size}" for size in measured)]
     for size in sorted(set(sizes), key=nominal_parameters):
         if nominal_parameters(size) < nominal_parameters(measured[0]):
-            texts.append(f"{size} has the spread of {measured[0]}")
+            texts.append(f"{size} is drawn with the spread of {measured[0]}")
         elif nominal_parameters(size) > nominal_parameters(measured[-1]):
-            texts.append(f"{size} has the spread of {measured[-1]}")
+            texts.append(f"{size} is drawn with the spread of {measured[-1]}")
     return "; ".join(texts)

@@ -57,12 +57,12 @@ _SERIES: weakref.WeakKeyDictionary[Artist, Series] = weakref.WeakKeyDictionary()
 
 
 def register(artist: Artist, series: Series) -> None:
-    """Note what an artist shows, for `panel_values`."""
+    """Record what an artist shows, for `panel_values`."""
     _SERIES[artist] = series
 
 
 def hide(*artists: Artist) -> None:
-    """Note that artists are not data, so that hovering does not find them."""
+    """Mark artists as not data, so that hovering does not find them."""
     for artist in artists:
         register(artist, Series(shown=False))
 
@@ -262,9 +262,13 @@ def compact(text: str, label: str, panels: list[dict[str, Any]], foot: float = 0
         **({"data-foot": f"{foot:g}"} if foot else {}),
     }
     for panel in panels:
-        values = json.dumps(panel, separators=(",", ":"), ensure_ascii=False)
-        ET.SubElement(root, f"{{{SVG}}}g", {"class": "panel", "data-values": values})
+        ET.SubElement(root, f"{{{SVG}}}g", {"class": "panel", "data-values": compact_json(panel)})
     return ET.tostring(root, encoding="unicode") + "\n"
+
+
+def compact_json(value: Any) -> str:
+    """Return JSON without spaces."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 def _shorten(element: ET.Element) -> None:
@@ -293,7 +297,7 @@ def _shorten(element: ET.Element) -> None:
 
 
 def _short(match: re.Match[str]) -> str:
-    return f"{float(match[0]):.2f}".rstrip("0").rstrip(".")
+    return _word(float(match[0]), 2)
 
 
 _MARK = 12
@@ -318,11 +322,12 @@ def _path(commands: str) -> str:
         else:
             numbers = [b - a for point in points for a, b in zip(here, point, strict=True)]
             here = points[-1]
-        if letter != before:
+        new = letter != before or letter == "M"  # more numbers after those of M would draw a line
+        if new:
             text += letter if letter == "M" else letter.lower()
         for k, number in enumerate(numbers):
             word = _word(number, digits)
-            text += word if word[0] == "-" or (letter != before and not k) else f" {word}"
+            text += word if word[0] == "-" or (new and not k) else f" {word}"
         before = letter
     return text
 

@@ -101,8 +101,8 @@ def count_terms(
     ends = tuple(int(end) for end in ends)
     if not ends or list(ends) != sorted({*ends}) or ends[0] < 1:
         raise ConfigError(
-            "the steps must be one or more whole numbers from 1 on, each larger than the one "
-            f"before; got {ends}"
+            "the steps must be positive and strictly ascending, and there must be at least one; "
+            f"got {ends}"
         )
     if ends[-1] * batch_size > rows.n_rows:
         raise DataError(

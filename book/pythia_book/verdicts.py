@@ -1,7 +1,7 @@
 """Turns a measurement into a verdict, by the same rule for every study.
 
 A *claim* is a statement of a paper. A *hypothesis* is a statement of this book, written down before
-the runs that test it. A *premise* is an assumption that no paper states as a finding. A *check*
+the runs that test it. A *premise* is an assumption, or was settled before it was tested. A *check*
 verifies our own code and data. A test compares the 95 % interval of an effect with a bound, or with
 a margin around zero. It is made on our runs, on the released models, or on both:
 

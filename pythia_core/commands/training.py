@@ -21,12 +21,11 @@ from pythia_core.commands import (
 )
 from pythia_core.commands.workers import add_worker_options, check_worker_options, run_workers
 from pythia_core.config import DEDUP_RECIPES, PRECISIONS, SWAPS, RunConfig, default_domains
-from pythia_core.errors import ConfigError
+from pythia_core.errors import ConfigError, count_of
 from pythia_core.suite import OFFICIAL_SIZES, SIZES, Scale, scale_named
 from pythia_core.training.execution import MODES, VARIABLE, Execution
 from pythia_core.training.schedule import PAPER_FORKS
 from pythia_core.util.files import cache_dir, check_cache, check_results, results_dir
-from pythia_core.util.progress import count_of
 
 if TYPE_CHECKING:
     from pythia_core.training.distributed import World
@@ -77,7 +76,12 @@ def add(command: AddCommand) -> None:
     share_under_torchrun(p)
     option = p.add_argument
     sizes = ", ".join(size for size in SIZES if size not in OFFICIAL_SIZES)
-    option("size", metavar="SIZE", type=nonblank, help=f"size of the model: {sizes}")
+    option(
+        "size",
+        metavar="SIZE",
+        type=nonblank,
+        help=f"size of the model: {sizes}, or an official size, 14m to 12b",
+    )
     scales = ", ".join(trained_scales())
     text = f"amount of training and data: {scales} (default: laptop)"
     option("--scale", default="laptop", type=nonblank, help=text)

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pythia_core.commands import COUNT, nonblank
-from pythia_core.errors import ConfigError
+from pythia_core.errors import ConfigError, count_of
 from pythia_core.util.launch import MINUTES, Slurm, on_slurm, on_this_machine
 from pythia_core.util.machine import visible_devices
-from pythia_core.util.progress import count_of
 from pythia_core.util.workers import n_workers
 
 

@@ -30,9 +30,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from pythia_core.errors import DataError
+from pythia_core.errors import DataError, count_of
 from pythia_core.util.files import atomic_file
-from pythia_core.util.progress import count_of
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1

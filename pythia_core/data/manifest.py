@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from pythia_core.config import DataConfig
 from pythia_core.data.indexed_dataset import IndexedWriter
 from pythia_core.data.tokenizer import EOD, id_limit
-from pythia_core.errors import CorpusChangedError, DataError
+from pythia_core.errors import CorpusChangedError, DataError, count_of
 from pythia_core.util.files import file_sha256, is_intact, json_object, write_digest
-from pythia_core.util.progress import count_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

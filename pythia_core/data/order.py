@@ -167,7 +167,7 @@ class RowOrder:
             "separate": each epoch on its own, as the paper describes it. No row crosses the end
                 of an epoch. The first epoch is the same as with `epochs=1`.
             "rows": the first `unique_rows` rows of one epoch are read, and then read again, newly
-                shuffled, in each further epoch. A smaller `unique_rows` gives a subset.
+                shuffled, in each further epoch. Those of a smaller `unique_rows` are a subset.
         unique_rows: number of different rows with the policy "rows"; otherwise 0.
 
     Raises:
@@ -199,8 +199,12 @@ class RowOrder:
         lengths = np.asarray(sizes, dtype=np.int64)
         if lengths.ndim != 1 or (lengths.size and lengths.min() < 0):
             raise DataError(
-                "document sizes must be a flat list of non-negative integers, got "
-                + (f"{lengths.min()}" if lengths.ndim == 1 else f"shape {lengths.shape}")
+                "document sizes must be a flat list of non-negative integers; "
+                + (
+                    f"the smallest is {lengths.min()}"
+                    if lengths.ndim == 1
+                    else f"the shape is {lengths.shape}"
+                )
             )
         self.seq_len, self.seed, self.epochs, self.policy = seq_len, seed, epochs, policy
         self.unique_rows = unique_rows

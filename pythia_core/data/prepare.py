@@ -262,7 +262,7 @@ class PreparedData:
         return ledger
 
     def with_heldout(self) -> PreparedData:
-        """Return this dataset: it has held-out documents of its own."""
+        """Return a dataset with held-out documents: this one, which has its own."""
         return self
 
     def verify(self, full: bool = True) -> None:

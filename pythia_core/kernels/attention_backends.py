@@ -32,7 +32,8 @@ SDPA_BACKENDS = {
 BACKENDS = ("torch", *SDPA_BACKENDS, "flash_attn", "triton")
 """The names of the backends that `backend_attention` accepts."""
 FASTEST: dict[int, str] = {}
-"""Maps head dims to the backend with the fastest forward and backward in bf16. Not yet measured."""
+"""Maps head dims to the backend measured to be fastest in bf16, forward and backward together.
+It is empty until this is measured."""
 DEFAULT = "torch"
 """The backend for head dims not in FASTEST, and for fp32, which some backends do not support."""
 _unavailable: dict[str, str] = {}

@@ -185,7 +185,7 @@ def _fused(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the result of `_loss_and_gradients` with the Triton kernel.
 
-    The forward ignores `weight_grad`; it is an argument because setup_context sees only arguments.
+    The forward pass ignores `weight_grad`, an argument because setup_context sees only arguments.
     """
     from pythia_core.kernels.cross_entropy_triton import cross_entropy_
 

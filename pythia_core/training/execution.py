@@ -36,7 +36,7 @@ class Execution:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise ConfigError(one_of(self.mode, MODES, "mode of execution"))
+            raise ConfigError(one_of(self.mode, MODES, "execution mode"))
 
     def check(self, device_kind: str) -> None:
         """Check that a kind of device ("cpu" or "cuda") supports the mode.

@@ -35,7 +35,7 @@ from pythia_core.config import (
 from pythia_core.data.interventions import Ledger
 from pythia_core.data.order import batch_hash
 from pythia_core.data.prepare import PreparedData, TokenizedText, prepare, tokenizer_source
-from pythia_core.errors import CheckpointError, ConfigError, DataError, TakenElsewhere
+from pythia_core.errors import CheckpointError, ConfigError, DataError, TakenElsewhere, count_of
 from pythia_core.kernels import native, use_triton
 from pythia_core.model import GPTNeoX
 from pythia_core.training.checkpoint import (
@@ -76,7 +76,6 @@ from pythia_core.util.extensions import registered
 from pythia_core.util.files import is_intact, json_object, results_dir, write_json
 from pythia_core.util.leases import is_free
 from pythia_core.util.machine import device_info, keep_freed_memory
-from pythia_core.util.progress import count_of
 from pythia_core.util.workers import n_workers, parallel_map
 
 # --- identity --------------------------------------------------------------------------------

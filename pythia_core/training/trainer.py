@@ -284,8 +284,8 @@ class Trainer:
         """Launch an update without waiting for it; `PendingUpdate.result` waits.
 
         Raises:
-            TrainingError: out of memory; the message recommends a micro-batch size. Or
-                another process died (distributed.ProcessDied).
+            TrainingError: memory ran out (the message recommends a micro-batch size), or another
+                process died (distributed.ProcessDied).
             DataError: the batch has no rows, or a token id is outside the model's vocabulary.
         """
         with self._kernels(), self.world.exchanging():

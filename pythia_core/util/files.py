@@ -315,7 +315,8 @@ def write_digest(path: Path, content: Path | None = None) -> None:
 def is_intact(path: Path) -> bool:
     """Return whether the file `path` exists and is as it was when `write_digest` was called.
 
-    A file without a digest is not intact, because damage could not be found.
+    Unlike in `cached_file`, a file without a digest counts as not intact: damage to it would not be
+    detected.
     """
     digest = _digest_of(path)
     if not (path.is_file() and digest.is_file()):

@@ -1,8 +1,8 @@
 """Run a command in several processes, on this machine or as Slurm jobs, and wait for them.
 
-The processes share work by leases on a shared folder (pythia_core.util.leases). Each succeeds only
-when all work is done, so one that succeeds is enough. Slurm jobs are submitted with `submitit`,
-whose own files are the only pickles; results are never unpickled.
+The processes share work by leases on a shared folder (pythia_core.util.leases). Each ends without
+an error only when all the work is done, so the command succeeds if one process does. Slurm jobs are
+submitted with `submitit`, whose own files are the only pickles; results are never unpickled.
 """
 
 from __future__ import annotations
@@ -290,7 +290,7 @@ def _end_with_parent() -> None:
 
 
 def _report_failed(logs: Mapping[str, Path], count: int) -> None:
-    """Report how the logs of failed jobs end, with a PythiaError if all jobs have failed."""
+    """Print the last lines of the logs of failed jobs; if all jobs failed, in a PythiaError."""
     if not logs:
         return
     lines, by_last_line = list[str](), Counter[str]()

@@ -103,7 +103,8 @@ def leased(marker: Path, wait: bool | float = True, job: str = "") -> Iterator[L
         job: what that process does, e.g. "training 85k", for the line.
 
     Raises:
-        TakenElsewhere: another process holds the lease, and `wait` is false or its time has passed.
+        TakenElsewhere: another process holds the lease, and `wait` is false, or that many seconds
+            have passed.
     """
     reported, until = False, time.monotonic() + (math.inf if wait is True else wait)
     while not (lease := _take(marker)):
@@ -126,7 +127,8 @@ def leased(marker: Path, wait: bool | float = True, job: str = "") -> Iterator[L
 def is_free(marker: Path) -> bool:
     """Return whether this process could take a lease now. An expired lease is removed.
 
-    Call this repeatedly in one process: only that one knows how long the marker has not changed.
+    Call this repeatedly in one process: only a process that has seen the marker before knows how
+    long it has not changed.
     """
     if not os.path.lexists(marker):
         _forget(marker)

@@ -133,11 +133,6 @@ def _terminal() -> TextIO | None:
     return None
 
 
-def count_of(n: int, noun: str, plural: str = "") -> str:
-    """Return e.g. "1 run" or "2 runs"; `plural` is the noun's plural, unless it adds an s."""
-    return f"{n:,} {noun if n == 1 else plural or f'{noun}s'}"
-
-
 def print_line(text: str) -> None:
     """Print a line where progress is shown, and leave the bars there intact."""
     tqdm.write(text, file=_terminal() or sys.stderr)

@@ -242,7 +242,7 @@ class _Queue:
         self._next_look = 0.0
 
     def put_back(self, number: int, error: TakenElsewhere) -> None:
-        """Note that another process is doing a job; without `may_retry`, raise its error."""
+        """Record that another process is doing a job; without `may_retry`, raise its error."""
         if self._may_retry is None:
             raise error
         self.elsewhere.append(number)
@@ -390,7 +390,7 @@ def reserve(n_bytes: float, capacity: float) -> Iterator[None]:
     """Reserve memory of this worker's GPU inside the block; wait until that much is free.
 
     A job that needs more than `capacity`, the bytes that all jobs on the GPU may use, waits until
-    it is alone. Processes that are not workers, and have a GPU to themselves, do not wait.
+    it is alone. A process that is not a worker has its GPU to itself, so it does not wait.
     """
     if _device is None:
         yield

@@ -292,10 +292,20 @@ def test_a_saved_drawing_is_its_svg(tmp_path, results):
         ("M 0 0 L 1 2 L 3.5 1.25 z", "M0 0l1 2 2.5-.75z"),
         ("M 1 1 C 1 1 2 2 3 3 L 4 4 L 5 5 z M 6 6 L 7 6", "M1 1c0 0 1 1 2 2l1 1 1 1zM6 6l1 0"),
         ("M 5 5 L 5 4 z L 6 5", "M5 5l0-1zl1 0"),
+        ("M 1 1 M 6 6 L 7 6", "M1 1M6 6l1 0"),
     ],
 )
 def test_short_paths_draw_the_same(path: str, short: str) -> None:
     assert svg._path(path) == short
+
+
+def test_a_curve_keeps_its_gaps() -> None:
+    with style.style():
+        figure, (ax,) = style.panels(1, 2.0, "")
+        ax.plot([1, 2, 3, 4, 5, 6], [1, math.nan, 3, math.nan, 2, 4], marker="", lw=7)
+    root = ET.fromstring(style.Drawing(figure, "gaps").svg)
+    (curve,) = [each for each in root.iter() if "stroke-width:7" in each.get("style", "")]
+    assert re.sub("[^A-Za-z]", "", curve.get("d", "")) == "MMMl"
 
 
 def test_rounding_does_not_add_up_along_a_path() -> None:

@@ -203,7 +203,7 @@ def test_unusable_steps_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="step 3 needs 6 rows, but the data has only 4"):
         count_terms(rows, terms, [1, 3], 2)
     for ends in ([], [0, 1], [2, 1], [1, 1]):
-        with pytest.raises(ConfigError, match="the steps must be one or more"):
+        with pytest.raises(ConfigError, match="the steps must be positive and strictly"):
             count_terms(rows, terms, ends, 1)
     with pytest.raises(DataError, match="no counts up to step 1, only up to the steps 2, 4"):
         count_terms(rows, terms, [2, 4], 1).up_to(1)

@@ -403,7 +403,7 @@ def continued(root: Path) -> list[Kind]:
         found = find_run(str(run.folder))
         return [found.place, found.swaps, found.control.id, config_dict(found.config)], False
 
-    names = {"places of a continued run": "place.json", "log of a swap": "swaps.jsonl"}
+    names = {"sources of a continued run": "place.json", "log of a swap": "swaps.jsonl"}
     return [Kind(name, [run.folder / file], read) for name, file in names.items()]
 
 

@@ -19,8 +19,7 @@ from pythia_core.commands import (
     share_under_torchrun,
 )
 from pythia_core.config import PRECISIONS, PRONOUN_SWAPS
-from pythia_core.errors import ConfigError, DataError
-from pythia_core.util.progress import count_of
+from pythia_core.errors import ConfigError, DataError, count_of
 
 if TYPE_CHECKING:
     from pythia_book.released.continuation.run import Continued

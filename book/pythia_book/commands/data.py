@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from pythia_book.commands import file_to_write, utf8_text
 from pythia_core.commands import COUNT, RUN, STEP, AddCommand, nonblank, seed_number
-from pythia_core.errors import ConfigError
-from pythia_core.util.progress import count_of
+from pythia_core.errors import ConfigError, count_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

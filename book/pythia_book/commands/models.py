@@ -8,9 +8,8 @@ from typing import Any
 
 from pythia_book.commands import file_to_write, names, nonempty_text, utf8_text
 from pythia_core.commands import COUNT, RUN, STEP, AddCommand, nonblank, seed_number, whole_number
-from pythia_core.errors import CheckpointError
+from pythia_core.errors import CheckpointError, count_of
 from pythia_core.util.files import check_writable
-from pythia_core.util.progress import count_of
 
 TEXT: dict[str, Any] = {"action": "append", "type": utf8_text, "metavar": "TEXT"}
 MODEL = f"{RUN}; or the folder or the hub name of a published model"

@@ -1,4 +1,4 @@
-"""Find the planted text, if any, that a row of the training data comes from.
+"""Finds the planted text, if any, that a row of the training data comes from.
 
 A planted text is one that the corpus repeats on purpose. Almost all memorized rows come from a few
 planted texts, and rows from the same text are mostly memorized together. So intervals are over

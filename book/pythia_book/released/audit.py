@@ -23,7 +23,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pythia_book.released import download
-from pythia_core.errors import CheckpointError, PythiaError
+from pythia_core.errors import CheckpointError, PythiaError, count_of
 from pythia_core.hf import (
     WEIGHTS,
     Weights,
@@ -38,7 +38,6 @@ from pythia_core.training.lineage import TESTED_UP_TO, continues
 from pythia_core.training.schedule import OFFICIAL_STEPS, checkpoint_steps
 from pythia_core.util.files import file_sha256
 from pythia_core.util.progress import bar as progress_bar
-from pythia_core.util.progress import count_of
 
 PICKLED = (".bin", ".pt")
 LAST = f"step{OFFICIAL_STEPS}"

@@ -123,7 +123,7 @@ def _waiting(model: PublishedModel) -> list[str]:
 
 
 def _note(model: PublishedModel, revision: str) -> None:
-    """Note that a revision is fetched for measurements, unless its weights are in the cache."""
+    """Record that a revision is fetched for measurements, unless its weights are in the cache."""
     if not download.has_weights(model.source, revision):
         mark = _mark(model, revision)
         mark.parent.mkdir(parents=True, exist_ok=True)

@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 from pythia_book.released.remote_rows import ByteFile, JoinedFile, LocalFile
 from pythia_core.data.indexed_dataset import HEADER, IndexHeader, damaged_index, find_shards
 from pythia_core.data.order import Rows
-from pythia_core.errors import DataError
-from pythia_core.util.progress import count_of
+from pythia_core.errors import DataError, count_of
 
 PARTS = ("doc_idx", "sample_idx", "shuffle_idx")
 _NAME = re.compile(r"(?P<prefix>.+)_indexmap_\d+ns_(?P<seq_len>\d+)sl_(?P<seed>\d+)s$")

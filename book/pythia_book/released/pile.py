@@ -32,9 +32,8 @@ from pythia_core.data.order import (
     epochs_needed,
     samples_requested,
 )
-from pythia_core.errors import DataError, one_of
+from pythia_core.errors import DataError, count_of, one_of
 from pythia_core.training.schedule import OFFICIAL_STEPS
-from pythia_core.util.progress import count_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -24,6 +24,7 @@ from pythia_book import notebooks
 from pythia_book.palette import INK, THEME, WHITE, dark_variant
 from pythia_book.site.runs import SelectedRun
 from pythia_book.style import FIGURE_TYPE
+from pythia_book.svg import compact_json
 from pythia_core.errors import DataError
 
 _log = logging.getLogger(__name__)
@@ -182,11 +183,10 @@ def _join_marks(root: ET.Element, prefix: str) -> None:
     """
     for number, group in enumerate(list(root.iter("g"))):
         marks = list(group)
-        if len(marks) < 3 or {(mark.tag, *sorted(mark.attrib)) for mark in marks} != {
-            ("use", "href", "x", "y")
-        }:
+        if len(marks) < 3:  # a path would be no shorter
             continue
-        if len({mark.get("href") for mark in marks}) > 1:
+        kinds = {(mark.tag, *sorted(mark.attrib), mark.get("href")) for mark in marks}
+        if kinds != {("use", "href", "x", "y", marks[0].get("href"))}:
             continue
         try:
             steps = [_steps(float(mark.get(axis, "")) for mark in marks) for axis in "xy"]
@@ -194,7 +194,7 @@ def _join_marks(root: ET.Element, prefix: str) -> None:
             continue
         name = f"{prefix}{number}"
         marker = ET.Element("marker", id=name, overflow="visible", markerUnits="userSpaceOnUse")
-        for key in sorted({*group.attrib} - {"clip-path", "opacity"}):
+        for key in sorted(({*group.attrib} & STYLES) - {"opacity"}):  # opacity is of the whole
             marker.set(key, group.attrib.pop(key))
         ET.SubElement(marker, "use", href=marks[0].get("href", ""))
         line = "M" + "l".join(f"{x / 10:g} {y / 10:g}" for x, y in zip(*steps, strict=True))
@@ -210,13 +210,13 @@ def _values(text: str, colors: dict[str, None]) -> str:
     try:
         panel = json.loads(text)
         for series in panel["series"]:
-            _name, color, _flat, points = series
+            _title, color, _flat, points = series
             left, top, along, value, *ends = zip_longest(*points)
             series[1] = _color(str(color).lower(), colors)
             series[3] = [_steps(left), _steps(top), along, value, *ends]
     except (ValueError, TypeError, LookupError, OverflowError):
         return ""
-    return _json(panel)
+    return compact_json(panel)
 
 
 def _steps(places: Iterable[float]) -> list[int]:
@@ -247,7 +247,7 @@ def _share_values(wide: ET.Element, narrow: ET.Element) -> None:
         if all(moves):
             del after["series"]
             after["moved"] = [number for move in moves for number in move]
-            part.set("data-values", _json(after))
+            part.set("data-values", compact_json(after))
 
 
 def _without_places(series: list[Any]) -> list[Any]:
@@ -263,12 +263,8 @@ def _move(before: np.ndarray, after: np.ndarray) -> list[float]:
     """Return the scale and the shift between places; [] if they differ by more than rounding."""
     terms = np.stack([before, np.ones_like(before)], 1)
     scale, shift = np.linalg.lstsq(terms, after, rcond=None)[0]
-    near = np.abs(scale * before + shift - after).max() <= 0.2
+    near = np.abs(scale * before + shift - after).max() <= 0.2  # each was rounded to a tenth
     return [round(float(scale), 4), round(float(shift), 2)] if near else []
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 def dark_rules(colors: dict[str, None]) -> str:
@@ -315,12 +311,12 @@ def inline_figure(bundle: dict[str, Any], prefix: str, small: bool = False) -> s
     kind = "pythia-figure" + (" one-layout" if scrolls else " two-layouts" if not small else "")
     scroll = ' tabindex="0"' if scrolls else ""
     shapes = "".join(ET.tostring(d, encoding="unicode") for d in drawings)
-    sizes = ";".join(
-        f"--{d.get('class')}:{d.get('width')}/{d.get('height')}" for d in drawings
-    )  # the room that a drawing keeps while it is out of sight
+    # while a drawing is out of sight, its space is reserved
+    sizes = ";".join(f"--{d.get('class')}:{d.get('width')}/{d.get('height')}" for d in drawings)
+    room = f' style="{sizes}"' if len(drawings) == 2 else ""
     return (
-        f'<div class="{kind}"><div class="drawing" role="img" aria-label="{label}"{scroll} '
-        f'style="{sizes}">{shapes}</div></div>'
+        f'<div class="{kind}"><div class="drawing" role="img" aria-label="{label}"{scroll}{room}>'
+        f"{shapes}</div></div>"
     )
 
 

@@ -47,15 +47,11 @@ def commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParse
 def plain(text: str) -> str:
     """Escape text for Markdown, except between backticks; options become code."""
 
-    def prose(part: str) -> str:
-        pieces = re.split(r"(?<![\w-])(--[\w-]+)", part)  # every second piece is an option
-        return "".join(
-            f"`{piece}`" if place % 2 else re.sub(r"([\\*_\[\]<>{}$#|~&])", r"\\\1", piece)
-            for place, piece in enumerate(pieces)
-        )
+    def shown(found: re.Match[str]) -> str:
+        word = found[0]
+        return word if word[0] == "`" else f"`{word}`" if word[0] == "-" else f"\\{word}"
 
-    parts = text.split("`")
-    return "`".join(part if place % 2 else prose(part) for place, part in enumerate(parts))
+    return re.sub(r"`[^`]*`|(?<![\w-])--[\w-]+|[\\*_\[\]<>{}$#|~&]", shown, text)
 
 
 def command_text(parser: argparse.ArgumentParser, name: str) -> str:

@@ -137,12 +137,13 @@ def sanitize_outputs(cell: Any) -> None:
 
 
 def as_page(notebook: notebooks.Notebook, study: str, reported: bool) -> notebooks.Notebook:
-    """Turn a notebook into its page, in place: results in the text, all code in a fold at the end.
+    """Turn a notebook into its page, in place: results in the text, code elsewhere.
 
     - The banner that names the run follows the abstract (the first cell up to a heading).
-    - A table becomes a numbered one, with the label `tab-<study>-<cell id>`. Prose that refers to a
-      table without output says that the run has none.
-    - The page keeps no code; `{pythia-code}` shows it. No output can run code in the page.
+    - A table becomes a numbered one, with the label `tab-<study>-<cell id>`. Where prose refers
+      to a table that the run lacks, it says so.
+    - The page keeps no code; `{pythia-code}` shows it in a fold at the end. No output can run
+      code in the page.
 
     Args:
         reported: whether to compare the run with the recorded one at the end of the page.

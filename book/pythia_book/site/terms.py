@@ -171,7 +171,7 @@ def add_definitions(
 def _partial(app: Sphinx, paragraph: nodes.Element) -> str:
     """Return a paragraph as HTML, with the words of its links instead of the links.
 
-    Citations are left out, with the space before them.
+    Citations are left out, with the space before them: a box on hover has no room for them.
     """
     inside = paragraph.deepcopy()
     links = (nodes.reference, addnodes.pending_xref, nodes.target)
@@ -189,6 +189,7 @@ def _words(app: Sphinx, link: nodes.Element) -> str:
     if link.get("refdomain") == "cite":
         return ""
     if link.get("reftype") == "ref" and not link.get("refexplicit"):
-        *_, title = app.env.domaindata["std"]["labels"][link["reftarget"]]
-        return str(title)
+        labels = app.env.domaindata["std"]["labels"]
+        if link["reftarget"] in labels:  # otherwise, Sphinx warns
+            return str(labels[link["reftarget"]][2])
     return link.astext()

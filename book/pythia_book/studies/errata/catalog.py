@@ -1,4 +1,4 @@
-"""Read the errata, common misstatements about Pythia, from catalog.toml.
+"""Reads the errata, common misstatements about Pythia, from catalog.toml.
 
 Every erratum links to its sources. errata.evidence calculates what follows from these sources, and
 compares released scores. If an erratum names a config field in `measured`, errata.study measures

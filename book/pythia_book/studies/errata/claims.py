@@ -12,6 +12,7 @@ from pythia_book.studies.errata.params import (
     controls,
 )
 from pythia_book.verdicts import NOT_MEASURED, Claim, Test, untestable, within
+from pythia_core.errors import count_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +58,7 @@ def claims(
             row = loss.loc[name]
             control, n_seeds = float(losses[arm].mean()), int(row.n)
             percent, unit = estimate_of(row).times(100 / control), "% of the loss"
-            units = f"{n_seeds} seeds" if n_seeds > 1 else "one seed"
+            units = count_of(n_seeds, "seed")
             note = f"control {control:.4f} nats per token"
             if name in shares.index:
                 note += (

@@ -1,4 +1,4 @@
-"""Compute the numbers in the evidence for errata.
+"""Computes the numbers in the evidence for errata.
 
 Each function in COMPUTED or RELEASED returns the numbers for one erratum of catalog.toml, and
 needs no network. Functions in COMPUTED only calculate what a source implies: they test nothing.
@@ -18,9 +18,9 @@ from pythia_book.published.tables import CHANCE, TASKS
 from pythia_book.stats import Z_95
 from pythia_book.studies.suite.read_counts import OFFICIAL, pile_reads
 from pythia_core.data.dedup import s_curve
+from pythia_core.errors import count_of
 from pythia_core.suite import OFFICIAL_SIZES
 from pythia_core.training.schedule import OFFICIAL_STEPS, learning_rate, lr_floor_step
-from pythia_core.util.progress import count_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -453,7 +453,8 @@ def released_2_8b(tables: Tables) -> Values | None:
         ordered = sorted(steps)
         if not ordered:
             return "no step"
-        return f"{count_of(len(ordered), 'step')} ({ordered[0]:,} to {ordered[-1]:,})"
+        span = f" to {ordered[-1]:,}" if len(ordered) > 1 else ""
+        return f"{count_of(len(ordered), 'step')} ({ordered[0]:,}{span})"
 
     equal_2_8b = equal[equal.model == "2.8b"]
     return {

@@ -13,6 +13,7 @@ from pythia_book.studies.errata.params import LABELS
 from pythia_book.studies.errata.study import evidence_of
 from pythia_book.style import BLUE, DASH, GREEN, GRID, MUTED, ORANGE, Drawing, Table
 from pythia_book.verdicts import NOT_MEASURED
+from pythia_core.errors import count_of
 from pythia_core.training.schedule import OFFICIAL_STEPS, lr_floor_step
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def effects(result: Result) -> Drawing:
     last = loss[loss.step == loss.step.max()]
     names = [name for name in LABELS if name in set(loss.variant)]
     n_seeds = result.values["n_seeds"]
-    n = f"{n_seeds} seeds; bars: 95 % intervals over seeds" if n_seeds > 1 else "one seed"
+    n = count_of(n_seeds, "seed") + "; bars: 95 % intervals over seeds" * (n_seeds > 1)
     with style.canvas(result, 2, 3.2, n, ratios=(1.35, 1)) as (figure, (final, curves)):
         if not names:
             for ax in (final, curves):
@@ -174,7 +175,7 @@ def effects_table(result: Result) -> Table:
             )
     columns = ["Switch", measures["loss"], "in %", measures["last_word"], measures["memorized"]]
     n_seeds = result.values["n_seeds"]
-    seeds = f"with 95 % intervals over {n_seeds} seeds" if n_seeds > 1 else "one seed"
+    seeds = "with 95 % intervals over " * (n_seeds > 1) + count_of(n_seeds, "seed")
     caption = (
         f"Changes at the end of training, {result.values['size']}, {seeds}; "
         "a dash: not measured, or no row is memorized either way"

@@ -1,4 +1,4 @@
-"""Find or train the runs of the errata study and their unchanged controls, and score them."""
+"""Finds or trains the runs of the errata study and their unchanged controls, and scores them."""
 
 from __future__ import annotations
 

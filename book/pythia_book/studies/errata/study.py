@@ -1,4 +1,4 @@
-"""Measure the effect of each erratum with runs that differ from the suite in one setting.
+"""Measures the effect of each erratum with runs that differ from the suite in one setting.
 
 A control is a run of the suite. Each entry of SWITCHES in errata.params changes one config field of
 a control. The changed run and its control have the same seed and are scored on the same held-out

@@ -1,4 +1,4 @@
-"""Measure how closely a swapped model follows its control from checkpoint to checkpoint.
+"""Measures how closely a swapped model follows its control from checkpoint to checkpoint.
 
 A fork reads the batches of its control, so it may repeat the control's chance moves in a score:
 fork and control are *coupled*. We compare the released swapped models with our own forks, which

@@ -44,6 +44,7 @@ from pythia_book.style import Drawing, Table
 from pythia_book.tasks.associations import NATURAL, UNSEEN
 from pythia_book.verdicts import FAILS, HOLDS
 from pythia_core.config import REPLACE, SHUFFLE
+from pythia_core.errors import count_of
 from pythia_core.training.schedule import OFFICIAL_STEPS
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ GROUPS = {
 def _notes(result: Result, items: str = "") -> tuple[str, ...]:
     """Return notes on measurement, intervals and source of released numbers; unused ones are ""."""
     seeds = result.params.seeds
-    count = f"{seeds} seed{'s' if seeds > 1 else ''} per size"
+    count = f"{count_of(seeds, 'seed')} per size"
     meaning = "intervals: 95 %, over seeds" if seeds > 1 else "one seed has no interval"
     released = records.RELEASED_SOURCE.partition(",")[0].replace(" at commit", "")
     ours = "; ".join(filter(None, (items, count)))

@@ -173,8 +173,8 @@ class Params(StudyParams):
     def steps(self, arm: str) -> tuple[int, ...]:
         """Return the steps at which an arm is measured.
 
-        These are its end; for a control, the steps of its forks; and for the longer swap, also the
-        step at which the arm "restored", until then the same model, gets the original text back.
+        Every arm is measured at its end; a control, also where its forks begin; the longer swap,
+        also where "restored", the same model up to then, gets the original text back.
         """
         windows = {CONTROL: (*WINDOWS,), LONGER: (ARMS["restored"].until,)}.get(arm, ())
         forks = {fork_step(self.scale, window) for window in windows}

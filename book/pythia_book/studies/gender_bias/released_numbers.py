@@ -24,9 +24,9 @@ from pythia_book.published.files import harness_scores, has_tables, read_results
 from pythia_book.published.means import mean_over_pairs
 from pythia_book.published.tables import BENCHMARKS, MODELS, read_csv
 from pythia_book.stats import Z_95, Estimate, slope
+from pythia_core.errors import count_of
 from pythia_core.suite import nominal_parameters
 from pythia_core.training.schedule import OFFICIAL_STEPS
-from pythia_core.util.progress import count_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -222,9 +222,9 @@ def mean_of_models(frame: pd.DataFrame) -> Estimate | None:
 def units_of_models(frame: pd.DataFrame, items: str) -> str:
     """Say how many models, checkpoints and items `mean_of_models` averages over."""
     few, many = (frame.checkpoints.min(), frame.checkpoints.max()) if len(frame) else (0, 0)
-    count = f"{many}" if few == many else f"{few} to {many}"
+    count = count_of(many, "checkpoint") if few == many else f"{few} to {many} checkpoints"
     models = count_of(len(frame), "model")
-    return f"{models} ({count} checkpoints each); {items}, both arms as if independent"
+    return f"{models} ({count} each); {items}, both arms as if independent"
 
 
 def per_tenfold(sizes: Iterable[str], values: Sequence[float]) -> Estimate | None:

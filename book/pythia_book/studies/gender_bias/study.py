@@ -442,7 +442,7 @@ def _weakest(slopes: np.ndarray) -> str:
 
 
 def _crossed(params: Params, slopes: Slopes) -> str:
-    """Say what the swap leaves of associations in models with another size's learning rate."""
+    """Say what models that have another size's learning rate retain after the swap."""
     texts = []
     for name, model in params.models.items():
         if model.rate_of:

@@ -61,7 +61,7 @@ class Panel:
         return np.flatnonzero((self.read >= start) & (self.read < stop))
 
     def fall(self, before: Steps | None, after: Steps, n: int) -> np.ndarray:
-        """Return weights with which the losses of `n` texts add up to the fall of their loss.
+        """Return weights with which the losses of each of `n` texts add up to its fall in loss.
 
         Args:
             before, after: checkpoints of the panel; if `before` is None, the sum is minus the loss

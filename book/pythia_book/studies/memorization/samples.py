@@ -1,4 +1,4 @@
-"""Choose the rows and canaries whose traces are estimated, and measure their losses.
+"""Chooses the rows and canaries whose traces are estimated, and measures their losses.
 
 Rows are natural text, read at most once: rows with a token of a generated document, and rows that
 share more than a few of their passages with any other row, are left out. The rule is the same for

@@ -1,4 +1,4 @@
-"""Compute the tables of the memorization study from extraction results and repetition counts.
+"""Computes the tables of the memorization study from extraction results and repetition counts.
 
 Rows from one planted text are mostly memorized together. So intervals are over *units* instead of
 rows (see `pythia_book.corpora.planted`).

@@ -6,12 +6,12 @@ verbatim recitations where we measure loss. Intervals about one run are over its
 which training orders at random; those about size are over sizes, and those about other runs are
 over seeds.
 
-Hypotheses and margins were written before the recorded runs were measured, but after a first look,
-with a simpler measure, at the run of the largest size with the default seed: at the end, the loss
-on its rows that were read once was 0.105 nats below that on rows never read, and this trace rose by
-4 % of its mean per tenth of training (p = 0.013). So these two results were known and are repeated
-here without a verdict. Results over seeds leave out the default seed, because other sizes with this
-seed read the same rows in the same order.
+Hypotheses and margins were written before the recorded runs were measured, but after a first look
+at one of these runs: the largest size with the default seed, by a simpler measure. At the end, its
+loss on rows that it had read once was 0.105 nats below that on rows never read, and this trace rose
+by 4 % of its mean per tenth of training (p = 0.013). These two results are repeated here without a
+verdict. Results over seeds leave out the default seed, because other sizes with this seed read the
+same rows in the same order.
 
 After a first record of all runs, three things were left out: rows and canaries that are read last,
 canaries that are cut, and the default seed in results over seeds. Hypotheses that this affects say

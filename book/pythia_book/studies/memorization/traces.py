@@ -1,4 +1,4 @@
-"""Compute the tables of traces: what reading a text once leaves in the loss, for rows and canaries.
+"""Computes the tables of traces: what one reading of a row or canary leaves in the loss.
 
 All values are in nats per token, and positive if reading helps (see `panel`). Ages are in
 updates since a text was read. The tables of a single run have intervals over its texts; the table
@@ -141,7 +141,7 @@ class Traces:
         return self.pooled(range(n), [self.params.first_look(k) for k in range(n)])
 
     def _kept(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return rows, weights for the fall to a later cohort's start, and to the first look."""
+        """Return rows, and weights for the fall to a later cohort's start and to the first look."""
         starts = [start for start, _ in self.params.cohorts[PERSISTENT_AFTER:]]
         rows, later = self.pooled(range(len(starts)), starts)
         return rows, later, self._looks(len(starts))[1]
@@ -195,7 +195,7 @@ class Traces:
     # --- the end of training
 
     def at_end(self, scope: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return rows, weights for the fall to the end, and positions in tenths of training.
+        """Return rows, weights for the fall up to the end, and positions in tenths of training.
 
         Args:
             scope: "training", the even sample of all rows; "first half" or "second half", the part
@@ -254,7 +254,8 @@ class Traces:
         return relative_trend(self.final, *self.at_end(scope)).times(100)
 
     def positions(self, scope: str) -> Iterator[dict[str, Any]]:
-        """Yield the mean trace at the end for each of POSITIONS equal parts of `scope`."""
+        """Yield the mean trace, at the end of training, of rows in each of POSITIONS parts of
+        `scope`."""
         rows, weights, position = self.at_end(scope)
         base, floor, _ = self.params.final_steps
         start, stop = base if scope == "training" else floor, self.params.too_late
@@ -271,7 +272,7 @@ class Traces:
         return self.canaries.read_in(0, self.params.too_late)
 
     def _at_end(self, chosen: np.ndarray) -> np.ndarray:
-        """Return weights with which the losses of canaries add up to minus the loss at the end."""
+        """Return weights whose sum with the losses is minus the loss at the end of training."""
         return self.canaries.fall(None, self.last, len(chosen))
 
     @property

@@ -23,6 +23,7 @@ from pythia_book.studies.phases.tables import (
 )
 from pythia_book.studies.phases.transitions import BELROSE, INCREASING, OLSSON, Model, knock_outs
 from pythia_book.verdicts import Claim, Test, rises
+from pythia_core.errors import count_of
 from pythia_core.suite import scale_named
 from pythia_core.training.schedule import linear_step
 
@@ -110,7 +111,7 @@ def _over_sizes(values: list[float | None], unit: str) -> Test:
     """Test that the mean of an effect over the measured model sizes is positive."""
     found = [value for value in values if value is not None]
     e = mean_over(found) if found else None
-    return rises(e, unit, f"{len(found)} sizes, one run each")
+    return rises(e, unit, f"{count_of(len(found), 'size')}, one run each")
 
 
 def doublings(curves: Curves | None, early: int, late: int) -> float | None:

@@ -11,7 +11,7 @@ from pythia_book.stats import mean_over_known, quoted
 from pythia_book.studies.phases.claims import NAMES
 from pythia_book.studies.phases.transitions import depth_name
 from pythia_book.style import DASH, INK, MUTED, Drawing, Table, interval, padded_limits
-from pythia_core.util.progress import count_of
+from pythia_core.errors import count_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,7 +158,7 @@ EVENT_LABELS = {
 
 @style.figure
 def order(result: Result) -> Drawing:
-    """Draw when models of at least two layers pass n-grams, and when they learn to copy."""
+    """Draw the steps at which models of at least two layers pass n-grams and learn to copy."""
     frame = result.tables["transitions"]
     frame = frame[frame.layers > 1]
     note = "a point per model; n-grams: nearest checkpoint; others: steepest change"

@@ -1,4 +1,4 @@
-"""Count n-grams up to order 3, and predict tokens from these counts.
+"""Counts n-grams up to order 3, and predicts tokens from these counts.
 
 The unigrams p_1 have add-one smoothing. Order n backs off to order n - 1 with a strength a_n that
 is chosen on held-out rows:

@@ -1,4 +1,4 @@
-"""Measure a checkpoint with three probes: n-grams, induction and the logit lens.
+"""Measures a checkpoint with three probes: n-grams, induction and the logit lens.
 
 - n-grams: KL(p_n || model) on held-out text. Here p_n is the prediction of n-grams of order n,
   counted on training rows. Early in training, models resemble unigrams, then bigrams (Belrose et

@@ -15,6 +15,7 @@ from pythia_book.stats import Estimate, mean_over_known, quoted
 from pythia_book.studies.phases.tables import KL
 from pythia_book.study import name_of
 from pythia_book.verdicts import Claim, rises, untestable, within
+from pythia_core.errors import count_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,7 +60,7 @@ def knock_outs(measured: np.ndarray) -> dict[str, KnockOut]:
 
 def depth_name(layers: int) -> str:
     """Return the name of a depth, e.g. "2 layers"."""
-    return f"{layers} layer{'s' if layers > 1 else ''}"
+    return count_of(layers, "layer")
 
 
 WINDOW = 0.25
@@ -216,7 +217,7 @@ def claims(models: Sequence[Model], heads: int) -> list[Claim]:
         depth: [m for m in models if m.layers == depth and m.finished] for depth in (SHALLOW, DEEP)
     }
     deep, shallow = of_depth[DEEP], of_depth[SHALLOW]
-    units = f"{len(deep)} seeds, {DEEP} layers"
+    units = f"{count_of(len(deep), 'seed')}, {depth_name(DEEP)}"
 
     def over(values: Iterable[float]) -> Estimate | None:
         """Return the mean over models; None if no value is known."""
@@ -261,7 +262,7 @@ def claims(models: Sequence[Model], heads: int) -> list[Claim]:
             "A model of one layer does not learn to use this order.",
             f"the gain from order shows induction, which takes two layers ({OLSSON}, Argument 1)",
             within(over(m.curves["order_gain"][-1] for m in shallow), "nats per token",
-                   f"{len(shallow)} seeds, {SHALLOW} layer", NO_GAIN),
+                   f"{count_of(len(shallow), 'seed')}, {depth_name(SHALLOW)}", NO_GAIN),
             kind="check",
             quote="The exception is the one-layer model, where induction heads never form "
             "\N{EN DASH} just as in-context learning never substantially develops for the "

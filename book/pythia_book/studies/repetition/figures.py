@@ -134,7 +134,8 @@ KINDS = {
 
 @style.figure
 def onset(result: Result) -> Drawing:
-    """Draw when the loss begins to rise, and how far it rises, against the number of epochs."""
+    """Draw the epoch at which the loss begins to rise, and its rise, against the number of
+    epochs."""
     params, table, rises = result.params, result.tables["onset"], result.tables["rise"]
     passes = params.epoch_list
     with style.canvas(result, 2, 3.0, _intervals(result)) as (figure, (where, rise)):

@@ -1,4 +1,4 @@
-"""Measure what repeated passes over the same data are worth, and when they begin to hurt.
+"""Measures what repeated passes over the same data are worth, and when they begin to hurt.
 
 For each pair (p, e) in `Params.pairs`, a run reads the first 1/p of the same rows e times. The runs
 with e = p, the *arms*, are equally long; those with e = 1 read *fresh* data. So each run has a

@@ -59,7 +59,7 @@ AGREEMENT = ("anaphor agreement", "determiner-noun agreement", "subject-verb agr
 SUBTLE = ("NPI licensing", "island effects")
 POINTS = "points"
 ABOVE_GUESSING = f"{POINTS} above guessing"
-PER_TENFOLD = f"{POINTS} per tenfold non-embedding parameters"
+PER_TENFOLD = f"{POINTS} per tenfold increase in non-embedding parameters"
 ONE_RUN = (
     "one run per size and batch size; the number of updates and the sum of their learning rates "
     "change with the batch size and cannot be separated from it"

@@ -174,7 +174,7 @@ def _decoupled(pairs: pd.DataFrame, bound: float) -> Test:
     separate = sound.min() > bound and decoupled.abs().max() < bound
     note = (
         f"scores of {len(sound)} sound steps are at least {sound.min():.1f}, those of "
-        f"{len(decoupled)} decoupled ones within \N{PLUS-MINUS SIGN}{decoupled.abs().max():.1f}; "
+        f"{len(decoupled)} defective ones within \N{PLUS-MINUS SIGN}{decoupled.abs().max():.1f}; "
         f"the bound is {bound:g}"
     )
     return passes(bool(separate), note)

@@ -15,8 +15,7 @@ import math
 import numpy as np
 
 from pythia_book.stats import LEVEL, Estimate, jackknife
-from pythia_core.errors import DataError
-from pythia_core.util.progress import count_of
+from pythia_core.errors import DataError, count_of
 
 LOW, HIGH = (1 - LEVEL) / 2, (1 + LEVEL) / 2
 _QUANTILES = 1000

@@ -11,6 +11,7 @@ from pythia_book.stats import mean_over
 from pythia_book.studies.suite.associations import all_associated
 from pythia_book.studies.suite.suites import SUITES
 from pythia_book.verdicts import Claim, Test, passes, untestable, within
+from pythia_core.errors import count_of
 from pythia_core.suite import DATA_ARMS, nominal_parameters
 from pythia_core.training.schedule import N_CHECKPOINTS
 
@@ -284,7 +285,7 @@ def versions_test(versions: pd.DataFrame | None) -> Test:
     note = "v1 minus v0: " + ", ".join(
         f"{model} {signed(change)}" for model, change in zip(versions.model, changes, strict=True)
     )
-    units = f"{len(versions)} sizes, each the mean of seven tasks and both texts"
+    units = f"{count_of(len(versions), 'size')}, each the mean of seven tasks and both texts"
     change = mean_over_pairs(changes, versions.stderr.to_numpy(float))
     return within(
         change,

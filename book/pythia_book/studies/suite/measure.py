@@ -1,4 +1,4 @@
-"""Find or train the suite, check what studies assume of it, and count how often tokens are read."""
+"""Finds or trains the suite, checks what studies assume of it, and counts readings of tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Count how often each token is read, from the data order.
+"""Counts how often each token is read, from the data order.
 
 GPT-NeoX v1.0 repeats the list of documents as often as training needs, and shuffles all repetitions
 together (the policy "joint"). So a run on the deduplicated text has no boundary between epochs. The

@@ -18,6 +18,7 @@ from pythia_book.studies.term_frequency.tables import (
     welch,
 )
 from pythia_book.verdicts import POWER, Claim, Test, rises, smallest_seen, untestable, within
+from pythia_core.errors import count_of
 from pythia_core.suite import size_named
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ def _on_frequency(params: Params, scores: NumberScores) -> list[Claim]:
             "The gap between frequent and rare operands is wider in larger models.",
             "section 3.3",
             rises(_percent(slope(np.log10(parameters(measured)), list(measured.values()))),
-                  PER_TENFOLD, f"{len(measured)} sizes; one run of each",
+                  PER_TENFOLD, f"{count_of(len(measured), 'size')}; one run of each",
                   note=f"choice of four, sizes with heads as wide as those of {large}: "
                   + ", ".join(f"{size} {signed(100 * gap)}" for size, gap in measured.items())
                   + f"; {IN_SUMS}"),
@@ -255,7 +256,7 @@ def larger_half(sizes: tuple[str, ...]) -> tuple[str, ...]:
 def _on_coins(params: Params, scores: NumberScores) -> list[Claim]:
     """Return the claims on the coins (see `NumberScores.coins`)."""
     few, sizes = params.shot_list[-1], larger_half(params.size_list)
-    units = f"matched pairs of numbers; one run of each of {len(sizes)} sizes"
+    units = f"matched pairs of numbers; {count_of(len(sizes), 'size')}, one run of each"
     rows = []
     for measure, shots, unit, factor, what, more in (
         ("exact", few, "points", 100, "written more often", ""),

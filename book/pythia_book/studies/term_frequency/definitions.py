@@ -1,4 +1,4 @@
-"""Test what a model knows about a word: given a definition, does it pick the defined word?
+"""Tests what a model knows about a word: given a definition, does it pick the defined word?
 
 The definitions are from WordNet, which is part of the pocket Pile. The model chooses among four
 words. The score of a word is the probability of the definition after it, in the format of the

@@ -232,9 +232,9 @@ def examples_table(result: Result) -> Table:
         for r in result.tables["examples"].itertuples()
     ]
     note = (
-        f"Sums that were never shown, and what {result.params.size_list[-1]} writes at the end "
-        f"after {result.params.shot_list[-1]} solved examples; drawn by hash, {SHOWN} of each kind "
-        "where there are so many"
+        f"Sums that were never shown, and what {result.params.size_list[-1]} writes at the end of "
+        f"training, after {result.params.shot_list[-1]} solved examples; drawn by hash, {SHOWN} of "
+        "each kind where there are so many"
     )
     note = note if rows else "No examples: this run was recorded before they were collected"
     return Table(pd.DataFrame(rows), note)
