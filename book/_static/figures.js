@@ -173,6 +173,7 @@ function setUp(figure) {
   drawing.addEventListener("click", point);
   drawing.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") hide(); });
   drawing.addEventListener("blur", hide);
+  addEventListener("resize", hide); // the other layout may be shown now
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
   drawing.addEventListener("keydown", (event) => {
     if (!/^(Arrow(Left|Right|Up|Down)|Home|End)$/.test(event.key)) return;

@@ -81,7 +81,10 @@ def sanitized(text: str, prefix: str, colors: dict[str, None]) -> ET.Element:
         raise DataError(f"the drawing is not SVG ({error}); run the study again") from error
     if _name(root) != "svg":
         raise DataError(f"expected a drawing, got a <{_name(root)}>; run the study again")
-    return _whole(root, prefix, colors)
+    try:
+        return _whole(root, prefix, colors)
+    except RecursionError as error:
+        raise DataError("the drawing is nested too deeply; run the study again") from error
 
 
 def _whole(root: ET.Element, prefix: str, colors: dict[str, None]) -> ET.Element:
@@ -214,7 +217,7 @@ def _values(text: str, colors: dict[str, None]) -> str:
             left, top, along, value, *ends = zip_longest(*points)
             series[1] = _color(str(color).lower(), colors)
             series[3] = [_steps(left), _steps(top), along, value, *ends]
-    except (ValueError, TypeError, LookupError, OverflowError):
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
         return ""
     return compact_json(panel)
 
@@ -294,7 +297,7 @@ def inline_figure(bundle: dict[str, Any], prefix: str, small: bool = False) -> s
     for layout, text in (("wide", bundle.get(SVG_TYPE)), ("narrow", more.get("narrow"))):
         try:
             if text:
-                drawing = sanitized("".join(text), f"{prefix}-{layout[0]}-", colors)
+                drawing = sanitized(_joined(text), f"{prefix}-{layout[0]}-", colors)
                 drawing.set("class", layout)
                 drawings.append(drawing)
         except DataError as error:
@@ -303,6 +306,8 @@ def inline_figure(bundle: dict[str, Any], prefix: str, small: bool = False) -> s
         return f'<p class="pythia-lost">This figure is damaged. It shows: {label}</p>'
     if len(drawings) == 2:
         _share_values(*drawings)
+    else:
+        drawings[0].set("class", "wide")  # the narrow one would be hidden on wide screens
     if rules := dark_rules(colors):
         style = ET.Element("style")
         style.text = rules
@@ -320,6 +325,14 @@ def inline_figure(bundle: dict[str, Any], prefix: str, small: bool = False) -> s
     )
 
 
+def _joined(text: Any) -> str:
+    """Return the text of an output, which may be a list of lines."""
+    lines = [text] if isinstance(text, str) else text
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise DataError("the drawing is not text; run the study again")
+    return "".join(lines)
+
+
 def _more(bundle: dict[str, Any]) -> dict[str, Any]:
     """Return the details of the figure in a bundle of outputs; {} if an old run has none."""
     more = bundle.get(FIGURE_TYPE)
@@ -333,11 +346,12 @@ def tools(bundle: dict[str, Any], study: str, cell: str, tables: set[str]) -> st
         tables: the CSV files in the record, without ".csv".
     """
     more = _more(bundle)
+    listed = more.get("tables")
     parts = [
         _link("code", f"#code-{cell}", "Code", "Code of this figure"),
         *(
             _link("data", f"../_static/data/{study}/{name}.csv", f"{name}.csv", f"Data: {name}.csv")
-            for name in more.get("tables", [])
+            for name in (map(str, listed) if isinstance(listed, list) else ())
             if name in tables
         ),
         _link(

@@ -142,7 +142,7 @@ class RunBanner(_StudyDirective):
             text += f" Verdicts and figures were redrawn from its data on {redrawn['created']}."
         if run.kind == "recorded":
             return f"{text} To see your own run here, run this and rebuild the book:"
-        return f"{text} To run it again:"
+        return f"{text} The abstract has the recorded run's numbers. To run it again:"
 
 
 class ReproductionReport(_StudyDirective):

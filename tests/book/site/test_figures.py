@@ -90,6 +90,30 @@ def test_a_damaged_figure_becomes_its_description(text: str) -> None:
     assert "What &lt;it&gt; shows" in shown and "<svg" not in shown
 
 
+def test_a_damaged_layout_leaves_the_other_to_all_screens(bundle: dict[str, Any]) -> None:
+    more = bundle[style.FIGURE_TYPE]
+    for damaged in ("not XML", 5, ["<svg", 5]):
+        shown = figures.inline_figure({**bundle, "image/svg+xml": damaged}, "p")
+        (drawing,) = ET.fromstring(shown).iter("svg")
+        assert drawing.get("class") == "wide" and "one-layout" in shown
+        shown = figures.inline_figure(
+            {**bundle, style.FIGURE_TYPE: {**more, "narrow": damaged}}, "p"
+        )
+        assert [svg.get("class") for svg in ET.fromstring(shown).iter("svg")] == ["wide"]
+    for tables in (None, 5, [5, ["a"]]):
+        figures.tools(
+            {**bundle, style.FIGURE_TYPE: {**more, "tables": tables}}, "suite", "c", set()
+        )
+
+
+@pytest.mark.parametrize("inside", ["<g>" * 3000 + "</g>" * 3000, "[" * 9000])
+def test_deep_nesting_never_stops_a_build(inside: str) -> None:
+    values = f"<g class='panel' data-values='{inside}'/>" if inside[0] == "[" else inside
+    drawing = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9">{values}</svg>'
+    shown = figures.inline_figure({"image/svg+xml": drawing, "text/plain": "deep"}, "p")
+    assert ("damaged" in shown) == (inside[0] == "<")
+
+
 def test_ids_of_two_figures_differ_and_all_references_resolve(bundle: dict[str, Any]) -> None:
     page = "".join(figures.inline_figure(bundle, name) for name in ("one", "two"))
     ids = re.findall(r'\bid="([^"]+)"', page)
