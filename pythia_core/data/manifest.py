@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pythia_core.config import DataConfig
 from pythia_core.data.indexed_dataset import IndexedWriter
 from pythia_core.data.tokenizer import EOD, id_limit
-from pythia_core.errors import CorpusChangedError, DataError, count_of
+from pythia_core.errors import CorpusChangedError, DataError
 from pythia_core.util.files import file_sha256, is_intact, json_object, write_digest
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def heldout_threshold(data: DataConfig, fractions: NDArray[np.float64]) -> float
 def all_held_out(data: DataConfig, documents: int) -> DataError:
     """Return the error for a corpus of which every document would be held out."""
     return DataError(
-        f"heldout_fraction={data.heldout_fraction} would hold out all of "
-        f"{count_of(documents, 'document')} of {data.corpus!r} (copies of a text are held out "
-        "together); use 0, a smaller fraction or more text"
+        f"heldout_fraction={data.heldout_fraction} would hold out every document of "
+        f"{data.corpus!r} ({documents:,}; copies of a text are held out together); use 0, "
+        "a smaller fraction or more text"
     )

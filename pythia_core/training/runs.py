@@ -872,7 +872,8 @@ def verify(run: Run) -> list[str]:
     if others := _unchecked(run):
         lines.append(f"not part of the run, and not checked: {', '.join(others)}")
     if continuing:
-        span = f"from step {continuing[0]} to {continuing[-1]}"
+        first, last = continuing[0], continuing[-1]
+        span = f"at step {first}" if first == last else f"from step {first} to {last}"
         lines.append(
             f"found to continue from step 0: {count_of(len(continuing), 'checkpoint')}, {span}"
         )

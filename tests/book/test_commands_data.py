@@ -82,6 +82,8 @@ def test_find_lists_every_occurrence_in_token_files(
     steps = sorted({step for step, _ in expected})
     last_line = (
         f"{len(expected)} occurrences, in {len(steps)} updates, from step {steps[0]} to {steps[-1]}"
+        if len(steps) > 1
+        else f"{len(expected)} occurrences, in 1 update, at step {steps[0]}"
     )
     assert output.strip().endswith(last_line)
 

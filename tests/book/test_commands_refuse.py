@@ -153,7 +153,7 @@ def test_a_list_without_names_is_not_the_list_of_all(
 def test_generating_cannot_stop_before_nothing(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["generate", "RUN", "--prompt", "x", "--until", ""])
-    assert "expected a text, got ''" in capsys.readouterr().err
+    assert "expected text, got ''" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,10 @@ def _find(args: argparse.Namespace) -> None:
             quotation = quote(read(hit.row, hit.row + 1)[0], hit, decode)
             print(f"step {hit.step}, row {hit.row}, token {hit.column}: {quotation}")
     more = f" ({args.limit} shown)" if n_hits > args.limit else ""
-    span = f", from step {min(steps)} to {max(steps)}" if steps else ""
+    span = ""
+    if steps:
+        low, high = min(steps), max(steps)
+        span = f", at step {low}" if low == high else f", from step {low} to {high}"
     print(f"{count_of(n_hits, 'occurrence')}{more}, in {count_of(len(steps), 'update')}{span}")
 
 

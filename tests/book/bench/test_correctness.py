@@ -144,7 +144,7 @@ def test_a_resumption_that_loses_a_moment_is_found(
     monkeypatch.setattr(correctness.Trainer, "state", without)
     why = _training_problem("eager", "bf16", "cpu", 64)
     assert why.startswith(
-        "a run that is saved and resumed half-way gives different bits, first in the"
+        "a run that is saved and resumed halfway gives different bits, first in the"
     )
     assert why.endswith("of update 4"), "the first one that an update after resumption changes"
 

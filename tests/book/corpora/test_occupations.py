@@ -123,7 +123,7 @@ def test_a_share_of_none_or_all_is_named(share: float, fine: int) -> None:
     d = stimuli()
     found = occupations.problems(replace(d, nouns=(*d.nouns, Noun("zorp", "invented", share))))
     assert len(found) == 1 - fine
-    assert fine or f"the share of 'zorp' is {share}, but must lie between 0 and 1" in found[0]
+    assert fine or f"the share of 'zorp' is {share}, but must be above 0 and below 1" in found[0]
 
 
 def test_a_noun_listed_twice_is_named() -> None:
@@ -180,7 +180,7 @@ def test_extreme_shares_of_occupations_are_moved_to_the_limits() -> None:
 
 @pytest.mark.parametrize("percent", [250, -3, 0, 100])
 def test_an_impossible_percentage_is_named_although_it_would_be_moved(percent: float) -> None:
-    message = rf"the share of 'nurse' is {re.escape(str(percent / 100))}, but must lie between 0"
+    message = rf"the share of 'nurse' is {re.escape(str(percent / 100))}, but must be above 0"
     with pytest.raises(ConfigError, match=f"occupations.toml: {message}"):
         occupations.parse_stimuli(declared(nurse=percent))
 

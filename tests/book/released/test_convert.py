@@ -138,7 +138,7 @@ def test_what_convert_wrote_is_a_model(
     assert printed("evaluate", str(one), *tasks).splitlines()[1].split()[4] == "5"
     report = printed("verify", str(tmp_path / "ours"))
     assert "153 of the 154 steps of a Pythia model are missing" in report  # 3000 is one of them
-    assert printed("verify", str(one)).startswith(f"{one}: sha256 of 1 sets of weights\nstep5 ")
+    assert printed("verify", str(one)).startswith(f"{one}: sha256 of 1 set of weights\nstep5 ")
     lm = NamedCheckpointLM(str(tmp_path / "ours"), step=5)
     assert lm.info["model_step"] == 5
     start = find_source(tmp_path / "ours").start(3000)

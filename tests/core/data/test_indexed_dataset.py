@@ -170,8 +170,8 @@ def test_the_error_names_the_damaged_field(tmp_path: Path) -> None:
     for at, byte, message in [
         (0, 65, "starts with"),
         (9, 2, "version 2"),
-        (17, 6, "floating point"),
-        (17, 7, "floating point"),
+        (17, 6, "floating-point"),
+        (17, 7, "floating-point"),
         (17, 99, "dtype code 99"),
         (26, 9, "9 entries in the document table"),
         (34 + 3, 0x80, "negative size"),

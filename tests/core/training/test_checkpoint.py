@@ -70,7 +70,7 @@ def test_a_whole_checkpoint_with_other_values_is_replaced(
     tmp_path: Path, seed: int, meta: dict[str, int]
 ) -> None:
     save_checkpoint(tmp_path, 3, tensors(seed), meta)
-    with pytest.warns(UserWarning, match=r"renamed to .*\.corrupt: training has now given this"):
+    with pytest.warns(UserWarning, match=r"renamed to .*\.corrupt: training has now produced"):
         files, note = load_checkpoint(save(tmp_path, 3))
     assert note == {"note": 3}
     assert sha256_tensors(files["model"]) == sha256_tensors(tensors(3)["model"])

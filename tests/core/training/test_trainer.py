@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 def test_modes_are_checked() -> None:
     with pytest.raises(
-        ConfigError, match=r"unknown mode of execution 'grpah'.*Did you mean 'graph'"
+        ConfigError, match=r"unknown execution mode 'grpah'.*Did you mean 'graph'"
     ):
         Execution("grpah")
     with pytest.raises(ConfigError, match="the device is 'cpu'; choose 'eager' or 'compile'"):
@@ -48,7 +48,7 @@ def test_the_environment_variable_applies_to_every_run(monkeypatch: pytest.Monke
     monkeypatch.setenv("PYTHIA_EXECUTION", "compile+recompute")
     assert Execution.from_environment() == Execution("compile", recompute=True)
     for wrong in ("compile+", "eager+graph", "fast"):
-        with pytest.raises(ConfigError, match=r"only 'recompute' may follow|unknown mode"):
+        with pytest.raises(ConfigError, match=r"only 'recompute' may follow|unknown execution mode"):
             Execution.parse(wrong)
 
 
@@ -285,6 +285,6 @@ def test_out_of_memory_recommends_a_micro_batch(monkeypatch: pytest.MonkeyPatch)
     ):
         trainer.update(batch_at(0))
     card.mem_get_info = lambda device: (0, 2**35)
-    with pytest.raises(TrainingError, match="Not even one row should fit"):
+    with pytest.raises(TrainingError, match="Not even one row is expected to fit"):
         trainer.update(batch_at(0))
     assert trainer.step == 0
