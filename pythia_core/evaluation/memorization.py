@@ -226,10 +226,10 @@ _CHUNK = 1 << 16
 def repetition_counts(rows: np.ndarray, windows: np.ndarray) -> np.ndarray:
     """Count how often each window (a sequence of tokens) occurs in the rows, at any offset.
 
-    Pass only the continuations of rows, without their context: a copy of a text can teach the same
-    continuation even if the tokens before the continuation differ. An occurrence that crosses the
-    end of a row does not count, because training never read it whole. Near-duplicates do not count
-    either.
+    To count how often training taught a continuation, pass windows without the context: a copy of a
+    text can teach the same continuation even if the tokens before it differ. An occurrence that
+    crosses the end of a row does not count, because training never read it whole. Near-duplicates
+    do not count either.
 
     Args:
         rows: int[rows, tokens], the rows read in training.

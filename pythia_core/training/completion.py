@@ -5,10 +5,11 @@ machine, and the hashes of all other files in the folder that studies rely on: i
 logs, the ledger, and the manifest of every checkpoint and state (which holds the hashes of their
 files). The entry "sha256" is the hash of all other entries.
 
-Until a run is finished, each training state has the hashes of the log and of the checkpoints before
-it, so that no damage is sealed by finishing the run (`check_against_state`).
+While a run is unfinished, its training states protect it: each has the hashes of the log and of the
+checkpoints before it. They are compared before the run is finished (`check_against_state`), so that
+done.json never holds the hash of a damaged file.
 
-A done.json without these hashes, from an older version, is accepted; `has_hashes` tells it apart.
+A done.json from an older version has no hashes of files, and is accepted; see `has_hashes`.
 """
 
 from __future__ import annotations

@@ -588,8 +588,10 @@ def _parent_state(
 
 
 def _replay_name(step: int, world: World) -> str:
-    """Return the name of the folder of a replay to a step, e.g. "385", or "385-x4-2" for four
-    processes of which two share a state."""
+    """Return the name of the folder of a replay to a step.
+
+    It is e.g. "385" or, for four processes with one state per two of them, "385-x4-2".
+    """
     name = str(step)
     if world.size > 1:
         name += f"-x{world.size}"

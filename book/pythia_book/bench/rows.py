@@ -163,10 +163,10 @@ def fastest_steps(rows: Sequence[Row]) -> list[Row]:
 
 
 def _newest(rows: Sequence[Row], kind: str) -> list[Row]:
-    """For every measurement of a kind in KEYS, return the row that counts.
+    """Return, of the rows with the same values in the columns KEYS[kind], the one that counts.
 
-    This is the newest row with a speed or, if no row has one, the newest row. A row that lacks
-    rounds does not replace a complete one.
+    That is the newest row with a speed or, if none has one, the newest row. But a `partial` row
+    does not replace a complete one.
     """
     newest: dict[tuple, Row] = {}
     for row in rows:

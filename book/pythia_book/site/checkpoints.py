@@ -224,7 +224,7 @@ def cautions_of(about: dict[str, Any]) -> list[str]:
 
 
 def static_table(checkpoints: Checkpoints) -> nodes.table:
-    """Return the likeliest next tokens by preset and checkpoint, from the library's own model."""
+    """Return a table of the likeliest next tokens by preset and checkpoint, computed in Python."""
     about = checkpoints.about
     fork, total = about["fork"], about["total_steps"]
     early = max(s for s in about["steps"][CONTROL] if s <= fork // 2)

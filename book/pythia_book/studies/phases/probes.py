@@ -235,7 +235,10 @@ def prefix_chance(length: int) -> float:
 
 
 def previous_chance(length: int) -> float:
-    """Return `previous_token` of a head that attends equally to all of `length` tokens so far."""
+    """Return `previous_token` of a head that attends equally to all tokens up to its own.
+
+    Rows have `length` tokens.
+    """
     return float(np.mean(1 / np.arange(2, length + 1)))
 
 

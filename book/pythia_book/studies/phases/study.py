@@ -8,8 +8,8 @@ For a few sizes, trained on the standard text, the study measures
   arXiv:2209.11895);
 - when the logit lens of a layer approaches the final prediction.
 
-On so little prose, induction heads do not form. They do form in small models that are trained on a
-made-up language, half of whose text repeats itself (phases.laboratory).
+The standard text has too little prose for induction heads to form. They do form in small models
+that are trained on a made-up language, half of whose text repeats itself (phases.laboratory).
 
 Intervals for the steps at which these changes happen come from resampling the held-out rows. At the
 scale "paper", released models are measured instead (phases.released).
