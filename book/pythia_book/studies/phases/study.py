@@ -8,8 +8,8 @@ For a few sizes, trained on the standard text, the study measures
   arXiv:2209.11895);
 - when the logit lens of a layer approaches the final prediction.
 
-The standard text has too little prose for induction heads to form. They do form in small models
-that are trained on a made-up language, half of whose text repeats itself (phases.laboratory).
+Induction heads do not form on this small text. They do form in small models that are trained on a
+made-up language, half of whose text repeats itself (phases.laboratory).
 
 Intervals for the steps at which these changes happen come from resampling the held-out rows. At the
 scale "paper", released models are measured instead (phases.released).
