@@ -102,7 +102,9 @@ def test_a_small_spread_of_both_seeds_gives_way_to_the_pooled_one_and_a_large_on
     within = seed_spread.source_text(table, "loss", ["600k", "85k", "25k"])
     assert within == "28 of 25k and 3 of 600k"
     outside = seed_spread.source_text(table, "loss", ["600k", "7k", "1.2m"])
-    assert outside.endswith("; 7k has the spread of 25k; 1.2m has the spread of 600k")
+    assert outside.endswith(
+        "; 7k is drawn with the spread of 25k; 1.2m is drawn with the spread of 600k"
+    )
     assert seed_spread.source_text(table, "unknown", ["7k"]) == ""
 
 
@@ -180,7 +182,7 @@ def test_the_band_is_two_standard_deviations_either_way() -> None:
     assert np.ptp(large[large[:, 0] == 572][:, 1]) == pytest.approx(0.02)
     assert note == (
         "pale bands, smallest and largest size: \N{PLUS-MINUS SIGN} 2 sd over seeds, from runs on "
-        "the standard text (10 of 25k and 3 of 600k; 7k has the spread of 25k)"
+        "the standard text (10 of 25k and 3 of 600k; 7k is drawn with the spread of 25k)"
     )
 
 

@@ -181,7 +181,8 @@ def test_the_defect_of_the_weight_seeds(tmp_path: Path, capsys: pytest.CaptureFi
         assert not sound.unrelated
         assert "early revisions that continue from step0: step1, step4, step64" in sound.report()
         assert defective.unrelated == ["step1", "step4", "step64"]
-        assert "revisions that do not continue from step0: step1, step4, step64" in "".join(defective.defects())
+        defects = "".join(defective.defects())
+        assert "revisions that do not continue from step0: step1, step4, step64" in defects
     assert main(["verify", str(tmp_path / "weight-seed1")]) == 1
     assert "DEFECT revisions that do not continue from step0" in capsys.readouterr().out
 

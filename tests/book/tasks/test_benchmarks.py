@@ -104,9 +104,7 @@ def test_unknown_tasks_and_missing_items_are_refused(tmp_path: Path) -> None:
     ):
         load_items("sciq", 5, tmp_path)
     write(tmp_path, "sciq", N_EXAMPLES)
-    with pytest.raises(
-        DataError, match=r"has only 16 items of sciq; more than 16 items are needed"
-    ):
+    with pytest.raises(DataError, match=r"has only 16 items of sciq; more than 16 are needed"):
         load_items("sciq", 5, tmp_path)
 
 

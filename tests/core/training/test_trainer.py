@@ -31,9 +31,7 @@ CPU = torch.device("cpu")
 
 
 def test_modes_are_checked() -> None:
-    with pytest.raises(
-        ConfigError, match=r"unknown execution mode 'grpah'.*Did you mean 'graph'"
-    ):
+    with pytest.raises(ConfigError, match=r"unknown execution mode 'grpah'.*Did you mean 'graph'"):
         Execution("grpah")
     with pytest.raises(ConfigError, match="the device is 'cpu'; choose 'eager' or 'compile'"):
         Trainer(config(), CPU, Execution("graph"))
@@ -48,7 +46,7 @@ def test_the_environment_variable_applies_to_every_run(monkeypatch: pytest.Monke
     monkeypatch.setenv("PYTHIA_EXECUTION", "compile+recompute")
     assert Execution.from_environment() == Execution("compile", recompute=True)
     for wrong in ("compile+", "eager+graph", "fast"):
-        with pytest.raises(ConfigError, match=r"only 'recompute' may follow|unknown execution mode"):
+        with pytest.raises(ConfigError, match=r"only 'recompute' may follow|unknown execution"):
             Execution.parse(wrong)
 
 
